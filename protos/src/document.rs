@@ -1,0 +1,76 @@
+//! Policy documents: what people write, as [`crate::v1::Policy`].
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::marker::PhantomData;
+
+use crate::v1;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// Whether a field holds its default and is left out of a document.
+pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// An enum whose values are written in a document as lower_snake_case without the type's prefix.
+pub(crate) trait DocumentEnum: Copy {
+    /// All values but the unspecified one, as documents and the wire have them.
+    const VALUES: &'static [(&'static str, Self)];
+    /// The number on the wire.
+    fn number(self) -> i32;
+}
+
+/// Serde adapter for a field that holds one value of `T` as its number.
+pub(crate) struct EnumName<T>(PhantomData<T>);
+
+/// Serde adapter for a field that holds a list of values of `T` as their numbers.
+pub(crate) struct EnumNames<T>(PhantomData<T>);
+
+impl<T: DocumentEnum + 'static> EnumName<T> {
+    pub(crate) fn serialize<S: Serializer>(number: &i32, serializer: S) -> Result<S::Ok, S::Error> {
+        name_of::<T>(*number).serialize(serializer)
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i32, D::Error> {
+        number_of::<T, D::Error>(&String::deserialize(deserializer)?)
+    }
+}
+
+impl<T: DocumentEnum + 'static> EnumNames<T> {
+    pub(crate) fn serialize<S: Serializer>(numbers: &[i32], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(numbers.iter().map(|number| name_of::<T>(*number)))
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<i32>, D::Error> {
+        Vec::<String>::deserialize(deserializer)?.iter().map(|name| number_of::<T, D::Error>(name)).collect()
+    }
+}
+
+fn name_of<T: DocumentEnum + 'static>(number: i32) -> &'static str {
+    T::VALUES.iter().find(|(_, value)| value.number() == number).map_or("unspecified", |(name, _)| name)
+}
+
+fn number_of<T: DocumentEnum + 'static, E: serde::de::Error>(given: &str) -> Result<i32, E> {
+    match T::VALUES.iter().find(|(name, _)| *name == given) {
+        Some((_, value)) => Ok(value.number()),
+        None => {
+            let allowed: Vec<&str> = T::VALUES.iter().map(|(name, _)| *name).collect();
+            Err(E::custom(format_args!("`{given}` is none of {}", allowed.join(", "))))
+        }
+    }
+}
+
+macro_rules! document_enum {
+    ($kind:ident { $($name:literal = $value:ident),* $(,)? }) => {
+        impl DocumentEnum for v1::$kind {
+            const VALUES: &'static [(&'static str, Self)] = &[$(($name, v1::$kind::$value)),*];
+            fn number(self) -> i32 {
+                self as i32
+            }
+        }
+    };
+}
+
+document_enum!(WhenTripped { "reserved_lane" = ReservedLane, "gradient_throttle" = GradientThrottle, "refuse" = Refuse });
+document_enum!(GpuMemorySource { "auto" = Auto, "nvml" = Nvml });
+document_enum!(BreakerScope { "endpoint" = Endpoint, "dependency" = Dependency });
