@@ -13,7 +13,7 @@ pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 }
 
 /// An enum whose values are written in a document as lower_snake_case without the type's prefix.
-pub(crate) trait DocumentEnum: Copy {
+pub(crate) trait DocumentEnum: Copy + 'static {
     /// All values but the unspecified one, as documents and the wire have them.
     const VALUES: &'static [(&'static str, Self)];
     /// The number on the wire.

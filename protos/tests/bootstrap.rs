@@ -13,9 +13,26 @@ const SERDE: &str = r#"#[cfg_attr(feature = "document", derive(serde::Serialize,
 
 /// Messages that are part of a policy document.
 const DOCUMENT_MESSAGES: &[&str] = &[
-    "PolicySpec", "RouteMatch", "PriorityClass", "Classification", "Tenant", "Identity", "JwtClaim", "ClassCap", "Levels", "QpsLevel",
-    "GpuMemoryLevel", "P99Level", "Hysteresis", "GradientThrottle", "Concurrency", "CircuitBreaker", "ErrorRate", "Fallback",
-    "StaticReply", "Refusal",
+    "PolicySpec",
+    "RouteMatch",
+    "PriorityClass",
+    "Classification",
+    "Tenant",
+    "Identity",
+    "JwtClaim",
+    "ClassCap",
+    "Levels",
+    "QpsLevel",
+    "GpuMemoryLevel",
+    "P99Level",
+    "Hysteresis",
+    "GradientThrottle",
+    "Concurrency",
+    "CircuitBreaker",
+    "ErrorRate",
+    "Fallback",
+    "StaticReply",
+    "Refusal",
 ];
 
 /// Enum fields of those messages: message, field, enum, the adapter for how the field holds it.
@@ -59,11 +76,10 @@ fn generate(root: &Path, out: &Path) {
     config.btree_map(["."]);
     config.enable_type_names();
     config.extern_path(".google.protobuf.Any", "crate::Any");
-    config.extern_path(".google.protobuf", "::prost_types");
     for message in DOCUMENT_MESSAGES {
         config.message_attribute(format!("headgate.v1.{message}"), SERDE);
         config.field_attribute(
-            format!("headgate.v1.{message}"),
+            format!(".headgate.v1.{message}"),
             r#"#[cfg_attr(feature = "document", serde(skip_serializing_if = "crate::document::is_default"))]"#,
         );
     }
