@@ -1,1 +1,7 @@
-//! Stub.
+//! The control plane of Headgate.
+//!
+//! `headgate serve` reads GPU memory through NVML and loads from the filters, computes limits every 100 ms and pushes them over
+//! discovery. The parts know each other only through [`fleet::Fleet`]: the store publishes policies into it, the control loop
+//! limits, the load reports what each proxy does, and the discovery service reads what each proxy should know.
+
+pub mod fleet;

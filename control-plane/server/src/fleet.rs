@@ -1,0 +1,94 @@
+//! The state at which the parts of the control plane meet: policies, limits, proxies.
+//!
+//! | written by | read by |
+//! |---|---|
+//! | policies: the store | discovery, control loop, policy service |
+//! | limits: the control loop | discovery |
+//! | proxies: load reporting and discovery (NACKs) | control loop, policy service, HTTP |
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use headgate_protos::v1;
+use tokio::sync::watch;
+
+pub use self::limits::{LimitsTable, PoolLimits, ProxyShare};
+pub use self::proxies::{GONE_AFTER, MAX_POLICIES_PER_PROXY, MAX_PROXIES, PolicyReach, Proxies, ProxyView};
+
+mod limits;
+mod proxies;
+
+/// A stored policy.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoredPolicy {
+    /// The policy with its version; valid by the shared validator.
+    pub policy: v1::Policy,
+    /// Time of the last change, in milliseconds since the Unix epoch.
+    pub changed_at_unix_ms: u64,
+}
+
+/// All policies in force, by name.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PolicySet {
+    /// The policies; shared, since every subscriber holds the set.
+    pub policies: BTreeMap<String, Arc<StoredPolicy>>,
+}
+
+/// The shared state. Cheap to clone; all clones are one fleet.
+#[derive(Clone, Debug)]
+pub struct Fleet {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    policies: watch::Sender<Arc<PolicySet>>,
+    limits: watch::Sender<Arc<LimitsTable>>,
+    proxies: Proxies,
+}
+
+// === impl Fleet ===
+
+impl Fleet {
+    /// A fleet without policies, limits and proxies.
+    pub fn new() -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                policies: watch::Sender::new(Arc::default()),
+                limits: watch::Sender::new(Arc::default()),
+                proxies: Proxies::default(),
+            }),
+        }
+    }
+
+    /// Publishes the policies in force. The store calls it after each durable change and once after opening.
+    pub fn publish_policies(&self, policies: PolicySet) {
+        self.inner.policies.send_replace(Arc::new(policies));
+    }
+
+    /// The policies in force; the receiver wakes on every change.
+    pub fn policies(&self) -> watch::Receiver<Arc<PolicySet>> {
+        self.inner.policies.subscribe()
+    }
+
+    /// Publishes the limits of all pools. The control loop calls it when something that a proxy acts on has changed.
+    pub fn publish_limits(&self, limits: LimitsTable) {
+        self.inner.limits.send_replace(Arc::new(limits));
+    }
+
+    /// The newest limits; the receiver wakes on every publication.
+    pub fn limits(&self) -> watch::Receiver<Arc<LimitsTable>> {
+        self.inner.limits.subscribe()
+    }
+
+    /// What is known of each proxy.
+    pub fn proxies(&self) -> &Proxies {
+        &self.inner.proxies
+    }
+}
+
+impl Default for Fleet {
+    fn default() -> Self {
+        Self::new()
+    }
+}

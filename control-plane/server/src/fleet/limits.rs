@@ -1,0 +1,61 @@
+//! What the control loop has computed, and each proxy's part of it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use headgate_protos::v1;
+
+/// The limits of all pools, by pool.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LimitsTable {
+    /// The pools; shared, since every subscriber holds the table.
+    pub pools: BTreeMap<String, Arc<PoolLimits>>,
+}
+
+/// The limits of one pool.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PoolLimits {
+    /// The limits of the whole fleet: rates and bursts are totals over all proxies.
+    pub fleet: v1::Limits,
+    /// Parts of the proxies that report load for the pool, by `node.id`. Their sum is at most one.
+    pub shares: HashMap<String, ProxyShare>,
+    /// Part of a proxy that has not reported yet.
+    pub newcomer: ProxyShare,
+}
+
+/// One proxy's part of a pool's rates, both in `0..=1`.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ProxyShare {
+    /// Part of the rate now, by demand.
+    pub rate: f64,
+    /// Part of the safe rate, by count of proxies: it must stay safe when demand has moved and nobody says so.
+    pub safe: f64,
+}
+
+// === impl LimitsTable ===
+
+impl LimitsTable {
+    /// What the proxy `node_id` is to know of `pool`; `None` when the pool has no limits.
+    pub fn for_node(&self, node_id: &str, pool: &str) -> Option<v1::Limits> {
+        self.pools.get(pool).map(|limits| limits.for_node(node_id))
+    }
+}
+
+// === impl PoolLimits ===
+
+impl PoolLimits {
+    /// The proxy's part of the limits: rates scaled by its share; burst too, but never below one request, without which a
+    /// positive rate would admit nothing.
+    pub fn for_node(&self, node_id: &str) -> v1::Limits {
+        let share = self.shares.get(node_id).copied().unwrap_or(self.newcomer);
+        let mut limits = self.fleet.clone();
+        for class in &mut limits.classes {
+            class.rate_rps *= share.rate;
+            class.safe_rps *= share.safe;
+            if class.burst > 0.0 {
+                class.burst = (class.burst * share.rate).max(1.0);
+            }
+        }
+        limits
+    }
+}

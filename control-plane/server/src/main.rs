@@ -1,0 +1,3 @@
+//! The command `headgate`.
+
+fn main() {}
