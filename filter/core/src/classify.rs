@@ -1,0 +1,1 @@
+//! Classification: which class and tenant a request has.
