@@ -1,2 +1,98 @@
-//! Stub.
-fn main() {}
+//! `cargo xtask`: the few commands that set the project up, build it, show it and test it.
+//!
+//! Each command does the set-up that it needs, so on a fresh machine any of them can be the first one.
+
+mod check;
+mod envoy;
+mod layout;
+mod step;
+mod toolchain;
+mod wasm;
+
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use clap::{Parser, Subcommand};
+
+use crate::layout::Layout;
+use crate::step::Steps;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Sets Headgate up, builds it, shows it and tests it")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Installs the wasm target and the pinned Envoys under target/
+    Setup,
+    /// Builds the filters into target/wasm/
+    Wasm,
+    /// Runs the whole thing on a real Envoy: overload, refusals, recovery
+    Demo {
+        /// Passed to the demo as they are
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Format, lints, docs and every test of the workspace
+    Test,
+    /// Runs one benchmark
+    Bench {
+        /// Name of the benchmark: the binary `bench-NAME` of headgate-bench
+        name: String,
+        /// Passed to the benchmark as they are
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().task) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<ExitCode> {
+    let layout = Layout::discover()?;
+    let mut steps = Steps::start();
+    match task {
+        Task::Setup => {
+            setup(&layout, &mut steps)?;
+        }
+        Task::Wasm => build_filters(&layout, &mut steps)?,
+        Task::Test => check::run(&layout, &mut steps)?,
+        Task::Demo { args } => return show(&layout, &mut steps, "demo", wasm::NativeProfile::Dev, &args),
+        Task::Bench { name, args } => return show(&layout, &mut steps, &format!("bench-{name}"), wasm::NativeProfile::Release, &args),
+    }
+    steps.done();
+    Ok(ExitCode::SUCCESS)
+}
+
+fn setup(layout: &Layout, steps: &mut Steps) -> Result<toolchain::WasmToolchain> {
+    let toolchain = toolchain::provide(layout, steps).context("the wasm target is not set up")?;
+    envoy::provide(layout, steps).context("the pinned Envoys are not set up")?;
+    Ok(toolchain)
+}
+
+fn build_filters(layout: &Layout, steps: &mut Steps) -> Result<()> {
+    // The filters need no Envoy, so building them does not wait for one to be downloaded.
+    let toolchain = toolchain::provide(layout, steps).context("the wasm target is not set up")?;
+    wasm::build(layout, &toolchain, steps)
+}
+
+/// Builds everything that a program of headgate-bench starts, then becomes that program's parent until it ends.
+fn show(layout: &Layout, steps: &mut Steps, bin: &str, profile: wasm::NativeProfile, args: &[String]) -> Result<ExitCode> {
+    let toolchain = setup(layout, steps)?;
+    wasm::build(layout, &toolchain, steps)?;
+    wasm::build_programs(layout, profile, steps)?;
+    let mut command = layout.cargo();
+    command.args(["run", "--quiet", "--package", "headgate-bench", "--bin", bin]).args(profile.flag());
+    let status = command.arg("--").args(args).status().with_context(|| format!("cannot start cargo to run {bin}"))?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
