@@ -1,0 +1,292 @@
+//! Configuration of `headgate serve`: flags win over the environment, the environment over the file.
+//!
+//! [`RawConfig`] is what people give; [`Config`] cannot be wrong. [`Config::try_from`] reports every error at once.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+mod raw;
+
+pub use self::raw::{FileError, RawConfig};
+
+/// A valid configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Address of the gRPC listener; port 0 takes any.
+    pub grpc: SocketAddr,
+    /// Address of the HTTP listener; port 0 takes any.
+    pub http: SocketAddr,
+    /// Directory of the policy store.
+    pub data_dir: PathBuf,
+    /// Where GPU telemetry comes from.
+    pub nvml: NvmlLibrary,
+    /// How Envoy gets the filter.
+    pub filter: FilterDelivery,
+    /// File to which the bound ports are written.
+    pub ports_file: Option<PathBuf>,
+    /// Format of the log.
+    pub log_format: LogFormat,
+    /// How long limits hold without this control plane.
+    pub lifetime: LimitsLifetime,
+}
+
+/// Which NVML library is loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NvmlLibrary {
+    /// The driver's, by its usual name.
+    Auto,
+    /// This file.
+    Path(PathBuf),
+    /// None: there is no GPU telemetry.
+    Off,
+}
+
+/// What the filter configuration served by ECDS says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FilterDelivery {
+    /// Path of the `.wasm` file as Envoy sees it.
+    pub wasm: PathBuf,
+    /// Envoy cluster by which the filter reaches this control plane.
+    pub control_cluster: String,
+    /// `:authority` that the filter sends.
+    pub control_authority: String,
+}
+
+/// Format of the log on stderr.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// A line of text for each event.
+    Text,
+    /// A JSON object for each event.
+    Json,
+}
+
+/// How long limits hold after receipt, and how they end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LimitsLifetime {
+    /// Time for which they hold, 200 ms to 600 s.
+    pub ttl: Duration,
+    /// Time over which they then decay to the safe share, 0 to 600 s.
+    pub decay: Duration,
+}
+
+/// All that is wrong with a configuration, in the order of the flags. `Display` gives one error a line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigErrors(Vec<ConfigError>);
+
+/// One setting that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// Not an address.
+    #[error("--{flag}: `{got}` is not an address of the form IP:PORT, for example {example}")]
+    Address {
+        /// The flag.
+        flag: &'static str,
+        /// What was given.
+        got: String,
+        /// What would do.
+        example: &'static str,
+    },
+    /// Both listeners want one port.
+    #[error("--http: {0} is the address of --grpc too; give one of them another port")]
+    SameAddress(SocketAddr),
+    /// Outside its range.
+    #[error("--{flag}: {got} is outside {min}..={max}")]
+    OutOfRange {
+        /// The flag.
+        flag: &'static str,
+        /// What was given.
+        got: u64,
+        /// Smallest value.
+        min: u64,
+        /// Largest value.
+        max: u64,
+    },
+    /// None of the allowed values.
+    #[error("--{flag}: `{got}` is none of {allowed}")]
+    NoneOf {
+        /// The flag.
+        flag: &'static str,
+        /// What was given.
+        got: String,
+        /// What would do.
+        allowed: &'static str,
+    },
+    /// Given, but empty.
+    #[error("--{flag}: is empty")]
+    Empty {
+        /// The flag.
+        flag: &'static str,
+    },
+}
+
+// === impl Config ===
+
+impl TryFrom<RawConfig> for Config {
+    type Error = ConfigErrors;
+
+    fn try_from(raw: RawConfig) -> Result<Self, ConfigErrors> {
+        // Exhaustive: a new setting does not compile until it is read here.
+        let RawConfig {
+            grpc,
+            http,
+            data_dir,
+            nvml_lib,
+            filter_wasm,
+            control_cluster,
+            control_authority,
+            ports_file,
+            log_format,
+            limits_ttl_ms,
+            decay_ms,
+        } = raw;
+        let mut errors = Errors::default();
+        let config = Self {
+            grpc: errors.address("grpc", grpc, "127.0.0.1:18000"),
+            http: errors.address("http", http, "127.0.0.1:18080"),
+            data_dir: errors.path("data-dir", data_dir, "headgate-data"),
+            nvml: errors.nvml(nvml_lib),
+            filter: FilterDelivery {
+                wasm: errors.path("filter-wasm", filter_wasm, "/etc/headgate/headgate.wasm"),
+                control_cluster: errors.text("control-cluster", control_cluster, "headgate-control"),
+                control_authority: errors.text("control-authority", control_authority, "headgate.local"),
+            },
+            ports_file,
+            log_format: errors.log_format(log_format),
+            lifetime: LimitsLifetime {
+                ttl: errors.millis("limits-ttl-ms", limits_ttl_ms.unwrap_or(3000), 200, 600_000),
+                decay: errors.millis("decay-ms", decay_ms.unwrap_or(10_000), 0, 600_000),
+            },
+        };
+        if config.grpc == config.http && config.grpc.port() != 0 {
+            errors.0.push(ConfigError::SameAddress(config.http));
+        }
+        if errors.0.is_empty() { Ok(config) } else { Err(ConfigErrors(errors.0)) }
+    }
+}
+
+// === impl ConfigErrors ===
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, error) in self.0.iter().enumerate() {
+            if n > 0 {
+                f.write_str("\n")?;
+            }
+            write!(f, "{error}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConfigErrors {}
+
+/// Collects errors; each method gives a value that stands in for a wrong one until all are known.
+#[derive(Default)]
+struct Errors(Vec<ConfigError>);
+
+// === impl Errors ===
+
+impl Errors {
+    fn address(&mut self, flag: &'static str, given: Option<String>, default: &'static str) -> SocketAddr {
+        let text = given.unwrap_or_else(|| default.to_owned());
+        text.parse().unwrap_or_else(|_| {
+            self.0.push(ConfigError::Address { flag, got: text, example: default });
+            SocketAddr::from(([127, 0, 0, 1], 0))
+        })
+    }
+
+    fn path(&mut self, flag: &'static str, given: Option<PathBuf>, default: &str) -> PathBuf {
+        let path = given.unwrap_or_else(|| PathBuf::from(default));
+        if path.as_os_str().is_empty() {
+            self.0.push(ConfigError::Empty { flag });
+        }
+        path
+    }
+
+    fn text(&mut self, flag: &'static str, given: Option<String>, default: &str) -> String {
+        let text = given.unwrap_or_else(|| default.to_owned());
+        if text.is_empty() {
+            self.0.push(ConfigError::Empty { flag });
+        }
+        text
+    }
+
+    fn nvml(&mut self, given: Option<String>) -> NvmlLibrary {
+        match given.as_deref() {
+            None | Some("auto") => NvmlLibrary::Auto,
+            Some("off") => NvmlLibrary::Off,
+            Some("") => {
+                self.0.push(ConfigError::Empty { flag: "nvml-lib" });
+                NvmlLibrary::Off
+            }
+            Some(path) => NvmlLibrary::Path(PathBuf::from(path)),
+        }
+    }
+
+    fn log_format(&mut self, given: Option<String>) -> LogFormat {
+        match given.as_deref() {
+            None | Some("text") => LogFormat::Text,
+            Some("json") => LogFormat::Json,
+            Some(got) => {
+                self.0.push(ConfigError::NoneOf { flag: "log-format", got: got.to_owned(), allowed: "text, json" });
+                LogFormat::Text
+            }
+        }
+    }
+
+    fn millis(&mut self, flag: &'static str, got: u64, min: u64, max: u64) -> Duration {
+        if !(min..=max).contains(&got) {
+            self.0.push(ConfigError::OutOfRange { flag, got, min, max });
+        }
+        Duration::from_millis(got)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_given_is_the_documented_default() {
+        let config = Config::try_from(RawConfig::default()).unwrap();
+        assert_eq!(config.grpc.to_string(), "127.0.0.1:18000");
+        assert_eq!(config.http.to_string(), "127.0.0.1:18080");
+        assert_eq!(config.nvml, NvmlLibrary::Auto);
+        assert_eq!(config.lifetime.ttl, Duration::from_secs(3));
+    }
+
+    #[test]
+    fn every_error_is_reported_at_once_in_the_order_of_the_flags() {
+        let raw = RawConfig {
+            grpc: Some("localhost".to_owned()),
+            nvml_lib: Some(String::new()),
+            log_format: Some("xml".to_owned()),
+            limits_ttl_ms: Some(10),
+            ..RawConfig::default()
+        };
+        let errors = Config::try_from(raw).unwrap_err().to_string();
+        assert_eq!(
+            errors.lines().collect::<Vec<_>>(),
+            [
+                "--grpc: `localhost` is not an address of the form IP:PORT, for example 127.0.0.1:18000",
+                "--nvml-lib: is empty",
+                "--log-format: `xml` is none of text, json",
+                "--limits-ttl-ms: 10 is outside 200..=600000",
+            ]
+        );
+    }
+
+    #[test]
+    fn two_listeners_on_one_port_are_refused_unless_any_port_will_do() {
+        let raw = |port: u16| RawConfig {
+            grpc: Some(format!("127.0.0.1:{port}")),
+            http: Some(format!("127.0.0.1:{port}")),
+            ..RawConfig::default()
+        };
+        assert!(Config::try_from(raw(9000)).unwrap_err().to_string().contains("give one of them another port"));
+        assert!(Config::try_from(raw(0)).is_ok());
+    }
+}

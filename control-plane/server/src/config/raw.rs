@@ -1,0 +1,128 @@
+//! Configuration as people give it: flags, environment, file.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde::Deserialize;
+
+/// Settings of `headgate serve`, each perhaps given. The file has the same names as the flags, without the dashes in front.
+#[derive(Args, Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct RawConfig {
+    /// Address of the gRPC listener: discovery, load reports, policies, health, reflection [default: 127.0.0.1:18000]
+    #[arg(long, env = "HEADGATE_GRPC", value_name = "ADDR")]
+    pub grpc: Option<String>,
+    /// Address of the HTTP listener: status page, /metrics, /throttle/status, /healthz, /readyz [default: 127.0.0.1:18080]
+    #[arg(long, env = "HEADGATE_HTTP", value_name = "ADDR")]
+    pub http: Option<String>,
+    /// Directory of the policy store; made if missing [default: headgate-data]
+    #[arg(long, env = "HEADGATE_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// NVML library: a path, `auto` (the driver's), or `off` [default: auto]
+    #[arg(long, env = "HEADGATE_NVML_LIB", value_name = "PATH|auto|off")]
+    pub nvml_lib: Option<String>,
+    /// Path of the filter's .wasm file as Envoy sees it, for the filter configuration served by ECDS
+    /// [default: /etc/headgate/headgate.wasm]
+    #[arg(long, env = "HEADGATE_FILTER_WASM", value_name = "PATH")]
+    pub filter_wasm: Option<PathBuf>,
+    /// Envoy cluster by which the filter reaches this control plane [default: headgate-control]
+    #[arg(long, env = "HEADGATE_CONTROL_CLUSTER", value_name = "NAME")]
+    pub control_cluster: Option<String>,
+    /// `:authority` that the filter sends to this control plane [default: headgate.local]
+    #[arg(long, env = "HEADGATE_CONTROL_AUTHORITY", value_name = "HOST")]
+    pub control_authority: Option<String>,
+    /// File to which the bound ports are written as {"grpc":N,"http":N} once both listen
+    #[arg(long, env = "HEADGATE_PORTS_FILE", value_name = "FILE")]
+    pub ports_file: Option<PathBuf>,
+    /// Format of the log on stderr: text or json [default: text]
+    #[arg(long, env = "HEADGATE_LOG_FORMAT", value_name = "FORMAT")]
+    pub log_format: Option<String>,
+    /// Time for which pushed limits hold when this control plane is gone, in milliseconds, 200..=600000 [default: 3000]
+    #[arg(long, env = "HEADGATE_LIMITS_TTL_MS", value_name = "MS")]
+    pub limits_ttl_ms: Option<u64>,
+    /// Time over which they then decay to the safe share, in milliseconds, 0..=600000 [default: 10000]
+    #[arg(long, env = "HEADGATE_DECAY_MS", value_name = "MS")]
+    pub decay_ms: Option<u64>,
+}
+
+/// A configuration file that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// It cannot be read.
+    #[error("cannot read the configuration file {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It is no YAML, or a key is unknown or of the wrong type.
+    #[error("{path}: {source}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: serde_yaml_ng::Error,
+    },
+}
+
+// === impl RawConfig ===
+
+impl RawConfig {
+    /// Reads a configuration file. An empty file gives nothing.
+    ///
+    /// # Errors
+    /// [`FileError`] when it cannot be read or parsed.
+    pub fn read(path: &Path) -> Result<Self, FileError> {
+        let text = std::fs::read_to_string(path).map_err(|source| FileError::Read { path: path.to_owned(), source })?;
+        Self::parse(&text).map_err(|source| FileError::Parse { path: path.to_owned(), source })
+    }
+
+    fn parse(text: &str) -> Result<Self, serde_yaml_ng::Error> {
+        serde_yaml_ng::from_str::<Option<Self>>(text).map(Option::unwrap_or_default)
+    }
+
+    /// These settings, and those of `fallback` where these are silent.
+    #[must_use]
+    pub fn or(self, fallback: Self) -> Self {
+        Self {
+            grpc: self.grpc.or(fallback.grpc),
+            http: self.http.or(fallback.http),
+            data_dir: self.data_dir.or(fallback.data_dir),
+            nvml_lib: self.nvml_lib.or(fallback.nvml_lib),
+            filter_wasm: self.filter_wasm.or(fallback.filter_wasm),
+            control_cluster: self.control_cluster.or(fallback.control_cluster),
+            control_authority: self.control_authority.or(fallback.control_authority),
+            ports_file: self.ports_file.or(fallback.ports_file),
+            log_format: self.log_format.or(fallback.log_format),
+            limits_ttl_ms: self.limits_ttl_ms.or(fallback.limits_ttl_ms),
+            decay_ms: self.decay_ms.or(fallback.decay_ms),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flag_wins_over_the_file() {
+        let flags = RawConfig { grpc: Some("127.0.0.1:1".to_owned()), ..RawConfig::default() };
+        let file = RawConfig::parse("grpc: 127.0.0.1:2\nlimits-ttl-ms: 700\n").unwrap();
+        let merged = flags.or(file);
+        assert_eq!(merged.grpc.as_deref(), Some("127.0.0.1:1"));
+        assert_eq!(merged.limits_ttl_ms, Some(700));
+    }
+
+    #[test]
+    fn an_unknown_key_in_the_file_is_refused_by_name() {
+        let error = RawConfig::parse("grcp: 127.0.0.1:2\n").unwrap_err().to_string();
+        assert!(error.contains("unknown field `grcp`"), "{error}");
+    }
+
+    #[test]
+    fn an_empty_file_gives_nothing() {
+        assert_eq!(RawConfig::parse("").unwrap(), RawConfig::default());
+        assert_eq!(RawConfig::parse("# nothing yet\n").unwrap(), RawConfig::default());
+    }
+}

@@ -1,0 +1,32 @@
+//! The source without devices: always says why.
+
+use super::{DeviceDetail, DeviceSample, DeviceSource, SampleError};
+
+/// A source that never has a device.
+#[derive(Debug)]
+pub struct NoDevices {
+    reason: SampleError,
+}
+
+// === impl NoDevices ===
+
+impl NoDevices {
+    /// A source that answers every question with `reason`.
+    pub fn new(reason: SampleError) -> Self {
+        Self { reason }
+    }
+}
+
+impl DeviceSource for NoDevices {
+    fn name(&self) -> &'static str {
+        "none"
+    }
+
+    fn sample(&mut self) -> Result<Vec<DeviceSample>, SampleError> {
+        Err(self.reason.clone())
+    }
+
+    fn inspect(&mut self) -> Result<Vec<DeviceDetail>, SampleError> {
+        Err(self.reason.clone())
+    }
+}

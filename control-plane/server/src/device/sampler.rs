@@ -1,0 +1,235 @@
+//! The thread that asks a device source and publishes what it says.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use headgate_core::time::Timestamp;
+use tokio::sync::watch;
+
+use super::{DEFAULT_PERIOD, DeviceDetail, DeviceSample, DeviceSource, MIN_PERIOD, SampleError};
+use crate::clock::Clock;
+
+/// First wait after a failure; it doubles up to [`MAX_BACKOFF`].
+const MIN_BACKOFF: Duration = Duration::from_millis(250);
+/// Longest wait after failures: a GPU that returns is seen within this time.
+const MAX_BACKOFF: Duration = Duration::from_secs(5);
+/// Period of the slow figures.
+const DETAIL_PERIOD: Duration = Duration::from_secs(1);
+
+/// What is known of the devices.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeviceState {
+    /// Name of the source.
+    pub source: &'static str,
+    /// How the source is doing.
+    pub state: SourceState,
+    /// Time of the samples; `None` before the first.
+    pub sampled_at: Option<Timestamp>,
+    /// Last good samples, by index. They stay after a failure and age.
+    pub devices: Vec<DeviceSample>,
+    /// Last details, in the order of the devices.
+    pub details: Vec<DeviceDetail>,
+}
+
+/// How the source is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceState {
+    /// Not asked yet.
+    Starting,
+    /// The last answer was good.
+    Sampling,
+    /// The last answer was an error; it is asked again.
+    Failing(SampleError),
+}
+
+/// Handle to the sampling thread; dropping it ends the thread.
+#[derive(Debug)]
+pub struct Sampler {
+    state: watch::Receiver<Arc<DeviceState>>,
+    orders: mpsc::Sender<Order>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Sets the period of a [`Sampler`] from elsewhere.
+#[derive(Clone, Debug)]
+pub struct SamplerControl {
+    orders: mpsc::Sender<Order>,
+}
+
+#[derive(Debug)]
+enum Order {
+    Period(Duration),
+    Stop,
+}
+
+// === impl Sampler ===
+
+impl Sampler {
+    /// Starts the thread on `source`.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn start(source: Box<dyn DeviceSource>, clock: Clock) -> io::Result<Self> {
+        let (orders, inbox) = mpsc::channel();
+        let initial =
+            DeviceState { source: source.name(), state: SourceState::Starting, sampled_at: None, devices: Vec::new(), details: Vec::new() };
+        let (publish, state) = watch::channel(Arc::new(initial));
+        let task = Task { source, clock, publish, backoff: MIN_BACKOFF, detail_due: Instant::now() };
+        let thread = std::thread::Builder::new().name("gpu-sampler".to_owned()).spawn(move || task.run(&inbox))?;
+        Ok(Self { state, orders, thread: Some(thread) })
+    }
+
+    /// The newest state; the receiver wakes after every sample.
+    pub fn state(&self) -> watch::Receiver<Arc<DeviceState>> {
+        self.state.clone()
+    }
+
+    /// The control of the period.
+    pub fn control(&self) -> SamplerControl {
+        SamplerControl { orders: self.orders.clone() }
+    }
+}
+
+impl Drop for Sampler {
+    fn drop(&mut self) {
+        // The thread may be inside a driver call that never returns; it is told to stop, not waited for.
+        let _ = self.orders.send(Order::Stop);
+        drop(self.thread.take());
+    }
+}
+
+// === impl SamplerControl ===
+
+impl SamplerControl {
+    /// Samples every `period` from now on, but not more often than [`MIN_PERIOD`].
+    pub fn set_period(&self, period: Duration) {
+        // A thread that has ended needs no period.
+        let _ = self.orders.send(Order::Period(period.max(MIN_PERIOD)));
+    }
+}
+
+/// What the thread owns.
+struct Task {
+    source: Box<dyn DeviceSource>,
+    clock: Clock,
+    publish: watch::Sender<Arc<DeviceState>>,
+    backoff: Duration,
+    detail_due: Instant,
+}
+
+// === impl Task ===
+
+impl Task {
+    fn run(mut self, inbox: &mpsc::Receiver<Order>) {
+        let mut period = DEFAULT_PERIOD;
+        let mut due = Instant::now();
+        loop {
+            match inbox.recv_timeout(due.saturating_duration_since(Instant::now())) {
+                Ok(Order::Period(wanted)) => {
+                    period = wanted;
+                    due = due.min(Instant::now() + period);
+                }
+                Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => {
+                    let asked_at = Instant::now();
+                    due = asked_at + self.ask().unwrap_or(period);
+                }
+            }
+        }
+    }
+
+    /// Asks once and publishes; returns how long to wait when it failed.
+    fn ask(&mut self) -> Option<Duration> {
+        let at = self.clock.now();
+        let mut state = DeviceState::clone(&self.publish.borrow());
+        let failure = match self.source.sample().and_then(|devices| self.inspect(&mut state).map(|()| devices)) {
+            Ok(devices) => {
+                if state.state != SourceState::Sampling {
+                    tracing::info!(source = state.source, devices = devices.len(), "GPU telemetry is there");
+                }
+                self.backoff = MIN_BACKOFF;
+                state.state = SourceState::Sampling;
+                state.sampled_at = Some(at);
+                state.devices = devices;
+                None
+            }
+            Err(error) => {
+                if !matches!(&state.state, SourceState::Failing(before) if *before == error) {
+                    tracing::warn!(source = state.source, %error, "no GPU telemetry");
+                }
+                state.state = SourceState::Failing(error);
+                let wait = self.backoff;
+                self.backoff = (self.backoff * 2).min(MAX_BACKOFF);
+                Some(wait)
+            }
+        };
+        self.publish.send_replace(Arc::new(state));
+        failure
+    }
+
+    fn inspect(&mut self, state: &mut DeviceState) -> Result<(), SampleError> {
+        let now = Instant::now();
+        if now >= self.detail_due {
+            state.details = self.source.inspect()?;
+            self.detail_due = now + DETAIL_PERIOD;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Answers from a list, one entry a sample; waits for the test to hand out the next.
+    struct Scripted {
+        answers: mpsc::Receiver<Result<u64, SampleError>>,
+    }
+
+    impl DeviceSource for Scripted {
+        fn name(&self) -> &'static str {
+            "scripted"
+        }
+
+        fn sample(&mut self) -> Result<Vec<DeviceSample>, SampleError> {
+            let used = self.answers.recv().unwrap_or(Err(SampleError::Off))?;
+            Ok(vec![DeviceSample {
+                index: 0,
+                uuid: "GPU-1".into(),
+                name: "scripted".into(),
+                memory_used_bytes: used,
+                memory_reserved_bytes: 0,
+                memory_total_bytes: 100,
+            }])
+        }
+
+        fn inspect(&mut self) -> Result<Vec<DeviceDetail>, SampleError> {
+            Ok(vec![DeviceDetail { uuid: "GPU-1".to_owned(), ..DeviceDetail::default() }])
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lost_device_is_a_state_and_its_return_is_seen() {
+        let (script, answers) = mpsc::channel();
+        let sampler = Sampler::start(Box::new(Scripted { answers }), Clock::start()).unwrap();
+        let mut state = sampler.state();
+
+        script.send(Ok(40)).unwrap();
+        let first = state.wait_for(|state| state.state == SourceState::Sampling).await.unwrap().clone();
+        assert_eq!(first.devices[0].memory_used_bytes, 40);
+        assert_eq!(first.details.len(), 1);
+
+        let gone = SampleError::Lost { index: 0, problem: "fell off the bus".to_owned() };
+        script.send(Err(gone.clone())).unwrap();
+        let lost = state.wait_for(|state| matches!(state.state, SourceState::Failing(_))).await.unwrap().clone();
+        assert_eq!(lost.state, SourceState::Failing(gone));
+        assert_eq!(lost.sampled_at, first.sampled_at, "the last good sample stays, with its age");
+
+        script.send(Ok(50)).unwrap();
+        let back = state.wait_for(|state| state.state == SourceState::Sampling).await.unwrap().clone();
+        assert_eq!(back.devices[0].memory_used_bytes, 50);
+    }
+}
