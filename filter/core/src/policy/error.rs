@@ -112,6 +112,11 @@ pub enum Problem {
         /// Why it is not allowed.
         rule: &'static str,
     },
+    /// None of several fields is given.
+    NoneGiven {
+        /// The fields.
+        of: &'static str,
+    },
     /// Not exactly one of several fields is given.
     NotExactlyOne {
         /// How many are given.
@@ -138,6 +143,7 @@ impl fmt::Display for Problem {
             Self::TooLong { bytes, max } => write!(f, "{bytes} bytes are more than {max}"),
             Self::Count { got, min, max } => write!(f, "{got} entries are outside {min}..={max}"),
             Self::Conflict { got, rule } => write!(f, "{got} is not allowed: {rule}"),
+            Self::NoneGiven { of } => write!(f, "none of {of} is given"),
             Self::NotExactlyOne { got, of } => write!(f, "{got} fields are given instead of exactly one of {of}"),
         }
     }

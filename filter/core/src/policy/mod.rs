@@ -9,11 +9,13 @@ use headgate_protos::v1;
 use prost::Message;
 use sha2::{Digest, Sha256};
 
+mod check;
 mod config;
 mod error;
 mod validate;
 mod validate_breaker;
 mod validate_classes;
+mod validate_identities;
 mod validate_levels;
 
 pub use config::{
