@@ -1,0 +1,280 @@
+//! Log-linear histogram: 128 linear sub-buckets for every power of two, exact below 128.
+//!
+//! Merging is addition of counts, so histograms of many workers, proxies and time slices combine exactly and in any order. The
+//! relative error of a quantile is at most 1/256 (the middle of a bucket whose width is at most 1/128 of its lower edge).
+//! Memory is allocated in pages of 128 counts, one page for each power of two that was ever seen: at most 36 KiB.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use headgate_protos::v1;
+use thiserror::Error;
+
+#[cfg(test)]
+mod tests;
+
+/// Buckets on a page, and sub-buckets of a power of two.
+const PAGE_LEN: usize = 128;
+/// Pages: one for the exact values, one for each power of two from 2^7 to 2^41.
+const PAGES: usize = 36;
+/// Buckets of a histogram; wire indices are below it.
+pub const BUCKETS: u32 = (PAGE_LEN * PAGES) as u32;
+/// Largest value that is told apart; larger ones count as this one. In microseconds: 51 days.
+pub const MAX_VALUE: u64 = (1 << 42) - 1;
+
+type Page = Box<[u64; PAGE_LEN]>;
+
+/// A distribution of integers in `0..=MAX_VALUE`.
+///
+/// Counts and the sum saturate instead of wrapping around.
+pub struct Histogram {
+    pages: [Option<Page>; PAGES],
+    count: u64,
+    sum: u64,
+}
+
+/// Why a histogram from the wire was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum HistogramError {
+    /// The lists of indices and counts differ in length.
+    #[error("histogram: {indices} indices with {counts} counts")]
+    Lengths {
+        /// Indices.
+        indices: usize,
+        /// Counts.
+        counts: usize,
+    },
+    /// An index beyond the last bucket.
+    #[error("histogram: index {got} is outside 0..={max}", max = BUCKETS - 1)]
+    IndexOutOfRange {
+        /// The index.
+        got: u64,
+    },
+    /// An index that does not exceed the one before it.
+    #[error("histogram: index {got} is repeated")]
+    NotAscending {
+        /// The index.
+        got: u32,
+    },
+    /// A bucket without samples, which has no place on the wire.
+    #[error("histogram: bucket {index} is empty")]
+    EmptyBucket {
+        /// The bucket.
+        index: u32,
+    },
+    /// More samples than 64 bits can count.
+    #[error("histogram: the counts overflow")]
+    Overflow,
+}
+
+/// Bucket of a value: `v` below 128, else `128·(e − 6) + (v >> (e − 7)) − 128` with `e = floor(log2 v)`.
+fn bucket_of(value: u64) -> (usize, usize) {
+    let value = value.min(MAX_VALUE);
+    if value < PAGE_LEN as u64 {
+        return (0, value as usize);
+    }
+    let exponent = value.ilog2() as usize;
+    let shift = exponent.saturating_sub(7);
+    (shift + 1, ((value >> shift) as usize) & (PAGE_LEN - 1))
+}
+
+/// Middle of a bucket, rounded down.
+fn middle_of(page: usize, slot: usize) -> u64 {
+    match page.checked_sub(1) {
+        None => slot as u64,
+        Some(shift) => (((PAGE_LEN + slot) as u64) << shift) + ((1_u64 << shift) >> 1),
+    }
+}
+
+impl Histogram {
+    /// An empty histogram; allocates nothing.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { pages: [const { None }; PAGES], count: 0, sum: 0 }
+    }
+
+    /// Counts one sample.
+    pub fn record(&mut self, value: u64) {
+        let (page, slot) = bucket_of(value);
+        self.add(page, slot, 1);
+        self.sum = self.sum.saturating_add(value.min(MAX_VALUE));
+    }
+
+    /// Adds all samples of `other`. Exact, associative and commutative.
+    pub fn merge(&mut self, other: &Self) {
+        for (index, page) in other.pages.iter().enumerate() {
+            let Some(theirs) = page else { continue };
+            let Some(slot) = self.pages.get_mut(index) else { continue };
+            let ours = slot.get_or_insert_with(|| Box::new([0; PAGE_LEN]));
+            for (mine, their) in ours.iter_mut().zip(theirs.iter()) {
+                *mine = mine.saturating_add(*their);
+            }
+        }
+        self.count = self.count.saturating_add(other.count);
+        self.sum = self.sum.saturating_add(other.sum);
+    }
+
+    /// Samples that came since `older`, an earlier state of this cumulative histogram.
+    ///
+    /// A bucket that shrank (a worker went away) counts as unchanged, never as negative.
+    #[must_use]
+    pub fn diff(&self, older: &Self) -> Self {
+        let mut newer = Self::new();
+        for (index, (ours, theirs)) in self.pages.iter().zip(older.pages.iter()).enumerate() {
+            let Some(ours) = ours else { continue };
+            for (slot, count) in ours.iter().enumerate() {
+                let before = theirs.as_ref().and_then(|page| page.get(slot)).copied().unwrap_or(0);
+                let grown = count.saturating_sub(before);
+                if grown > 0 {
+                    newer.add(index, slot, grown);
+                }
+            }
+        }
+        newer.sum = self.sum.saturating_sub(older.sum);
+        newer
+    }
+
+    /// Forgets every sample and keeps the memory.
+    pub fn clear(&mut self) {
+        for page in self.pages.iter_mut().flatten() {
+            page.fill(0);
+        }
+        self.count = 0;
+        self.sum = 0;
+    }
+
+    /// Value below which a share `q` of the samples lies: the middle of the bucket of the sample with rank `ceil(q·n)`.
+    ///
+    /// `q` is clamped to `0..=1`, NaN counts as 0. `None` without samples. Relative error at most 1/128, none below 128.
+    pub fn quantile(&self, q: f64) -> Option<u64> {
+        if self.count == 0 {
+            return None;
+        }
+        // The cast saturates and maps NaN to 0.
+        let rank = (libm::ceil(q * self.count as f64) as u64).clamp(1, self.count);
+        let mut seen = 0_u64;
+        let mut last = 0;
+        for (page, slot, count) in self.occupied() {
+            seen = seen.saturating_add(count);
+            last = middle_of(page, slot);
+            if seen >= rank {
+                break;
+            }
+        }
+        Some(last)
+    }
+
+    /// Number of samples.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// Sum of the samples, each clamped to [`MAX_VALUE`].
+    pub fn sum(&self) -> u64 {
+        self.sum
+    }
+
+    /// Mean of the samples; exact up to the rounding of `f64`. `None` without samples.
+    pub fn mean(&self) -> Option<f64> {
+        (self.count > 0).then(|| self.sum as f64 / self.count as f64)
+    }
+
+    /// The form that goes over the wire: occupied buckets only, indices as differences.
+    pub fn to_wire(&self) -> v1::Histogram {
+        let mut wire = v1::Histogram { index_deltas: Vec::new(), counts: Vec::new(), sum: self.sum };
+        let mut previous = 0_u32;
+        for (page, slot, count) in self.occupied() {
+            let index = (page * PAGE_LEN + slot) as u32;
+            wire.index_deltas.push(index.saturating_sub(previous));
+            wire.counts.push(count);
+            previous = index;
+        }
+        wire
+    }
+
+    /// Reads the wire form.
+    ///
+    /// # Errors
+    /// [`HistogramError`] when the lists differ in length, an index repeats or lies beyond [`BUCKETS`], a bucket is empty or the
+    /// counts overflow. Indices ascend strictly, so a message of any size is refused after at most [`BUCKETS`] entries.
+    pub fn from_wire(wire: &v1::Histogram) -> Result<Self, HistogramError> {
+        let v1::Histogram { index_deltas, counts, sum } = wire;
+        if index_deltas.len() != counts.len() {
+            return Err(HistogramError::Lengths { indices: index_deltas.len(), counts: counts.len() });
+        }
+        let mut histogram = Self::new();
+        let mut total = 0_u64;
+        let mut previous: Option<u32> = None;
+        for (delta, count) in index_deltas.iter().zip(counts) {
+            let index = next_index(previous, *delta)?;
+            if *count == 0 {
+                return Err(HistogramError::EmptyBucket { index });
+            }
+            total = total.checked_add(*count).ok_or(HistogramError::Overflow)?;
+            histogram.add(index as usize / PAGE_LEN, index as usize % PAGE_LEN, *count);
+            previous = Some(index);
+        }
+        histogram.sum = *sum;
+        Ok(histogram)
+    }
+
+    fn add(&mut self, page: usize, slot: usize, count: u64) {
+        let Some(page) = self.pages.get_mut(page) else { return };
+        let Some(bucket) = page.get_or_insert_with(|| Box::new([0; PAGE_LEN])).get_mut(slot) else { return };
+        *bucket = bucket.saturating_add(count);
+        self.count = self.count.saturating_add(count);
+    }
+
+    /// Page, slot and count of every bucket with samples, ascending.
+    fn occupied(&self) -> impl Iterator<Item = (usize, usize, u64)> + '_ {
+        self.pages.iter().enumerate().filter_map(|(index, page)| page.as_ref().map(|page| (index, page))).flat_map(|(index, page)| {
+            page.iter().enumerate().filter(|(_, count)| **count > 0).map(move |(slot, count)| (index, slot, *count))
+        })
+    }
+}
+
+fn next_index(previous: Option<u32>, delta: u32) -> Result<u32, HistogramError> {
+    let index = match previous {
+        None => u64::from(delta),
+        Some(previous) if delta == 0 => return Err(HistogramError::NotAscending { got: previous }),
+        Some(previous) => u64::from(previous) + u64::from(delta),
+    };
+    u32::try_from(index).ok().filter(|index| *index < BUCKETS).ok_or(HistogramError::IndexOutOfRange { got: index })
+}
+
+impl Default for Histogram {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Clone for Histogram {
+    fn clone(&self) -> Self {
+        Self { pages: self.pages.clone(), count: self.count, sum: self.sum }
+    }
+
+    /// Keeps the pages that both have, so that following a growing histogram allocates nothing.
+    fn clone_from(&mut self, source: &Self) {
+        let Self { pages, count, sum } = source;
+        for (ours, theirs) in self.pages.iter_mut().zip(pages) {
+            ours.clone_from(theirs);
+        }
+        self.count = *count;
+        self.sum = *sum;
+    }
+}
+
+impl PartialEq for Histogram {
+    fn eq(&self, other: &Self) -> bool {
+        self.sum == other.sum && self.count == other.count && self.occupied().eq(other.occupied())
+    }
+}
+
+impl Eq for Histogram {}
+
+impl core::fmt::Debug for Histogram {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let Self { count, sum, pages: _ } = self;
+        f.debug_struct("Histogram").field("count", count).field("sum", sum).field("p99", &self.quantile(0.99)).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,110 @@
+use super::*;
+use proptest::prelude::*;
+
+fn of(values: &[u64]) -> Histogram {
+    let mut histogram = Histogram::new();
+    values.iter().for_each(|value| histogram.record(*value));
+    histogram
+}
+
+fn merged(a: &Histogram, b: &Histogram) -> Histogram {
+    let mut sum = a.clone();
+    sum.merge(b);
+    sum
+}
+
+/// Values of every magnitude, with the edges.
+fn value() -> impl Strategy<Value = u64> {
+    prop_oneof![0..256_u64, (0..42_u32, any::<u64>()).prop_map(|(shift, low)| (1 << shift) | (low & ((1 << shift) - 1))), any::<u64>(),]
+}
+
+fn values() -> impl Strategy<Value = Vec<u64>> {
+    prop::collection::vec(value(), 0..60)
+}
+
+#[test]
+fn is_exact_below_128() {
+    for v in 0..128 {
+        assert_eq!(of(&[v]).quantile(0.5), Some(v));
+    }
+}
+
+#[test]
+fn has_no_quantile_without_samples() {
+    assert_eq!(Histogram::new().quantile(0.99), None);
+    assert_eq!(Histogram::new().mean(), None);
+}
+
+#[test]
+fn takes_the_sample_whose_rank_is_the_quantile_rounded_up() {
+    let histogram = of(&(1..=100).collect::<Vec<_>>());
+    assert_eq!(histogram.quantile(0.99), Some(99));
+    assert_eq!(histogram.quantile(0.991), Some(100));
+    assert_eq!(histogram.quantile(0.0), Some(1));
+    assert_eq!(histogram.quantile(f64::NAN), Some(1));
+    assert_eq!(histogram.quantile(7.0), Some(100));
+}
+
+#[test]
+fn counts_values_beyond_the_range_as_the_largest() {
+    let (page, slot) = bucket_of(u64::MAX);
+    assert_eq!(page * PAGE_LEN + slot, BUCKETS as usize - 1);
+    assert_eq!(of(&[u64::MAX]).sum(), MAX_VALUE);
+}
+
+#[test]
+fn refuses_malformed_wire_forms_by_name() {
+    let wire = |index_deltas: &[u32], counts: &[u64]| {
+        Histogram::from_wire(&v1::Histogram { index_deltas: index_deltas.to_vec(), counts: counts.to_vec(), sum: 0 }).map(|h| h.count())
+    };
+    assert_eq!(wire(&[1], &[]), Err(HistogramError::Lengths { indices: 1, counts: 0 }));
+    assert_eq!(wire(&[5, 0], &[1, 1]), Err(HistogramError::NotAscending { got: 5 }));
+    assert_eq!(wire(&[BUCKETS], &[1]), Err(HistogramError::IndexOutOfRange { got: u64::from(BUCKETS) }));
+    assert_eq!(wire(&[1, u32::MAX], &[1, 1]), Err(HistogramError::IndexOutOfRange { got: 1 + u64::from(u32::MAX) }));
+    assert_eq!(wire(&[3], &[0]), Err(HistogramError::EmptyBucket { index: 3 }));
+    assert_eq!(wire(&[3, 1], &[u64::MAX, 1]), Err(HistogramError::Overflow));
+    assert_eq!(wire(&[0, 1], &[2, 3]), Ok(5));
+}
+
+#[test]
+fn a_bucket_that_shrank_counts_as_unchanged() {
+    let newer = of(&[5, 9]).diff(&of(&[5, 5, 5]));
+    assert_eq!((newer.count(), newer.quantile(0.5)), (1, Some(9)));
+}
+
+proptest! {
+    #[test]
+    fn merging_is_commutative_and_associative_and_loses_nothing(a in values(), b in values(), c in values()) {
+        let (ha, hb, hc) = (of(&a), of(&b), of(&c));
+        prop_assert_eq!(merged(&ha, &hb), merged(&hb, &ha));
+        prop_assert_eq!(merged(&merged(&ha, &hb), &hc), merged(&ha, &merged(&hb, &hc)));
+        let all: Vec<u64> = a.iter().chain(&b).chain(&c).copied().collect();
+        prop_assert_eq!(merged(&merged(&ha, &hb), &hc), of(&all));
+    }
+
+    #[test]
+    fn a_difference_gives_back_what_was_added(a in values(), b in values()) {
+        let (ha, hb) = (of(&a), of(&b));
+        prop_assert_eq!(merged(&ha, &hb).diff(&ha), hb);
+    }
+
+    #[test]
+    fn quantiles_are_off_by_less_than_one_in_128(mut samples in prop::collection::vec(value().prop_map(|v| v.min(MAX_VALUE)), 1..200), q in 0.0..=1.0_f64) {
+        let got = of(&samples).quantile(q).unwrap();
+        samples.sort_unstable();
+        let rank = (libm::ceil(q * samples.len() as f64) as usize).clamp(1, samples.len());
+        let exact = samples[rank - 1];
+        prop_assert!(got.abs_diff(exact) * 128 <= exact, "{got} for {exact}");
+    }
+
+    #[test]
+    fn the_wire_form_is_lossless(samples in values()) {
+        let histogram = of(&samples);
+        prop_assert_eq!(Histogram::from_wire(&histogram.to_wire()), Ok(histogram));
+    }
+
+    #[test]
+    fn any_wire_form_is_read_or_refused_without_a_panic(deltas in prop::collection::vec(any::<u32>(), 0..8), counts in prop::collection::vec(any::<u64>(), 0..8), sum in any::<u64>()) {
+        let _ = Histogram::from_wire(&v1::Histogram { index_deltas: deltas, counts, sum });
+    }
+}
