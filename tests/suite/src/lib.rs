@@ -1,1 +1,3 @@
-//! Stub.
+//! What the suite's tests share.
+
+pub mod wasm_host;
