@@ -10,11 +10,18 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod breaker;
 pub mod classify;
+pub mod control;
+pub mod estimator;
+pub mod histogram;
+pub mod level;
 pub mod policy;
 pub mod reason;
 pub mod request;
 pub mod rng;
 pub mod stream;
+pub mod throttle;
+pub mod ticket;
 pub mod time;
 pub mod worker;
