@@ -1,76 +1,148 @@
 //! Policy documents: what people write, as [`crate::v1::Policy`].
+//!
+//! ```yaml
+//! apiVersion: headgate.dev/v1
+//! kind: AdmissionPolicy
+//! metadata: { name: demo }
+//! spec: { pool: llm, classes: [{ name: all, whenTripped: refuse }] }
+//! ```
+//!
+//! Reading goes on after an error and keeps what it could read, so that the errors of the validator, which knows what the fields
+//! mean, can be reported together with those of the document. Writing leaves out what holds its default.
 
+mod error;
+mod names;
+mod read;
+mod strict;
+#[cfg(test)]
+mod tests;
+
+use alloc::borrow::ToOwned;
 use alloc::string::String;
-use alloc::vec::Vec;
-use core::marker::PhantomData;
 
-use crate::v1;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+pub use error::{DocumentError, DocumentErrors, DocumentProblem};
+pub(crate) use names::{EnumName, EnumNames, is_default};
+use serde_json::{Map, Value, json};
 
-/// Whether a field holds its default and is left out of a document.
-pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
-    *value == T::default()
+use crate::v1::{Policy, PolicySpec};
+
+/// The only `apiVersion` there is.
+pub const API_VERSION: &str = "headgate.dev/v1";
+/// The `kind` of a policy document.
+pub const KIND: &str = "AdmissionPolicy";
+/// Largest document, in bytes.
+pub const MAX_DOCUMENT_BYTES: usize = 1 << 20;
+/// Most errors that are listed for one document.
+pub const MAX_ERRORS: usize = 64;
+
+/// What could be read of a document.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reading {
+    /// The policy; what could not be read is left out of it.
+    pub policy: Policy,
+    /// What could not be read.
+    pub errors: DocumentErrors,
 }
 
-/// An enum whose values are written in a document as lower_snake_case without the type's prefix.
-pub(crate) trait DocumentEnum: Copy + 'static {
-    /// All values but the unspecified one, as documents and the wire have them.
-    const VALUES: &'static [(&'static str, Self)];
-    /// The number on the wire.
-    fn number(self) -> i32;
-}
-
-/// Serde adapter for a field that holds one value of `T` as its number.
-pub(crate) struct EnumName<T>(PhantomData<T>);
-
-/// Serde adapter for a field that holds a list of values of `T` as their numbers.
-pub(crate) struct EnumNames<T>(PhantomData<T>);
-
-impl<T: DocumentEnum + 'static> EnumName<T> {
-    pub(crate) fn serialize<S: Serializer>(number: &i32, serializer: S) -> Result<S::Ok, S::Error> {
-        name_of::<T>(*number).serialize(serializer)
-    }
-
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i32, D::Error> {
-        number_of::<T, D::Error>(&String::deserialize(deserializer)?)
-    }
-}
-
-impl<T: DocumentEnum + 'static> EnumNames<T> {
-    pub(crate) fn serialize<S: Serializer>(numbers: &[i32], serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(numbers.iter().map(|number| name_of::<T>(*number)))
-    }
-
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<i32>, D::Error> {
-        Vec::<String>::deserialize(deserializer)?.iter().map(|name| number_of::<T, D::Error>(name)).collect()
-    }
-}
-
-fn name_of<T: DocumentEnum + 'static>(number: i32) -> &'static str {
-    T::VALUES.iter().find(|(_, value)| value.number() == number).map_or("unspecified", |(name, _)| name)
-}
-
-fn number_of<T: DocumentEnum + 'static, E: serde::de::Error>(given: &str) -> Result<i32, E> {
-    match T::VALUES.iter().find(|(name, _)| *name == given) {
-        Some((_, value)) => Ok(value.number()),
-        None => {
-            let allowed: Vec<&str> = T::VALUES.iter().map(|(name, _)| *name).collect();
-            Err(E::custom(format_args!("`{given}` is none of {}", allowed.join(", "))))
+/// Reads a document as far as it can be read.
+pub fn read(value: Value) -> Reading {
+    let mut errors = DocumentErrors::default();
+    let Value::Object(mut document) = value else {
+        errors.push("", DocumentProblem::wrong_type(&value, "an object"));
+        return Reading { policy: Policy::default(), errors };
+    };
+    expect_constant(document.remove("apiVersion"), "apiVersion", API_VERSION, &mut errors);
+    expect_constant(document.remove("kind"), "kind", KIND, &mut errors);
+    let name = read_metadata(document.remove("metadata"), &mut errors);
+    let spec = document.remove("spec");
+    refuse_others(&document, "", "apiVersion, kind, metadata, spec", &mut errors);
+    let spec = match spec {
+        Some(spec @ Value::Object(_)) => read::read_spec(spec, &mut errors),
+        Some(other) => {
+            errors.push("spec", DocumentProblem::wrong_type(&other, "an object"));
+            PolicySpec::default()
         }
-    }
-}
-
-macro_rules! document_enum {
-    ($kind:ident { $($name:literal = $value:ident),* $(,)? }) => {
-        impl DocumentEnum for v1::$kind {
-            const VALUES: &'static [(&'static str, Self)] = &[$(($name, v1::$kind::$value)),*];
-            fn number(self) -> i32 {
-                self as i32
-            }
+        None => {
+            errors.push("spec", DocumentProblem::Missing);
+            PolicySpec::default()
         }
     };
+    Reading { policy: Policy { name, spec: Some(spec), version: String::new() }, errors }
 }
 
-document_enum!(WhenTripped { "reserved_lane" = ReservedLane, "gradient_throttle" = GradientThrottle, "refuse" = Refuse });
-document_enum!(GpuMemorySource { "auto" = Auto, "nvml" = Nvml });
-document_enum!(BreakerScope { "endpoint" = Endpoint, "dependency" = Dependency });
+/// Reads the `spec` part of a document alone, as far as it can be read; the policy gets `name`.
+pub fn read_spec(name: &str, value: Value) -> Reading {
+    let mut errors = DocumentErrors::default();
+    let spec = read::read_spec(value, &mut errors);
+    Reading { policy: Policy { name: name.to_owned(), spec: Some(spec), version: String::new() }, errors }
+}
+
+/// Reads a document. Errs with everything that could not be read.
+pub fn parse(value: Value) -> Result<Policy, DocumentErrors> {
+    read(value).into_result()
+}
+
+/// Reads the `spec` part of a document alone; the policy gets `name`. Errs with everything that could not be read.
+pub fn parse_spec(name: &str, value: Value) -> Result<Policy, DocumentErrors> {
+    read_spec(name, value).into_result()
+}
+
+/// The document that says what `policy` says. Numbers that are not finite have no form in a document and become null.
+pub fn render(policy: &Policy) -> Value {
+    let spec = policy.spec.as_ref().map_or_else(|| Ok(json!({})), serde_json::to_value);
+    json!({
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": { "name": policy.name },
+        // Structures of texts, numbers, lists and objects with text keys always have a form.
+        "spec": spec.unwrap_or_default(),
+    })
+}
+
+// === impl Reading ===
+
+impl Reading {
+    /// The policy, or every error when there is one.
+    pub fn into_result(self) -> Result<Policy, DocumentErrors> {
+        if self.errors.is_empty() { Ok(self.policy) } else { Err(self.errors) }
+    }
+}
+
+fn expect_constant(value: Option<Value>, field: &str, constant: &str, errors: &mut DocumentErrors) {
+    match value {
+        None => errors.push(field, DocumentProblem::Missing),
+        Some(value) if value == constant => {}
+        Some(value) => errors.push(field, DocumentProblem::wrong_type(&value, constant)),
+    }
+}
+
+fn read_metadata(metadata: Option<Value>, errors: &mut DocumentErrors) -> String {
+    let mut metadata = match metadata {
+        Some(Value::Object(metadata)) => metadata,
+        Some(other) => {
+            errors.push("metadata", DocumentProblem::wrong_type(&other, "an object"));
+            return String::new();
+        }
+        None => Map::new(),
+    };
+    let name = match metadata.remove("name") {
+        Some(Value::String(name)) => name,
+        Some(other) => {
+            errors.push("metadata.name", DocumentProblem::wrong_type(&other, "a text"));
+            String::new()
+        }
+        None => {
+            errors.push("metadata.name", DocumentProblem::Missing);
+            String::new()
+        }
+    };
+    refuse_others(&metadata, "metadata.", "name", errors);
+    name
+}
+
+fn refuse_others(rest: &Map<String, Value>, prefix: &str, allowed: &str, errors: &mut DocumentErrors) {
+    // Room is left for the errors of the specification, which matter more.
+    for key in rest.keys().take(MAX_ERRORS / 4) {
+        errors.push(&(prefix.to_owned() + key), DocumentProblem::UnknownField { allowed: allowed.to_owned() });
+    }
+}
