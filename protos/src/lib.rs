@@ -10,6 +10,8 @@ extern crate alloc;
 mod any;
 #[cfg(feature = "document")]
 pub mod document;
+#[cfg(feature = "document")]
+pub mod plugin;
 
 pub use any::Any;
 
