@@ -1,0 +1,217 @@
+//! A bootstrap as a value, rendered to the JSON that Envoy reads.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Result;
+use serde_json::{Value, json};
+
+use super::filters::HttpFilter;
+
+/// The cluster by which Envoy and the filter reach the control plane.
+pub const CONTROL_CLUSTER: &str = "headgate-control";
+/// The `:authority` on that cluster: hyper refuses cluster names such as Istio's.
+pub const CONTROL_AUTHORITY: &str = "headgate.local";
+
+/// What one Envoy with one listener does.
+#[derive(Clone, Debug)]
+pub struct Bootstrap {
+    /// `node.id`.
+    pub node_id: String,
+    /// The filter in front of the router.
+    pub filter: HttpFilter,
+    /// What requests reach behind it.
+    pub upstream: Upstream,
+    /// The control plane's gRPC address; without one there is no such cluster.
+    pub control_plane: Option<SocketAddr>,
+    /// How connections are spread over the workers.
+    pub balance: ConnectionBalance,
+    /// Bound on a stream on which nothing moves, one that the filter holds included.
+    pub stream_idle_timeout: Duration,
+    /// Bound on what is buffered for one connection.
+    pub per_connection_buffer_limit_bytes: u32,
+    /// Whether each request is logged.
+    pub access_log: AccessLog,
+}
+
+/// What requests reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Upstream {
+    /// One endpoint.
+    Endpoint(SocketAddr),
+    /// Envoy itself answers 200 with a short body, so nothing but Envoy is measured.
+    Direct,
+}
+
+/// How connections are spread over the workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectionBalance {
+    /// By the kernel, as in production: uneven when there are few.
+    Kernel,
+    /// Evenly: of N connections to W workers each worker has N / W.
+    Exact,
+}
+
+/// Whether each request is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccessLog {
+    /// A line in a file, with the filter's own decision.
+    File,
+    /// None.
+    Off,
+}
+
+impl Bootstrap {
+    /// `filter` in front of `upstream`, connections spread evenly, an access log, and no control plane.
+    #[must_use]
+    pub fn new(filter: HttpFilter, upstream: Upstream) -> Self {
+        Self {
+            node_id: "test-envoy".to_owned(),
+            filter,
+            upstream,
+            control_plane: None,
+            balance: ConnectionBalance::Exact,
+            stream_idle_timeout: Duration::from_secs(30),
+            per_connection_buffer_limit_bytes: 64 * 1024,
+            access_log: AccessLog::File,
+        }
+    }
+
+    /// With a control plane.
+    #[must_use]
+    pub fn with_control_plane(mut self, grpc: SocketAddr) -> Self {
+        self.control_plane = Some(grpc);
+        self
+    }
+
+    /// The JSON that Envoy reads. Every port is free, so Envoys can run side by side.
+    ///
+    /// # Errors
+    /// When a filter's module is not built.
+    pub fn render(&self, access_log: &Path) -> Result<Value> {
+        let mut clusters = Vec::new();
+        if let Upstream::Endpoint(address) = self.upstream {
+            clusters.push(upstream_cluster(address));
+        }
+        if let Some(address) = self.control_plane {
+            clusters.push(control_cluster(address));
+        }
+        Ok(json!({
+            "node": {"id": self.node_id, "cluster": "headgate-test"},
+            "admin": {"address": socket_address("127.0.0.1", 0)},
+            "static_resources": {"listeners": [self.listener(access_log)?], "clusters": clusters},
+        }))
+    }
+
+    fn listener(&self, access_log: &Path) -> Result<Value> {
+        let mut listener = json!({
+            "name": "main",
+            "address": socket_address("127.0.0.1", 0),
+            "per_connection_buffer_limit_bytes": self.per_connection_buffer_limit_bytes,
+            "filter_chains": [{"filters": [{
+                "name": "envoy.filters.network.http_connection_manager",
+                "typed_config": self.connection_manager(access_log)?,
+            }]}],
+        });
+        if self.balance == ConnectionBalance::Exact {
+            // Envoy can balance only what one socket accepts.
+            listener["enable_reuse_port"] = json!(false);
+            listener["connection_balance_config"] = json!({"exact_balance": {}});
+        }
+        Ok(listener)
+    }
+
+    fn connection_manager(&self, access_log: &Path) -> Result<Value> {
+        let mut filters = self.filter.render()?;
+        filters.push(json!({
+            "name": "envoy.filters.http.router",
+            "typed_config": typed("envoy.extensions.filters.http.router.v3.Router", json!({})),
+        }));
+        let logs = match self.access_log {
+            AccessLog::File => vec![file_log(access_log)],
+            AccessLog::Off => Vec::new(),
+        };
+        Ok(typed(
+            "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+            json!({
+                "stat_prefix": "main",
+                "codec_type": "AUTO",
+                "stream_idle_timeout": seconds(self.stream_idle_timeout),
+                "use_remote_address": true,
+                "access_log": logs,
+                "route_config": self.routes(),
+                "http_filters": filters,
+            }),
+        ))
+    }
+
+    fn routes(&self) -> Value {
+        let route = match self.upstream {
+            // Streams of tokens last as long as they last; what stands still is bounded by the idle timeout.
+            Upstream::Endpoint(_) => json!({"match": {"prefix": "/"}, "route": {"cluster": "inference", "timeout": "0s"}}),
+            Upstream::Direct => json!({"match": {"prefix": "/"}, "direct_response": {"status": 200, "body": {"inline_string": "ok\n"}}}),
+        };
+        json!({"name": "main", "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}]})
+    }
+}
+
+/// Wraps `config` as an `Any` of `message`.
+pub(crate) fn typed(message: &str, mut config: Value) -> Value {
+    config["@type"] = json!(format!("type.googleapis.com/{message}"));
+    config
+}
+
+/// A duration as protobuf's JSON has it.
+pub(crate) fn seconds(duration: Duration) -> Value {
+    json!(format!("{}s", duration.as_secs_f64()))
+}
+
+fn socket_address(address: &str, port: u16) -> Value {
+    json!({"socket_address": {"address": address, "port_value": port}})
+}
+
+fn file_log(path: &Path) -> Value {
+    let format = "%START_TIME% %REQ(:METHOD)% %REQ(:PATH)% %RESPONSE_CODE% %RESPONSE_CODE_DETAILS% %RESPONSE_FLAGS% %DURATION% \
+                  %FILTER_STATE(wasm.headgate:PLAIN)%\n";
+    json!({
+        "name": "envoy.access_loggers.file",
+        "typed_config": typed("envoy.extensions.access_loggers.file.v3.FileAccessLog", json!({
+            "path": path,
+            "log_format": {"text_format_source": {"inline_string": format}},
+        })),
+    })
+}
+
+fn endpoints(name: &str, address: SocketAddr) -> Value {
+    let endpoint = json!({"endpoint": {"address": socket_address(&address.ip().to_string(), address.port())}});
+    json!({"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]})
+}
+
+fn upstream_cluster(address: SocketAddr) -> Value {
+    // Envoy's own limits lie above all that a test sends, so every refusal is the filter's.
+    let thresholds = json!({"max_connections": 100_000, "max_pending_requests": 100_000, "max_requests": 100_000});
+    json!({
+        "name": "inference",
+        "type": "STATIC",
+        "connect_timeout": "5s",
+        "circuit_breakers": {"thresholds": [thresholds]},
+        "load_assignment": endpoints("inference", address),
+    })
+}
+
+fn control_cluster(address: SocketAddr) -> Value {
+    let http2 = json!({"connection_keepalive": {"interval": "5s", "timeout": "2s"}});
+    json!({
+        "name": CONTROL_CLUSTER,
+        "type": "STATIC",
+        "connect_timeout": "1s",
+        "typed_extension_protocol_options": {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": typed(
+                "envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+                json!({"explicit_http_config": {"http2_protocol_options": http2}}),
+            ),
+        },
+        "load_assignment": endpoints(CONTROL_CLUSTER, address),
+    })
+}
