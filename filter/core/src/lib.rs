@@ -10,16 +10,28 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+mod admission;
 pub mod breaker;
 pub mod classify;
 pub mod control;
+pub mod discovery;
 pub mod estimator;
 pub mod histogram;
+pub mod key_cache;
+pub mod leader;
+pub mod lease;
 pub mod level;
+mod limits;
+mod permits;
 pub mod policy;
+mod pool;
 pub mod reason;
+mod record;
+pub mod refusal;
+mod report;
 pub mod request;
 pub mod rng;
+mod routes;
 pub mod stream;
 pub mod throttle;
 pub mod ticket;

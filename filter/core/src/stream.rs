@@ -1,12 +1,29 @@
 //! One request from its headers to its access log.
 
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::fmt;
+use core::time::Duration;
 
-use crate::request::RequestInfo;
+use crate::admission::{Admission, Passes};
+use crate::classify::Classified;
+use crate::policy::{Fallback, Policy};
+use crate::reason::Cause;
+use crate::refusal;
+use crate::request::{ApiFormat, OWN_HEADER_PREFIX, RequestInfo};
 use crate::time::Timestamp;
 use crate::worker::Worker;
+
+mod flight;
+mod summary;
+#[cfg(test)]
+mod tests;
+
+use flight::Flight;
+pub use summary::{Decision, Summary};
+
+/// Header in which a response names the dependency that failed it.
+pub const FAILED_DEPENDENCY_HEADER: &str = "x-headgate-failed-dependency";
 
 /// What happened to a request.
 #[derive(Debug, Clone, Copy)]
@@ -17,7 +34,7 @@ pub enum Event<'a> {
     ResponseHeaders {
         /// HTTP status.
         status: u16,
-        /// Value of `x-headgate-failed-dependency`.
+        /// Value of [`FAILED_DEPENDENCY_HEADER`].
         failed_dependency: Option<&'a [u8]>,
     },
     /// A piece of the response's body.
@@ -88,9 +105,39 @@ pub struct Reply {
     pub details: &'static str,
 }
 
+/// What was decided, for the access log.
+#[derive(Debug, Clone)]
+struct Record {
+    policy: Arc<Policy>,
+    classified: Classified,
+    decision: Verdict,
+    ttft: Option<Duration>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Verdict {
+    Admitted,
+    Refused { cause: Cause, retry_after: Duration },
+    Diverted { cause: Cause },
+}
+
+#[derive(Debug, Default)]
+enum Phase {
+    /// Nothing has happened.
+    #[default]
+    Fresh,
+    /// The request is on its way to the pool and back; it holds a permit.
+    InFlight(Flight),
+    /// Nothing that still comes is counted: no policy governs the request, it was answered here or went elsewhere, or it is over.
+    Done,
+}
+
 /// One request.
 #[derive(Debug, Default)]
-pub struct Stream {}
+pub struct Stream {
+    phase: Phase,
+    record: Option<Record>,
+}
 
 impl Stream {
     /// A request of which nothing is known yet.
@@ -101,26 +148,102 @@ impl Stream {
 
     /// Takes one event and says what to do. Once the request is over, every later event changes nothing.
     pub fn handle(&mut self, worker: &mut Worker, now: Timestamp, event: Event<'_>) -> Outcome {
-        let _ = (worker, now, event);
-        Outcome::Continue
+        match (&mut self.phase, event) {
+            (Phase::Fresh, Event::RequestHeaders(request)) => self.decide(worker, now, request),
+            (Phase::InFlight(flight), Event::ResponseHeaders { status, failed_dependency }) => {
+                flight.on_headers(worker, now, status, failed_dependency);
+                without_dependency_header(failed_dependency)
+            }
+            (Phase::InFlight(flight), Event::ResponseBody { len, end_of_stream }) => {
+                let ttft = if len > 0 || end_of_stream { flight.on_first_byte(worker, now) } else { None };
+                self.note_ttft(ttft);
+                Outcome::Continue
+            }
+            (Phase::InFlight(flight), Event::Log { endpoint, end }) => {
+                let ttft = flight.on_end(worker, now, endpoint, end);
+                self.note_ttft(ttft);
+                self.phase = Phase::Done;
+                Outcome::Continue
+            }
+            (Phase::Fresh, Event::Log { .. }) => {
+                self.phase = Phase::Done;
+                Outcome::Continue
+            }
+            (Phase::Fresh | Phase::Done, Event::ResponseHeaders { failed_dependency, .. }) => without_dependency_header(failed_dependency),
+            (Phase::InFlight(_), Event::RequestHeaders(_))
+            | (Phase::Fresh, Event::ResponseBody { .. })
+            | (Phase::Done, Event::RequestHeaders(_) | Event::ResponseBody { .. } | Event::Log { .. }) => Outcome::Continue,
+        }
     }
 
     /// The decision for the access log; `None` when no policy governs the request.
     #[must_use]
     pub fn summary(&self) -> Option<Summary<'_>> {
-        None
+        self.record.as_ref().map(Record::summary)
+    }
+
+    fn note_ttft(&mut self, ttft: Option<Duration>) {
+        if let Some(record) = &mut self.record {
+            record.ttft = record.ttft.or(ttft);
+        }
+    }
+
+    fn decide(&mut self, worker: &mut Worker, now: Timestamp, request: &RequestInfo<'_>) -> Outcome {
+        self.phase = Phase::Done;
+        let mut headers = forged_headers(request);
+        let Some(decided) = worker.decide(now, request) else { return continue_with(headers) };
+        let policy = decided.policy;
+        let (decision, outcome) = match decided.admission {
+            Admission::Admitted(passes) => {
+                self.phase = Phase::InFlight(Flight::new(decided.pool, decided.state, now, passes));
+                headers.extend(direct_header(passes));
+                (Verdict::Admitted, continue_with(headers))
+            }
+            Admission::Refused { cause, retry_after } => {
+                let reply = refusal::refuse(&policy, &cause, retry_after, ApiFormat::of_path(request.path));
+                (Verdict::Refused { cause, retry_after }, Outcome::Reply(reply))
+            }
+            Admission::Diverted { cause } => (Verdict::Diverted { cause }, divert(&policy, &cause, headers)),
+        };
+        self.record = Some(Record { policy, classified: decided.classified, decision, ttft: None });
+        outcome
     }
 }
 
-/// A decision as the access log shows it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Summary<'a> {
-    /// Class.
-    pub class: &'a str,
+/// Removal of every header that only Headgate may set, once for each name.
+fn forged_headers(request: &RequestInfo<'_>) -> Vec<HeaderOp> {
+    if !request.has_forged_headers {
+        return Vec::new();
+    }
+    let mut names: Vec<&[u8]> = request.headers.iter().map(|(name, _)| name).filter(|name| name.starts_with(OWN_HEADER_PREFIX)).collect();
+    names.sort_unstable();
+    names.dedup();
+    names.into_iter().map(|name| HeaderOp::Remove { name: Vec::from(name) }).collect()
 }
 
-impl fmt::Display for Summary<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.class)
+fn continue_with(headers: Vec<HeaderOp>) -> Outcome {
+    if headers.is_empty() { Outcome::Continue } else { Outcome::ContinueWith(headers) }
+}
+
+fn without_dependency_header(failed_dependency: Option<&[u8]>) -> Outcome {
+    match failed_dependency {
+        None => Outcome::Continue,
+        Some(_) => Outcome::ContinueWith(alloc::vec![HeaderOp::Remove { name: Vec::from(FAILED_DEPENDENCY_HEADER.as_bytes()) }]),
     }
+}
+
+fn direct_header(passes: Passes) -> Option<HeaderOp> {
+    if passes.is_direct { Some(HeaderOp::Set { name: "x-headgate-fallback", value: String::from("direct") }) } else { None }
+}
+
+/// What the fallback of an open breaker does with the request.
+fn divert(policy: &Policy, cause: &Cause, mut headers: Vec<HeaderOp>) -> Outcome {
+    match policy.breaker().and_then(|config| config.fallback.as_ref()) {
+        Some(Fallback::StaticReply(reply)) => return Outcome::Reply(refusal::static_reply(policy, reply, cause)),
+        // RFC 9111 section 5.2.1.7: a cache answers 504 when it has nothing stored.
+        Some(Fallback::CacheOnly) => headers.push(HeaderOp::Set { name: "cache-control", value: String::from("only-if-cached") }),
+        Some(Fallback::OtherPool(name)) => headers.push(HeaderOp::Set { name: "x-headgate-pool", value: name.clone() }),
+        Some(Fallback::Direct) | None => {}
+    }
+    continue_with(headers)
 }

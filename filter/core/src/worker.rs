@@ -1,20 +1,34 @@
-//! Everything that one worker VM knows.
+//! Everything that one worker VM knows: the policies in force and their state. A decision reads nothing else.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use headgate_protos::v1;
 
+use crate::admission::{self, Admission};
+use crate::classify::{Classified, classify};
 use crate::policy::{ClaimName, Policy};
+use crate::pool::Pool;
+use crate::report;
+use crate::request::RequestInfo;
+use crate::rng::Rng;
+use crate::routes::RouteTable;
 use crate::time::Timestamp;
 
-/// What the adapter must read of a request besides its headers.
+#[cfg(test)]
+mod tests;
+
+/// What the adapter must read of a request besides its headers; each costs it a host call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Needs<'a> {
-    /// Whether the peer certificate's URI SAN is needed.
+    /// The peer certificate's URI SAN.
     pub spiffe: bool,
     /// Claims of verified JWTs, in the order of [`crate::request::VerifiedIdentity::jwt_claims`].
     pub jwt_claims: &'a [ClaimName],
+    /// The address of the upstream endpoint, when the request is over.
+    pub endpoint: bool,
+    /// The response's `x-headgate-failed-dependency`.
+    pub failed_dependency: bool,
 }
 
 /// What a worker would like to hold of its proxy's grant for one policy.
@@ -22,80 +36,209 @@ pub struct Needs<'a> {
 pub struct Want {
     /// Permits in use now.
     pub permits_in_use: u32,
-    /// Permits that the demand seen lately needs; at least those in use.
+    /// Permits that the demand of the last 200 ms needs, with headroom; at least those in use.
     pub permits_wanted: u32,
     /// Requests per second offered lately; the proxy's rates are divided in proportion to it.
     pub rate_wanted: f64,
 }
 
+/// Where a request's pool is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PoolRef {
+    index: usize,
+    uid: u64,
+}
+
+/// A decision with what the stream keeps of it.
+pub(crate) struct Decided {
+    pub(crate) pool: PoolRef,
+    pub(crate) policy: Arc<Policy>,
+    /// Position of the class's state in its pool.
+    pub(crate) state: usize,
+    pub(crate) classified: Classified,
+    pub(crate) admission: Admission,
+}
+
 /// State of one worker VM.
 #[derive(Debug)]
-pub struct Worker {}
+pub struct Worker {
+    seed: u64,
+    rng: Rng,
+    now: Timestamp,
+    pools: Vec<Pool>,
+    pools_made: u64,
+    routes: RouteTable,
+    claims: Vec<ClaimName>,
+    counters: v1::WorkerCounters,
+}
 
 impl Worker {
     /// A worker without policies. `seed` is the identity of the VM: it names the worker's counters in reports and seeds its
     /// randomness.
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        let _ = seed;
-        Self {}
+        Self {
+            seed,
+            rng: Rng::new(seed),
+            now: Timestamp::ZERO,
+            pools: Vec::new(),
+            pools_made: 0,
+            routes: RouteTable::default(),
+            claims: Vec::new(),
+            counters: v1::WorkerCounters::default(),
+        }
     }
 
     /// Puts `policies` in force. Counters, breakers, buckets, limits and permits of a policy whose name persists are kept. A new
     /// policy with `concurrency` admits nothing before [`Worker::set_permits`].
     pub fn set_policies(&mut self, now: Timestamp, policies: Vec<Arc<Policy>>) {
-        let _ = (now, policies);
+        self.now = self.now.max(now);
+        let mut former = core::mem::take(&mut self.pools);
+        for policy in policies {
+            let known = former.iter().position(|pool| pool.policy.name() == policy.name());
+            let pool = match known {
+                Some(position) => {
+                    let mut pool = former.swap_remove(position);
+                    pool.set_policy(self.now, policy);
+                    pool
+                }
+                None => {
+                    self.pools_made += 1;
+                    let seed = self.rng.next_u64();
+                    Pool::new(self.now, policy, self.pools_made, seed)
+                }
+            };
+            self.pools.push(pool);
+        }
+        self.routes = RouteTable::new(self.pools.iter().map(|pool| &*pool.policy));
+        self.map_claims();
+    }
+
+    /// One list of the claims of all policies, and for each policy the positions of its own in it.
+    fn map_claims(&mut self) {
+        self.claims = self.pools.iter().flat_map(|pool| pool.policy.claims()).cloned().collect();
+        self.claims.sort_unstable();
+        self.claims.dedup();
+        let all = &self.claims;
+        for pool in &mut self.pools {
+            // Each claim was put into the list above; the position of a missing one would name no value.
+            let slot_of = |claim| all.binary_search(claim).unwrap_or(usize::MAX);
+            pool.claim_slots = pool.policy.claims().iter().map(slot_of).collect();
+        }
     }
 
     /// The policies in force; their positions are the `policy_index` of the other methods.
     pub fn policies(&self) -> impl Iterator<Item = &Arc<Policy>> {
-        core::iter::empty()
+        self.pools.iter().map(|pool| &pool.policy)
     }
 
-    /// Takes limits of a pool; an older epoch than the one held is ignored. False when no policy protects that pool: the caller
-    /// offers them again after [`Worker::set_policies`].
+    /// Takes limits of a pool; an older epoch than the one held is ignored while that is in its time. False when no policy protects
+    /// the pool: the caller offers them again after [`Worker::set_policies`].
     pub fn set_limits(&mut self, now: Timestamp, wire: &v1::Limits) -> bool {
-        let _ = (now, wire);
-        false
+        self.now = self.now.max(now);
+        let mut is_known = false;
+        for pool in self.pools.iter_mut().filter(|pool| pool.policy.pool() == wire.pool) {
+            pool.set_limits(self.now, wire);
+            is_known = true;
+        }
+        is_known
     }
 
     /// Epoch of the newest limits of a policy; 0 for none.
     #[must_use]
     pub fn limits_epoch(&self, policy_index: usize) -> u64 {
-        let _ = policy_index;
-        0
+        self.pools.get(policy_index).and_then(|pool| pool.limits.as_ref()).map_or(0, |limits| limits.epoch)
     }
 
     /// Gives the worker its part of the proxy's grant: `permits` of `maxInFlight`, and the part (0 to 1) of the proxy's rates.
+    /// Before the first call the part of the rates is 1.
     pub fn set_permits(&mut self, policy_index: usize, permits: u32, rate_share: f64) {
-        let _ = (policy_index, permits, rate_share);
+        let now = self.now;
+        if let Some(pool) = self.pools.get_mut(policy_index) {
+            pool.set_permits(now, permits, rate_share);
+        }
     }
 
     /// What the worker would like to hold.
     #[must_use]
     pub fn wants(&self, policy_index: usize) -> Want {
-        let _ = policy_index;
-        Want::default()
+        self.pools.get(policy_index).map_or_else(Want::default, |pool| {
+            let permits_in_use = pool.in_flight();
+            Want { permits_in_use, permits_wanted: pool.demand.permits_wanted(permits_in_use), rate_wanted: pool.demand.rate_rps }
+        })
     }
 
     /// What the adapter must read of each request besides its headers.
     #[must_use]
     pub fn needs(&self) -> Needs<'_> {
-        Needs { spiffe: false, jwt_claims: &[] }
+        let breakers = || self.pools.iter().filter_map(|pool| pool.policy.breaker());
+        Needs {
+            spiffe: self.pools.iter().any(|pool| pool.policy.uses_spiffe()),
+            jwt_claims: &self.claims,
+            endpoint: breakers().any(|config| config.per_endpoint),
+            failed_dependency: breakers().any(|config| config.per_dependency),
+        }
     }
 
     /// Counts a host call that returned an unexpected status.
-    pub fn count_host_error(&mut self) {}
+    pub fn count_host_error(&mut self) {
+        self.counters.host_errors += 1;
+    }
+
+    /// Counts a request that was let through because the adapter's bound on per-stream state was reached.
+    pub fn count_untracked(&mut self) {
+        self.counters.untracked += 1;
+    }
 
     /// Moves everything on that moves with time: breakers, the worker's own levels, expiry of limits. Every 10 to 100 ms.
     pub fn on_tick(&mut self, now: Timestamp) {
-        let _ = now;
+        self.now = self.now.max(now);
+        for pool in &mut self.pools {
+            pool.on_tick(self.now);
+        }
     }
 
     /// Cumulative state for the control plane, as slot `slot` of the proxy.
     #[must_use]
     pub fn report(&self, now: Timestamp, slot: u32) -> v1::WorkerReport {
-        let _ = (now, slot);
-        v1::WorkerReport::default()
+        v1::WorkerReport {
+            slot,
+            vm_epoch: self.seed,
+            at_ns: now.as_nanos(),
+            pools: self.pools.iter().map(report::pool).collect(),
+            counters: Some(self.counters),
+        }
+    }
+
+    /// Decides about a request; `None` when no policy governs it.
+    pub(crate) fn decide(&mut self, now: Timestamp, request: &RequestInfo<'_>) -> Option<Decided> {
+        self.now = self.now.max(now);
+        if !request.is_readable {
+            self.counters.unreadable += 1;
+        }
+        let Some(index) = self.routes.find(request.path, request.host) else {
+            self.counters.unmatched += 1;
+            return None;
+        };
+        let pool = self.pools.get_mut(index)?;
+        let classified = classify(&pool.policy, request, &pool.claim_slots, &mut pool.keys);
+        if classified.denied_claim {
+            self.counters.denied_claims += 1;
+        }
+        let admission = admission::admit(pool, self.now, &mut self.rng, classified);
+        Some(Decided {
+            pool: PoolRef { index, uid: pool.uid },
+            policy: Arc::clone(&pool.policy),
+            state: pool.state_index(classified.class),
+            classified,
+            admission,
+        })
+    }
+
+    /// The pool of a request; `None` when its policy has gone.
+    pub(crate) fn pool_mut(&mut self, pool: PoolRef) -> Option<&mut Pool> {
+        let is_there = self.pools.get(pool.index).is_some_and(|there| there.uid == pool.uid);
+        let index = if is_there { pool.index } else { self.pools.iter().position(|other| other.uid == pool.uid)? };
+        self.pools.get_mut(index)
     }
 }

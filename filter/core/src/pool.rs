@@ -1,0 +1,294 @@
+//! One policy in force in one worker: its counters, buckets, breakers, limits and permits.
+
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use headgate_protos::v1;
+
+use crate::breaker::{Breaker, KeyedBreakers};
+use crate::control::{ClassAction, ClassLoad, PoolController, Signals};
+use crate::histogram::Histogram;
+use crate::key_cache::KeyCache;
+use crate::level::SignalSource;
+use crate::limits::{self, Age, HeldLimits, InForce};
+use crate::permits::{Demand, MAX_CLASSES, Permits};
+use crate::policy::{BreakerConfig, ClassId, Policy};
+use crate::reason::Reason;
+use crate::throttle::TokenBucket;
+use crate::ticket::TicketClock;
+use crate::time::Timestamp;
+
+/// Time between two turns of the worker's own control loop.
+const CONTROL_TICK: Duration = Duration::from_millis(100);
+
+/// How an admitted request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    Completed,
+    Failed,
+    Cancelled,
+}
+
+/// State of one class, by name: it outlives a change of the policy's list of classes while requests are in flight.
+#[derive(Debug)]
+pub(crate) struct ClassState {
+    pub(crate) name: String,
+    pub(crate) offered: u64,
+    pub(crate) admitted: u64,
+    pub(crate) completed: u64,
+    pub(crate) failed: u64,
+    pub(crate) cancelled: u64,
+    pub(crate) refused: [u64; Reason::ALL.len()],
+    pub(crate) in_flight: u32,
+    pub(crate) waiting: u32,
+    pub(crate) ttft_us: Histogram,
+    pub(crate) duration_us: Histogram,
+    pub(crate) in_force: InForce,
+    pub(crate) bucket: Option<TokenBucket>,
+    pub(crate) clock: TicketClock,
+}
+
+impl ClassState {
+    fn new(name: &str) -> Self {
+        Self {
+            name: String::from(name),
+            offered: 0,
+            admitted: 0,
+            completed: 0,
+            failed: 0,
+            cancelled: 0,
+            refused: [0; Reason::ALL.len()],
+            in_flight: 0,
+            waiting: 0,
+            ttft_us: Histogram::new(),
+            duration_us: Histogram::new(),
+            in_force: InForce::ADMIT,
+            bucket: None,
+            clock: TicketClock::default(),
+        }
+    }
+
+    pub(crate) fn count_refusal(&mut self, reason: Reason) {
+        let counters = Reason::ALL.iter().zip(&mut self.refused);
+        for (_, count) in counters.filter(|(known, _)| **known == reason) {
+            *count += 1;
+        }
+    }
+
+    fn load(&self) -> ClassLoad {
+        ClassLoad { offered: self.offered, admitted: self.admitted, completed: self.completed, in_flight: self.in_flight }
+    }
+
+    fn apply(&mut self, now: Timestamp, in_force: InForce) {
+        self.in_force = in_force;
+        match (in_force.action, &mut self.bucket) {
+            (ClassAction::Throttle { rate_rps, burst }, Some(bucket)) => bucket.set_rate(now, rate_rps, burst),
+            (ClassAction::Throttle { rate_rps, burst }, None) => self.bucket = Some(TokenBucket::new(now, rate_rps, burst)),
+            // A class that is refused for a while must not find a bucket that filled meanwhile.
+            (ClassAction::Refuse, Some(bucket)) => bucket.set_rate(now, 0.0, 1.0),
+            (ClassAction::Refuse, None) => self.bucket = Some(TokenBucket::new(now, 0.0, 0.0)),
+            (ClassAction::Admit, _) => self.bucket = None,
+        }
+    }
+}
+
+/// Breakers of a pool.
+#[derive(Debug)]
+pub(crate) struct PoolBreakers {
+    pub(crate) pool: Breaker,
+    pub(crate) endpoints: KeyedBreakers,
+    pub(crate) dependencies: KeyedBreakers,
+}
+
+impl PoolBreakers {
+    fn new(config: &BreakerConfig) -> Self {
+        Self { pool: Breaker::new(config), endpoints: KeyedBreakers::default(), dependencies: KeyedBreakers::default() }
+    }
+}
+
+/// One policy in force.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    /// Tells it from every other that this worker ever had.
+    pub(crate) uid: u64,
+    pub(crate) policy: Arc<Policy>,
+    /// By [`ClassId`]: the position in `states`.
+    class_states: [usize; MAX_CLASSES],
+    /// Positions are stable while a request of the class is in flight.
+    pub(crate) states: Vec<ClassState>,
+    /// For each of the policy's claims: its position among the claims that the worker asks for.
+    pub(crate) claim_slots: Vec<usize>,
+    pub(crate) keys: KeyCache,
+    pub(crate) breakers: Option<PoolBreakers>,
+    pub(crate) permits: Permits,
+    pub(crate) limits: Option<HeldLimits>,
+    pub(crate) demand: Demand,
+    pub(crate) ttft_us: Histogram,
+    rate_share: f64,
+    controller: PoolController,
+    controlled_at: Timestamp,
+}
+
+impl Pool {
+    pub(crate) fn new(now: Timestamp, policy: Arc<Policy>, uid: u64, seed: u64) -> Self {
+        let mut pool = Self {
+            uid,
+            class_states: [0; MAX_CLASSES],
+            states: Vec::new(),
+            claim_slots: Vec::new(),
+            keys: KeyCache::new(seed),
+            breakers: policy.breaker().map(PoolBreakers::new),
+            permits: Permits::default(),
+            limits: None,
+            demand: Demand::default(),
+            ttft_us: Histogram::new(),
+            rate_share: 1.0,
+            controller: PoolController::new(now, &policy),
+            controlled_at: now,
+            policy,
+        };
+        pool.map_classes();
+        pool
+    }
+
+    /// Follows a new version of the policy; counters, breakers, buckets, limits and permits stay.
+    pub(crate) fn set_policy(&mut self, now: Timestamp, policy: Arc<Policy>) {
+        if *self.policy == *policy {
+            return;
+        }
+        if self.policy.pool() != policy.pool() {
+            self.limits = None;
+        }
+        self.breakers = match (self.breakers.take(), policy.breaker()) {
+            (_, None) => None,
+            (None, Some(config)) => Some(PoolBreakers::new(config)),
+            (Some(mut breakers), Some(config)) => {
+                if self.policy.breaker() != Some(config) {
+                    breakers.pool.reconfigure(config);
+                    breakers.endpoints.reconfigure(config);
+                    breakers.dependencies.reconfigure(config);
+                }
+                Some(breakers)
+            }
+        };
+        self.policy = policy;
+        self.keys.clear();
+        self.controller.set_policy(now, &self.policy);
+        self.permits = Permits::new(&self.policy, self.permits.total);
+        self.map_classes();
+        self.enforce(now);
+    }
+
+    /// Finds or makes the state of each class; states of former classes go when their last request has.
+    fn map_classes(&mut self) {
+        let policy = Arc::clone(&self.policy);
+        let is_former = |state: &ClassState| !policy.classes().iter().any(|class| class.name == state.name);
+        for (class, slot) in policy.classes().iter().zip(&mut self.class_states) {
+            let known = self.states.iter().position(|state| state.name == class.name);
+            *slot = known.unwrap_or_else(|| {
+                let free = self.states.iter().position(|state| state.in_flight == 0 && is_former(state));
+                let position = free.unwrap_or(self.states.len());
+                match self.states.get_mut(position) {
+                    Some(state) => *state = ClassState::new(&class.name),
+                    None => self.states.push(ClassState::new(&class.name)),
+                }
+                position
+            });
+        }
+    }
+
+    /// Position of a class's state.
+    pub(crate) fn state_index(&self, class: ClassId) -> usize {
+        self.class_states.get(class.index()).copied().unwrap_or(usize::MAX)
+    }
+
+    /// States of the policy's classes, in its order.
+    pub(crate) fn class_states(&self) -> impl Iterator<Item = &ClassState> {
+        let positions = self.class_states.iter().take(self.policy.classes().len());
+        positions.filter_map(|position| self.states.get(*position))
+    }
+
+    pub(crate) fn state_mut(&mut self, class: ClassId) -> Option<&mut ClassState> {
+        let position = self.state_index(class);
+        self.states.get_mut(position)
+    }
+
+    pub(crate) fn in_flight(&self) -> u32 {
+        self.states.iter().fold(0, |sum, state| sum.saturating_add(state.in_flight))
+    }
+
+    /// Whether the concurrency bound, if there is one, leaves room for one more request of `class`.
+    pub(crate) fn has_permit(&self, class: ClassId) -> bool {
+        if self.policy.concurrency().is_none() {
+            return true;
+        }
+        let mut in_flight = [0; MAX_CLASSES];
+        let mut known = 0_u32;
+        for (slot, state) in in_flight.iter_mut().zip(self.class_states()) {
+            *slot = state.in_flight;
+            known = known.saturating_add(state.in_flight);
+        }
+        self.permits.allows(class.index(), &in_flight, self.in_flight().saturating_sub(known))
+    }
+
+    pub(crate) fn set_permits(&mut self, now: Timestamp, permits: u32, rate_share: f64) {
+        self.permits = Permits::new(&self.policy, permits);
+        // A share that is no number is a fault of the caller; the last one stays.
+        if rate_share.is_finite() && rate_share != self.rate_share {
+            self.rate_share = rate_share.clamp(0.0, 1.0);
+            self.enforce(now);
+        }
+    }
+
+    /// Takes newer limits. While those held are in their time an older epoch is ignored; a control plane that lost its count is
+    /// believed as soon as nothing newer speaks against it.
+    pub(crate) fn set_limits(&mut self, now: Timestamp, wire: &v1::Limits) {
+        let is_old = self.limits.as_ref().is_some_and(|held| held.age(now) == Age::Fresh && wire.epoch < held.epoch);
+        if !is_old {
+            self.limits = Some(HeldLimits::new(now, wire));
+            self.enforce(now);
+        }
+    }
+
+    pub(crate) fn on_tick(&mut self, now: Timestamp) {
+        if let (Some(breakers), Some(config)) = (&mut self.breakers, self.policy.breaker()) {
+            breakers.pool.on_tick(config, now);
+            breakers.endpoints.on_tick(config, now);
+            breakers.dependencies.on_tick(config, now);
+        }
+        let offered = self.class_states().fold(0_u64, |sum, state| sum.saturating_add(state.offered));
+        let in_flight = self.in_flight();
+        self.demand.roll(now, offered, in_flight);
+        if now.since(self.controlled_at) >= CONTROL_TICK {
+            self.controlled_at = now;
+            self.control(now);
+        }
+        self.enforce(now);
+    }
+
+    /// One turn of the worker's own levels. They run while the control plane decides, too: their baselines must be learned when it
+    /// is gone.
+    fn control(&mut self, now: Timestamp) {
+        let mut loads = [ClassLoad::default(); MAX_CLASSES];
+        for (load, state) in loads.iter_mut().zip(self.class_states()) {
+            *load = state.load();
+        }
+        let classes = loads.get(..self.policy.classes().len()).unwrap_or(&loads);
+        let signals = Signals { series: self.uid, gpu_memory: None, classes, ttft_us: &self.ttft_us, source: SignalSource::Worker };
+        self.controller.step(now, &signals);
+    }
+
+    /// Puts into force what holds at `now`.
+    fn enforce(&mut self, now: Timestamp) {
+        let local = self.controller.state();
+        let positions = self.class_states.iter().take(self.policy.classes().len());
+        for position in positions {
+            if let Some(state) = self.states.get_mut(*position) {
+                let in_force = limits::in_force(self.limits.as_ref(), local, &state.name, now, self.rate_share);
+                state.apply(now, in_force);
+            }
+        }
+    }
+}

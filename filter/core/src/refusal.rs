@@ -1,0 +1,124 @@
+//! What a refused client is told: status, headers, and a body in the format of the API that it called.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt::{self, Write};
+use core::time::Duration;
+
+use crate::policy::{Policy, StaticReply};
+use crate::reason::{Cause, Reason};
+use crate::request::ApiFormat;
+use crate::stream::Reply;
+
+#[cfg(test)]
+mod tests;
+
+/// What stands in place of the reason when the policy hides the numbers.
+const HIDDEN: &str = "overloaded";
+
+/// The answer to a refused request: 503 when a breaker is open, else 429.
+///
+/// `retry-after` is in whole seconds, rounded up, at least 1 (RFC 9110 section 10.2.3); `retry-after-ms` is exact to the millisecond.
+#[must_use]
+pub fn refuse(policy: &Policy, cause: &Cause, retry_after: Duration, format: ApiFormat) -> Reply {
+    let retry_after_ms = u64::try_from(retry_after.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX).max(1);
+    let reveals = policy.reveal_numbers();
+    Reply {
+        status: if cause.reason == Reason::BreakerOpen { 503 } else { 429 },
+        headers: alloc::vec![
+            ("content-type", String::from("application/json")),
+            ("retry-after", format!("{}", retry_after_ms.div_ceil(1000))),
+            ("retry-after-ms", format!("{retry_after_ms}")),
+            ("x-headgate-reason", if reveals { revealed(policy, cause) } else { String::from(HIDDEN) }),
+        ],
+        body: body(cause, retry_after_ms, format, reveals).into_bytes(),
+        details: details(cause.reason),
+    }
+}
+
+/// The fixed answer of a policy in place of an open breaker's refusal.
+#[must_use]
+pub fn static_reply(policy: &Policy, reply: &StaticReply, cause: &Cause) -> Reply {
+    let reason = if policy.reveal_numbers() { revealed(policy, cause) } else { String::from(HIDDEN) };
+    Reply {
+        status: reply.status,
+        headers: alloc::vec![("content-type", reply.content_type.clone()), ("x-headgate-reason", reason)],
+        body: Vec::from(reply.body.as_bytes()),
+        details: "headgate_static_reply",
+    }
+}
+
+/// `gpu_memory; value=81.2; threshold=75; level=gpu_memory; policy=demo@0123456789abcdef`.
+fn revealed(policy: &Policy, cause: &Cause) -> String {
+    let reason = cause.reason.as_str();
+    let (value, threshold) = (Number(cause.value), Number(cause.threshold));
+    format!("{reason}; value={value}; threshold={threshold}; level={reason}; policy={}@{}", policy.name(), policy.version())
+}
+
+const fn details(reason: Reason) -> &'static str {
+    match reason {
+        Reason::Qps => "headgate_qps",
+        Reason::GpuMemory => "headgate_gpu_memory",
+        Reason::P99 => "headgate_p99",
+        Reason::Overload => "headgate_overload",
+        Reason::Concurrency => "headgate_concurrency",
+        Reason::BreakerOpen => "headgate_breaker_open",
+    }
+}
+
+fn body(cause: &Cause, retry_after_ms: u64, format: ApiFormat, reveals: bool) -> String {
+    let is_open = cause.reason == Reason::BreakerOpen;
+    let code = Json(if reveals { cause.reason.as_str() } else { HIDDEN });
+    let message = message(cause, retry_after_ms, reveals);
+    let message = Json(&message);
+    match format {
+        ApiFormat::OpenAi => {
+            let kind = if is_open { "overloaded" } else { "rate_limit_exceeded" };
+            format!(r#"{{"error":{{"message":{message},"type":"{kind}","param":null,"code":{code}}}}}"#)
+        }
+        ApiFormat::Anthropic => {
+            let kind = if is_open { "overloaded_error" } else { "rate_limit_error" };
+            format!(r#"{{"type":"error","error":{{"type":"{kind}","message":{message}}}}}"#)
+        }
+        ApiFormat::Plain => format!(r#"{{"error":{message},"code":{code},"retry_after_ms":{retry_after_ms}}}"#),
+    }
+}
+
+fn message(cause: &Cause, retry_after_ms: u64, reveals: bool) -> String {
+    let seconds = retry_after_ms.div_ceil(1000);
+    if !reveals {
+        return format!("The service is overloaded. Retry after {seconds} s.");
+    }
+    let Cause { reason, value, threshold, source: _ } = cause;
+    format!("Refused: {} at {}, limit {}. Retry after {seconds} s.", reason.signal(), Number(*value), Number(*threshold))
+}
+
+/// A number for people: at most one decimal.
+pub(crate) struct Number(pub(crate) f64);
+
+impl fmt::Display for Number {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rounded = libm::round(self.0 * 10.0) / 10.0;
+        // Adding zero turns -0 into 0.
+        write!(f, "{}", rounded + 0.0)
+    }
+}
+
+/// A JSON string, with its quotes.
+struct Json<'a>(&'a str);
+
+impl fmt::Display for Json<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_char('"')?;
+        for character in self.0.chars() {
+            match character {
+                '"' => f.write_str("\\\"")?,
+                '\\' => f.write_str("\\\\")?,
+                character if character < ' ' => write!(f, "\\u{:04x}", u32::from(character))?,
+                character => f.write_char(character)?,
+            }
+        }
+        f.write_char('"')
+    }
+}

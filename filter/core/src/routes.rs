@@ -1,0 +1,68 @@
+//! Which policy governs a request: the longest matching path prefix over all policies.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use crate::policy::{Policy, Route};
+
+#[derive(Debug)]
+struct Entry {
+    path_prefix: String,
+    host: Option<String>,
+    policy: usize,
+}
+
+/// Routes of all policies, in the order in which they are tried: longer prefixes first, then those with a host, then in the order of
+/// the policies.
+#[derive(Debug, Default)]
+pub(crate) struct RouteTable(Vec<Entry>);
+
+impl RouteTable {
+    pub(crate) fn new<'a>(policies: impl Iterator<Item = &'a Policy>) -> Self {
+        let mut entries: Vec<Entry> =
+            policies.enumerate().flat_map(|(policy, rules)| rules.routes().iter().map(move |route| entry(policy, route))).collect();
+        entries.sort_by_key(|entry| (core::cmp::Reverse(entry.path_prefix.len()), entry.host.is_none()));
+        Self(entries)
+    }
+
+    /// Index of the policy.
+    pub(crate) fn find(&self, path: &[u8], authority: &[u8]) -> Option<usize> {
+        let host = without_port(authority);
+        let found = self.0.iter().find(|entry| {
+            path.starts_with(entry.path_prefix.as_bytes())
+                && entry.host.as_ref().is_none_or(|own| host.eq_ignore_ascii_case(own.as_bytes()))
+        });
+        found.map(|entry| entry.policy)
+    }
+}
+
+fn entry(policy: usize, route: &Route) -> Entry {
+    let Route { path_prefix, host } = route.clone();
+    Entry { path_prefix, host, policy }
+}
+
+/// The host of an authority: a colon and what follows the last one, when only digits do, is a port. Colons inside the brackets of an
+/// IPv6 address are followed by one.
+fn without_port(authority: &[u8]) -> &[u8] {
+    match authority.iter().rposition(|byte| *byte == b':') {
+        Some(colon) => match authority.split_at_checked(colon) {
+            Some((host, port)) if port.iter().skip(1).all(u8::is_ascii_digit) => host,
+            _ => authority,
+        },
+        None => authority,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_is_no_part_of_the_host() {
+        for (authority, host) in
+            [("a.example:80", "a.example"), ("a.example", "a.example"), ("[::1]:80", "[::1]"), ("[fe80::1]", "[fe80::1]"), ("", "")]
+        {
+            assert_eq!(without_port(authority.as_bytes()), host.as_bytes(), "{authority}");
+        }
+    }
+}

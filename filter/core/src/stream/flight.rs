@@ -1,0 +1,160 @@
+//! A request that was admitted, until it is over. It gives back exactly once what it holds: its permit and its passes.
+
+use core::time::Duration;
+
+use crate::admission::Passes;
+use crate::breaker::Verdict;
+use crate::pool::{ClassState, Ending, Pool};
+use crate::stream::StreamEnd;
+use crate::time::Timestamp;
+use crate::worker::{PoolRef, Worker};
+
+/// How the response went so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Response {
+    None,
+    /// Its status is below 400: its first byte is the first token.
+    Good,
+    /// Its status is 4xx or a 5xx that is no failure; it took no inference, so its time is not one to first token.
+    Other,
+    /// 500, 502, 503 or 504.
+    Failure,
+}
+
+/// An admitted request.
+#[derive(Debug)]
+pub(super) struct Flight {
+    pool: PoolRef,
+    /// Position of the class's state in the pool.
+    state: usize,
+    started: Timestamp,
+    /// What it holds of the breakers; nothing after its verdict.
+    passes: Option<Passes>,
+    response: Response,
+    /// Whether the failure is a dependency's, so that it says nothing about pool and endpoint.
+    is_dependency_failure: bool,
+    has_first_byte: bool,
+}
+
+impl Flight {
+    pub(super) fn new(pool: PoolRef, state: usize, started: Timestamp, passes: Passes) -> Self {
+        Self { pool, state, started, passes: Some(passes), response: Response::None, is_dependency_failure: false, has_first_byte: false }
+    }
+
+    /// Takes the response's status; a breaker hears of it at once, not when the last token is out.
+    pub(super) fn on_headers(&mut self, worker: &mut Worker, now: Timestamp, status: u16, failed_dependency: Option<&[u8]>) {
+        if status < 200 || self.response != Response::None {
+            return;
+        }
+        self.response = match status {
+            500 | 502..=504 => Response::Failure,
+            200..400 => Response::Good,
+            _ => Response::Other,
+        };
+        let Some(pool) = worker.pool_mut(self.pool) else { return };
+        let has_dependencies = pool.policy.breaker().is_some_and(|config| config.per_dependency);
+        let culprit = failed_dependency.filter(|_| has_dependencies && self.response == Response::Failure);
+        self.is_dependency_failure = culprit.is_some();
+        let verdict = if self.response == Response::Failure { Verdict::Failure } else { Verdict::Success };
+        self.settle(pool, now, verdict, culprit);
+    }
+
+    /// Takes the first byte of the body; the time to first token when this is it.
+    pub(super) fn on_first_byte(&mut self, worker: &mut Worker, now: Timestamp) -> Option<Duration> {
+        if core::mem::replace(&mut self.has_first_byte, true) {
+            return None;
+        }
+        let pool = worker.pool_mut(self.pool)?;
+        let state = pool.states.get_mut(self.state)?;
+        state.waiting = state.waiting.saturating_sub(1);
+        if self.response != Response::Good {
+            return None;
+        }
+        let ttft = now.since(self.started);
+        state.ttft_us.record(micros(ttft));
+        pool.ttft_us.record(micros(ttft));
+        Some(ttft)
+    }
+
+    /// Takes the end; the time to first token when no body came.
+    pub(super) fn on_end(&mut self, worker: &mut Worker, now: Timestamp, endpoint: Option<&[u8]>, end: StreamEnd) -> Option<Duration> {
+        let ending = self.ending(end);
+        let ttft = if ending == Ending::Completed { self.on_first_byte(worker, now) } else { None };
+        let pool = worker.pool_mut(self.pool)?;
+        let verdict = match (self.response, ending) {
+            (Response::None, Ending::Cancelled) => Verdict::Unknown,
+            (Response::None | Response::Failure, _) => Verdict::Failure,
+            (Response::Good | Response::Other, _) => Verdict::Success,
+        };
+        // Without a response nothing was settled yet.
+        self.settle(pool, now, verdict, None);
+        self.settle_endpoint(pool, now, endpoint, verdict);
+        if let Some(state) = pool.states.get_mut(self.state) {
+            self.count(state, now, ending);
+        }
+        ttft
+    }
+
+    fn ending(&self, end: StreamEnd) -> Ending {
+        match (self.response, end) {
+            (Response::Failure, _) | (_, StreamEnd::ByUpstream) | (Response::None, StreamEnd::Complete) => Ending::Failed,
+            (_, StreamEnd::ByClient) => Ending::Cancelled,
+            (Response::Good | Response::Other, StreamEnd::Complete) => Ending::Completed,
+        }
+    }
+
+    fn count(&self, state: &mut ClassState, now: Timestamp, ending: Ending) {
+        state.in_flight = state.in_flight.saturating_sub(1);
+        if !self.has_first_byte {
+            state.waiting = state.waiting.saturating_sub(1);
+        }
+        match ending {
+            Ending::Completed => {
+                state.completed += 1;
+                state.duration_us.record(micros(now.since(self.started)));
+            }
+            Ending::Failed => state.failed += 1,
+            Ending::Cancelled => state.cancelled += 1,
+        }
+    }
+
+    /// Gives the passes back with the verdict, once. A failure that a dependency caused is that dependency's alone.
+    fn settle(&mut self, pool: &mut Pool, now: Timestamp, verdict: Verdict, culprit: Option<&[u8]>) {
+        let Some(Passes { pool: pass, dependency, is_direct }) = self.passes.take() else { return };
+        let (Some(breakers), Some(config)) = (&mut pool.breakers, pool.policy.breaker()) else { return };
+        let pool_verdict = if culprit.is_some() { Verdict::Unknown } else { verdict };
+        if let Some(pass) = pass {
+            breakers.pool.settle(config, now, pass, pool_verdict);
+        }
+        if let Some(probe) = dependency {
+            let is_culprit = culprit.is_some_and(|key| breakers.dependencies.is_for(probe, key));
+            let probe_verdict = match verdict {
+                Verdict::Failure if !is_culprit => Verdict::Unknown,
+                verdict => verdict,
+            };
+            breakers.dependencies.settle(config, now, probe, probe_verdict);
+            if is_culprit {
+                return;
+            }
+        }
+        match (culprit, verdict) {
+            (Some(key), Verdict::Failure) => breakers.dependencies.observe(config, now, key, Verdict::Failure),
+            (None, Verdict::Success) if !is_direct => breakers.dependencies.observe_success_of_all(config, now),
+            _ => {}
+        }
+    }
+
+    fn settle_endpoint(&self, pool: &mut Pool, now: Timestamp, endpoint: Option<&[u8]>, verdict: Verdict) {
+        let (Some(breakers), Some(config)) = (&mut pool.breakers, pool.policy.breaker()) else { return };
+        if let Some(endpoint) = endpoint
+            && config.per_endpoint
+            && !self.is_dependency_failure
+        {
+            breakers.endpoints.observe(config, now, endpoint, verdict);
+        }
+    }
+}
+
+fn micros(span: Duration) -> u64 {
+    u64::try_from(span.as_micros()).unwrap_or(u64::MAX)
+}
