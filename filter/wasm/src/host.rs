@@ -1,0 +1,288 @@
+//! Total functions over the host's calls: every status is a value, every result is bytes, nothing here can panic.
+
+use crate::abi;
+use headgate_core::time::Timestamp;
+use std::cell::Cell;
+
+/// A status other than `ok` from a host call. Numbers: proxy-wasm ABI 0.2.1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct HostError(i32);
+
+impl HostError {
+    /// There is no such value.
+    pub(crate) const NOT_FOUND: HostError = HostError(1);
+    /// Somebody else wrote the value first.
+    pub(crate) const CAS_MISMATCH: HostError = HostError(8);
+}
+
+/// What the host does with a stream after a callback.
+#[derive(Clone, Copy)]
+#[repr(u32)]
+pub(crate) enum Action {
+    /// Goes on.
+    Continue = 0,
+    /// Stops here; after a local reply nothing may reach the upstream.
+    Pause = 1,
+}
+
+/// Severity of a log line.
+#[derive(Clone, Copy)]
+#[repr(u32)]
+pub(crate) enum LogLevel {
+    /// Notable.
+    Info = 2,
+    /// Wrong, and handled.
+    Warn = 3,
+    /// Wrong.
+    Error = 4,
+}
+
+/// Kind of a metric.
+#[derive(Clone, Copy)]
+#[repr(u32)]
+pub(crate) enum MetricKind {
+    /// Only grows.
+    Counter = 0,
+    /// Goes up and down.
+    Gauge = 1,
+}
+
+/// Where [`buffer`] reads.
+#[derive(Clone, Copy)]
+#[repr(u32)]
+pub(crate) enum BufferKind {
+    /// Message of a gRPC stream.
+    GrpcMessage = 5,
+    /// Configuration of the plugin.
+    PluginConfiguration = 7,
+}
+
+const REQUEST_HEADERS: u32 = 0;
+const RESPONSE_HEADERS: u32 = 2;
+const CLOCK_MONOTONIC: u32 = 1;
+
+thread_local! {
+    static ERRORS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Statuses so far that no caller expects.
+pub(crate) fn errors() -> u64 {
+    ERRORS.get()
+}
+
+fn check(status: i32) -> Result<(), HostError> {
+    let error = HostError(status);
+    if status == 0 {
+        return Ok(());
+    }
+    if error != HostError::NOT_FOUND && error != HostError::CAS_MISMATCH {
+        ERRORS.set(ERRORS.get().wrapping_add(1));
+    }
+    Err(error)
+}
+
+/// Memory of `size` bytes for the host to fill; [`take`] gives it back to the allocator. Null if there is none.
+#[cfg(target_arch = "wasm32")]
+pub(crate) fn allocate(size: usize) -> *mut u8 {
+    let Ok(layout) = core::alloc::Layout::array::<u8>(size.max(1)) else { return core::ptr::null_mut() };
+    // SAFETY: the layout is not zero-sized.
+    unsafe { std::alloc::alloc(layout) }
+}
+
+/// The value that a call left in `(data, size)`, now ours to free.
+fn take(data: *mut u8, size: usize) -> Vec<u8> {
+    if data.is_null() {
+        return Vec::new();
+    }
+    // SAFETY: the host got `data` from `allocate(size)`, whose layout is that of a vector with this capacity, filled it, and keeps
+    // no pointer to it.
+    unsafe { Vec::from_raw_parts(data, size, size.max(1)) }
+}
+
+/// Calls `call` with the two out-pointers of a value.
+fn value(call: impl FnOnce(*mut *mut u8, *mut usize) -> i32) -> Result<Vec<u8>, HostError> {
+    let (mut data, mut size) = (core::ptr::null_mut(), 0);
+    check(call(&raw mut data, &raw mut size))?;
+    Ok(take(data, size))
+}
+
+// In every block below: each pointer is into a live slice or variable of ours, its length goes with it, and the host keeps none.
+
+/// Writes one line to the proxy's log. Never give it bytes of a request.
+pub(crate) fn log(level: LogLevel, line: &str) {
+    // SAFETY: pointers as said above.
+    unsafe { abi::proxy_log(level as u32, line.as_ptr(), line.len()) };
+}
+
+/// Monotonic time, the same in every VM of the process; the time zero if the host has no clock.
+pub(crate) fn now() -> Timestamp {
+    let mut nanos = 0;
+    // SAFETY: pointers as said above.
+    unsafe { abi::clock_time_get(CLOCK_MONOTONIC, 0, &raw mut nanos) };
+    Timestamp::from_nanos(nanos)
+}
+
+/// A random number that no other VM has.
+pub(crate) fn random() -> Result<u64, HostError> {
+    let mut bytes = [0; 8];
+    // SAFETY: pointers as said above.
+    check(unsafe { abi::random_get(bytes.as_mut_ptr(), bytes.len()) })?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+/// Calls the tick of this root every `period_ms`.
+pub(crate) fn set_tick_period(period_ms: u32) -> Result<(), HostError> {
+    // SAFETY: no pointers.
+    check(unsafe { abi::proxy_set_tick_period_milliseconds(period_ms) })
+}
+
+/// The first `size` bytes of a buffer.
+pub(crate) fn buffer(kind: BufferKind, size: usize) -> Result<Vec<u8>, HostError> {
+    // SAFETY: pointers as said above.
+    value(|data, len| unsafe { abi::proxy_get_buffer_bytes(kind as u32, 0, size, data, len) })
+}
+
+/// All request headers in the host's encoding, which `HeaderView::from_serialized` reads in place.
+pub(crate) fn request_headers() -> Result<Vec<u8>, HostError> {
+    // SAFETY: pointers as said above.
+    value(|data, len| unsafe { abi::proxy_get_header_map_pairs(REQUEST_HEADERS, data, len) })
+}
+
+/// One response header; the first of several.
+pub(crate) fn response_header(name: &str) -> Result<Vec<u8>, HostError> {
+    // SAFETY: pointers as said above.
+    value(|data, len| unsafe { abi::proxy_get_header_map_value(RESPONSE_HEADERS, name.as_ptr(), name.len(), data, len) })
+}
+
+/// Sets a request header, whatever was there.
+pub(crate) fn set_request_header(name: &str, value: &[u8]) -> Result<(), HostError> {
+    // SAFETY: pointers as said above.
+    check(unsafe { abi::proxy_replace_header_map_value(REQUEST_HEADERS, name.as_ptr(), name.len(), value.as_ptr(), value.len()) })
+}
+
+/// Removes every request header of that name.
+pub(crate) fn remove_request_header(name: &[u8]) -> Result<(), HostError> {
+    // SAFETY: pointers as said above.
+    check(unsafe { abi::proxy_remove_header_map_value(REQUEST_HEADERS, name.as_ptr(), name.len()) })
+}
+
+/// A property; the parts of `path` are separated by NUL.
+pub(crate) fn property(path: &str) -> Result<Vec<u8>, HostError> {
+    // SAFETY: pointers as said above.
+    value(|data, len| unsafe { abi::proxy_get_property(path.as_ptr(), path.len(), data, len) })
+}
+
+/// Sets filter state `wasm.<name>`.
+pub(crate) fn set_filter_state(name: &str, value: &[u8]) -> Result<(), HostError> {
+    // SAFETY: pointers as said above.
+    check(unsafe { abi::proxy_set_property(name.as_ptr(), name.len(), value.as_ptr(), value.len()) })
+}
+
+/// A shared value and its CAS number, never 0.
+pub(crate) fn shared(key: &str) -> Result<(Vec<u8>, u32), HostError> {
+    let mut cas = 0;
+    // SAFETY: pointers as said above.
+    let bytes = value(|data, len| unsafe { abi::proxy_get_shared_data(key.as_ptr(), key.len(), data, len, &raw mut cas) })?;
+    Ok((bytes, cas))
+}
+
+/// Sets a shared value if its CAS number is still `cas`; 0 sets it whatever it is.
+pub(crate) fn set_shared(key: &str, value: &[u8], cas: u32) -> Result<(), HostError> {
+    // SAFETY: pointers as said above.
+    check(unsafe { abi::proxy_set_shared_data(key.as_ptr(), key.len(), value.as_ptr(), value.len(), cas) })
+}
+
+/// Answers the request here. `details` shows as `%RESPONSE_CODE_DETAILS%`.
+pub(crate) fn reply(status: u16, details: &str, headers: &[(&str, &[u8])], body: &[u8]) -> Result<(), HostError> {
+    let headers = encode_pairs(headers);
+    // SAFETY: pointers as said above.
+    check(unsafe {
+        abi::proxy_send_local_response(
+            u32::from(status),
+            details.as_ptr(),
+            details.len(),
+            body.as_ptr(),
+            body.len(),
+            headers.as_ptr(),
+            headers.len(),
+            -1,
+        )
+    })
+}
+
+/// The number of the metric with that name; a new one every time, so ask once.
+pub(crate) fn define_metric(kind: MetricKind, name: &str) -> Result<u32, HostError> {
+    let mut id = 0;
+    // SAFETY: pointers as said above.
+    check(unsafe { abi::proxy_define_metric(kind as u32, name.as_ptr(), name.len(), &raw mut id) })?;
+    Ok(id)
+}
+
+/// Adds to a metric.
+pub(crate) fn increment_metric(id: u32, offset: i64) -> Result<(), HostError> {
+    // SAFETY: no pointers.
+    check(unsafe { abi::proxy_increment_metric(id, offset) })
+}
+
+/// Sets a gauge.
+pub(crate) fn record_metric(id: u32, value: u64) -> Result<(), HostError> {
+    // SAFETY: no pointers.
+    check(unsafe { abi::proxy_record_metric(id, value) })
+}
+
+/// Opens a stream to `service`, an encoded `GrpcService`, and returns its token. A bare cluster name can abort the whole proxy, so
+/// none is accepted here.
+pub(crate) fn open_stream(service: &[u8], name: &str, method: &str) -> Result<u32, HostError> {
+    let mut token = 0;
+    let metadata = encode_pairs(&[]);
+    // SAFETY: pointers as said above.
+    check(unsafe {
+        abi::proxy_grpc_stream(
+            service.as_ptr(),
+            service.len(),
+            name.as_ptr(),
+            name.len(),
+            method.as_ptr(),
+            method.len(),
+            metadata.as_ptr(),
+            metadata.len(),
+            &raw mut token,
+        )
+    })?;
+    Ok(token)
+}
+
+/// Sends a message on a stream.
+pub(crate) fn send(token: u32, message: &[u8]) -> Result<(), HostError> {
+    // SAFETY: pointers as said above.
+    check(unsafe { abi::proxy_grpc_send(token, message.as_ptr(), message.len(), 0) })
+}
+
+/// Closes a stream; inside its close callback this frees the host's entry. The token is dead afterwards.
+pub(crate) fn close_stream(token: u32) -> Result<(), HostError> {
+    // SAFETY: no pointers.
+    check(unsafe { abi::proxy_grpc_close(token) })
+}
+
+/// Resets a stream from our side. The token is dead afterwards and no callback comes.
+pub(crate) fn cancel_stream(token: u32) -> Result<(), HostError> {
+    // SAFETY: no pointers.
+    check(unsafe { abi::proxy_grpc_cancel(token) })
+}
+
+/// `count, (name length, value length)*, (name NUL value NUL)*`, all numbers u32 little-endian.
+fn encode_pairs(pairs: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(4 + pairs.iter().map(|(name, value)| name.len() + value.len() + 10).sum::<usize>());
+    bytes.extend_from_slice(&(pairs.len() as u32).to_le_bytes());
+    for (name, value) in pairs {
+        bytes.extend_from_slice(&(name.len() as u32).to_le_bytes());
+        bytes.extend_from_slice(&(value.len() as u32).to_le_bytes());
+    }
+    for (name, value) in pairs {
+        bytes.extend_from_slice(name.as_bytes());
+        bytes.push(0);
+        bytes.extend_from_slice(value);
+        bytes.push(0);
+    }
+    bytes
+}

@@ -1,0 +1,148 @@
+//! One request: callback to event, outcome to effect.
+
+use crate::host::{self, Action};
+use headgate_core::policy::Policy;
+use headgate_core::request::{HeaderView, RequestInfo, VerifiedIdentity};
+use headgate_core::stream::{Event, HeaderOp, Outcome, Stream, StreamEnd};
+use headgate_core::worker::Worker;
+use std::fmt::Write;
+use std::sync::Arc;
+
+/// What to read of a request besides its headers. Each costs a host call per request, so only what a policy in force needs.
+#[derive(Default)]
+pub(crate) struct Reads {
+    spiffe: bool,
+    /// Property paths, in the order of `Needs::jwt_claims`.
+    claims: Vec<String>,
+    endpoint: bool,
+    failed_dependency: bool,
+}
+
+impl Reads {
+    /// What the policies of `worker` need.
+    pub(crate) fn of(worker: &Worker) -> Self {
+        let needs = worker.needs();
+        let has = |wants: fn(&Policy) -> bool| worker.policies().any(|policy: &Arc<Policy>| wants(policy));
+        let claim_path = |claim: &headgate_core::policy::ClaimName| {
+            format!("metadata\0filter_metadata\0envoy.filters.http.jwt_authn\0{}\0{}", claim.payload, claim.claim)
+        };
+        Self {
+            spiffe: needs.spiffe,
+            claims: needs.jwt_claims.iter().map(claim_path).collect(),
+            endpoint: has(|policy| policy.breaker().is_some_and(|breaker| breaker.per_endpoint)),
+            failed_dependency: has(|policy| policy.breaker().is_some_and(|breaker| breaker.per_dependency)),
+        }
+    }
+}
+
+/// One request from its headers to its log.
+pub(crate) struct Exchange {
+    stream: Stream,
+    /// Answered here; Envoy shows us our own reply as if it came from the upstream.
+    is_ours: bool,
+    has_body: bool,
+    /// The response was seen to its end.
+    has_ended: bool,
+}
+
+impl Exchange {
+    /// Decides on the request whose headers are being read.
+    pub(crate) fn open(worker: &mut Worker, reads: &Reads) -> (Self, Action) {
+        let mut stream = Stream::new();
+        let bytes = host::request_headers().unwrap_or_default();
+        let spiffe = if reads.spiffe { host::property("connection\0uri_san_peer_certificate").ok() } else { None };
+        let claims: Vec<_> = reads.claims.iter().map(|path| host::property(path).ok()).collect();
+        let claims: Vec<_> = claims.iter().map(Option::as_deref).collect();
+        let identity = VerifiedIdentity { spiffe: spiffe.as_deref(), jwt_claims: &claims };
+        let info = HeaderView::from_serialized(&bytes).map_or(RequestInfo::unreadable(), |headers| RequestInfo::new(headers, identity));
+        #[cfg(feature = "fault-injection")]
+        crate::fault::trap_if_asked(&info.headers);
+        let outcome = stream.handle(worker, host::now(), Event::RequestHeaders(&info));
+        let action = apply(outcome);
+        (Self { stream, is_ours: matches!(action, Action::Pause), has_body: false, has_ended: false }, action)
+    }
+
+    /// The response's headers are there.
+    pub(crate) fn on_response_headers(&mut self, worker: &mut Worker, reads: &Reads, end_of_stream: bool) {
+        self.has_ended |= end_of_stream;
+        if self.is_ours {
+            return;
+        }
+        let status = host::response_header(":status").ok().as_deref().map_or(0, decimal);
+        let dependency = if reads.failed_dependency { host::response_header("x-headgate-failed-dependency").ok() } else { None };
+        let event = Event::ResponseHeaders { status, failed_dependency: dependency.as_deref() };
+        self.stream.handle(worker, host::now(), event);
+    }
+
+    /// A piece of the response's body. Only the first says something: the time to first token.
+    pub(crate) fn on_response_body(&mut self, worker: &mut Worker, len: usize, end_of_stream: bool) {
+        self.has_ended |= end_of_stream;
+        if !self.is_ours && !self.has_body && len > 0 {
+            self.has_body = true;
+            self.stream.handle(worker, host::now(), Event::ResponseBody { len, end_of_stream });
+        }
+    }
+
+    /// The request is over; writes its decision into `line`, empty if no policy governs it.
+    pub(crate) fn on_log(mut self, worker: &mut Worker, reads: &Reads, line: &mut String) {
+        let endpoint = if reads.endpoint && !self.is_ours { host::property("upstream\0address").ok() } else { None };
+        let end = if self.has_ended { StreamEnd::Complete } else { end_by_flags() };
+        self.stream.handle(worker, host::now(), Event::Log { endpoint: endpoint.as_deref(), end });
+        line.clear();
+        if let Some(summary) = self.stream.summary() {
+            // Writing to a string cannot fail.
+            let _ = write!(line, "{summary}");
+        }
+    }
+}
+
+/// Carries an outcome of the request phase out.
+fn apply(outcome: Outcome) -> Action {
+    match outcome {
+        Outcome::Continue => Action::Continue,
+        Outcome::ContinueWith(changes) => {
+            for change in changes {
+                // A header that cannot be changed is a host error, which `host` counts; the request goes on.
+                let _ = match change {
+                    HeaderOp::Set { name, value } => host::set_request_header(name, value.as_bytes()),
+                    HeaderOp::Remove { name } => host::remove_request_header(&name),
+                };
+            }
+            Action::Continue
+        }
+        Outcome::Reply(reply) => {
+            let headers: Vec<_> = reply.headers.iter().map(|(name, value)| (*name, value.as_bytes())).collect();
+            match host::reply(reply.status, reply.details, &headers, &reply.body) {
+                Ok(()) => Action::Pause,
+                Err(_) => Action::Continue,
+            }
+        }
+    }
+}
+
+/// Who ended a response that was not seen to its end. Flags: Envoy's `CoreResponseFlag`, a bit each.
+fn end_by_flags() -> StreamEnd {
+    // Downstream connection termination, downstream remote reset.
+    const BY_CLIENT: u64 = 1 << 14 | 1 << 28;
+    // Request timeout, local reset, remote reset, connection failure, connection termination, protocol error.
+    const BY_UPSTREAM: u64 = 0b111_1100 | 1 << 23;
+    let bytes = host::property("response\0flags").unwrap_or_default();
+    let flags = bytes.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+    if flags & BY_CLIENT != 0 {
+        StreamEnd::ByClient
+    } else if flags & BY_UPSTREAM != 0 {
+        StreamEnd::ByUpstream
+    } else {
+        StreamEnd::Complete
+    }
+}
+
+/// A status line's three digits; 0 for anything else.
+fn decimal(text: &[u8]) -> u16 {
+    match text {
+        [a @ b'0'..=b'9', b @ b'0'..=b'9', c @ b'0'..=b'9'] => {
+            [a, b, c].iter().fold(0, |number, digit| number * 10 + u16::from(*digit - b'0'))
+        }
+        _ => 0,
+    }
+}

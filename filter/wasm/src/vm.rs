@@ -1,0 +1,178 @@
+//! The state of one VM, and the way from a callback's numbers to the instance and the stream that it is about.
+
+use crate::config::Config;
+use crate::host::{self, Action, BufferKind, LogLevel};
+use crate::http::Exchange;
+use crate::root::Instance;
+use hashbrown::HashMap;
+use std::cell::RefCell;
+use std::hash::{BuildHasherDefault, Hasher};
+
+/// Most streams whose state is kept; one beyond is admitted, counted, and not looked at again.
+const MAX_STREAMS: usize = 1 << 16;
+/// Most instances in one VM; a configuration beyond is refused.
+const MAX_INSTANCES: usize = 16;
+/// Most root contexts that are remembered: an older one has no new requests.
+const MAX_ROOTS: usize = 64;
+
+/// Everything in the linear memory of one VM.
+struct Vm {
+    instances: Vec<Instance>,
+    /// Root contexts and the index of their instance, oldest first.
+    roots: Vec<(u32, usize)>,
+    /// The newest context and its root: Envoy creates a context right before its first callback.
+    created: (u32, u32),
+    streams: HashMap<u32, (usize, Exchange), BuildHasherDefault<ContextHasher>>,
+    /// Reused for access log lines.
+    line: String,
+}
+
+/// Context ids count up, so one multiplication spreads them.
+#[derive(Default)]
+struct ContextHasher(u64);
+
+impl Hasher for ContextHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u32(u32::from(*byte)));
+    }
+
+    fn write_u32(&mut self, context: u32) {
+        self.0 = (self.0 ^ u64::from(context)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0 ^ (self.0 >> 32)
+    }
+}
+
+thread_local! {
+    static VM: RefCell<Vm> = const {
+        RefCell::new(Vm {
+            instances: Vec::new(),
+            roots: Vec::new(),
+            created: (0, 0),
+            streams: HashMap::with_hasher(BuildHasherDefault::new()),
+            line: String::new(),
+        })
+    };
+}
+
+/// Runs `callback` on the VM's state. Envoy never calls back into a running callback but for memory; should it, nothing happens.
+fn with<T>(callback: impl FnOnce(&mut Vm) -> T) -> Option<T> {
+    VM.with(|vm| vm.try_borrow_mut().ok().map(|mut vm| callback(&mut vm)))
+}
+
+impl Vm {
+    fn instance_of(&self, root: u32) -> Option<usize> {
+        self.roots.iter().rev().find(|(known, _)| *known == root).map(|(_, instance)| *instance)
+    }
+
+    fn on_root(&mut self, root: u32, callback: impl FnOnce(&mut Instance)) {
+        if let Some(instance) = self.instance_of(root).and_then(|index| self.instances.get_mut(index)) {
+            callback(instance);
+        }
+    }
+
+    fn on_stream(&mut self, context: u32, callback: impl FnOnce(&mut Instance, &mut Exchange)) {
+        let Some((index, exchange)) = self.streams.get_mut(&context) else { return };
+        if let Some(instance) = self.instances.get_mut(*index) {
+            callback(instance, exchange);
+        }
+    }
+
+    fn configure(&mut self, root: u32, size: usize) -> Result<(), String> {
+        let json = host::buffer(BufferKind::PluginConfiguration, size).map_err(|error| format!("no configuration: {error:?}"))?;
+        let config = Config::parse(&json)?;
+        let index = match self.instances.iter().position(|instance| instance.name() == config.instance) {
+            Some(index) => index,
+            None if self.instances.len() >= MAX_INSTANCES => return Err(format!("instance: the VM has {MAX_INSTANCES} others")),
+            None => {
+                self.instances.push(Instance::new(&config.instance)?);
+                self.instances.len() - 1
+            }
+        };
+        if self.roots.len() >= MAX_ROOTS {
+            self.roots.remove(0);
+        }
+        self.roots.push((root, index));
+        self.on_root(root, |instance| instance.configure(root, config, &json));
+        Ok(())
+    }
+}
+
+/// A context exists now.
+pub(crate) fn on_context_create(context: u32, root: u32) {
+    with(|vm| vm.created = (context, root));
+}
+
+/// A root context has a configuration of `size` bytes. False refuses it: the proxy answers its sender with a NACK.
+pub(crate) fn on_configure(root: u32, size: usize) -> bool {
+    match with(|vm| vm.configure(root, size)) {
+        Some(Ok(())) => true,
+        Some(Err(errors)) => {
+            host::log(LogLevel::Error, &format!("headgate: configuration refused: {errors}"));
+            false
+        }
+        None => false,
+    }
+}
+
+/// Time has passed.
+pub(crate) fn on_tick(root: u32) {
+    with(|vm| vm.on_root(root, |instance| instance.on_tick(root)));
+}
+
+/// A request's headers are there.
+pub(crate) fn on_request_headers(context: u32) -> Action {
+    with(|vm| {
+        let (created, root) = vm.created;
+        let index = if created == context { vm.instance_of(root) } else { None };
+        let Some((index, instance)) = index.and_then(|index| Some((index, vm.instances.get_mut(index)?))) else {
+            return Action::Continue;
+        };
+        if vm.streams.len() >= MAX_STREAMS {
+            instance.worker.count_untracked();
+            return Action::Continue;
+        }
+        let (exchange, action) = Exchange::open(&mut instance.worker, &instance.reads);
+        vm.streams.insert(context, (index, exchange));
+        action
+    })
+    .unwrap_or(Action::Continue)
+}
+
+/// A response's headers are there.
+pub(crate) fn on_response_headers(context: u32, end_of_stream: bool) {
+    with(|vm| {
+        vm.on_stream(context, |instance, exchange| exchange.on_response_headers(&mut instance.worker, &instance.reads, end_of_stream))
+    });
+}
+
+/// A piece of a response's body.
+pub(crate) fn on_response_body(context: u32, len: usize, end_of_stream: bool) {
+    with(|vm| vm.on_stream(context, |instance, exchange| exchange.on_response_body(&mut instance.worker, len, end_of_stream)));
+}
+
+/// A request is over. Envoy calls this once for every stream, and the access log reads what is set here.
+pub(crate) fn on_log(context: u32) {
+    with(|vm| {
+        let Some((index, exchange)) = vm.streams.remove(&context) else { return };
+        let Some(instance) = vm.instances.get_mut(index) else { return };
+        exchange.on_log(&mut instance.worker, &instance.reads, &mut vm.line);
+        if !vm.line.is_empty() {
+            let _ = host::set_filter_state("headgate", vm.line.as_bytes());
+        }
+    });
+}
+
+/// A message came on a stream of this root.
+pub(crate) fn on_grpc_receive(root: u32, token: u32, size: usize) {
+    with(|vm| vm.on_root(root, |instance| instance.on_message(token, size)));
+}
+
+/// A stream of this root has ended.
+pub(crate) fn on_grpc_close(root: u32, token: u32) {
+    // Inside the close callback this frees the host's entry; later the token may belong to freed memory.
+    let _ = host::close_stream(token);
+    with(|vm| vm.on_root(root, |instance| instance.on_close(token)));
+}
