@@ -19,8 +19,8 @@ const MIN_PERIODS: usize = 3;
 
 /// The level of the 99th percentile of the time to first token, in milliseconds.
 ///
-/// `tolerance = clamp(mean_factor · mean(history), floor, limit)`, the history being one percentile a period, learned as
-/// [`Baseline`] says. It trips when `periods` periods in a row end with a percentile above the tolerance; it recovers by the
+/// `tolerance = clamp(mean_factor · mean(history), floor, limit)`, the history being one percentile a period. Nothing is learned from a
+/// period above the tolerance or while the level acts, unless it has acted alone for 60 periods: then those are the new history. It trips when `periods` periods in a row end with a percentile above the tolerance; it recovers by the
 /// percentile of the sliding window. A window with fewer than `min_samples` responses says nothing: a level that acts then counts
 /// down as if the latency were low, since no traffic is no evidence of overload.
 #[derive(Debug, Clone)]

@@ -28,7 +28,8 @@ impl Others {
 ///
 /// `threshold = max(floor_rps, trip_factor · (mean + sigmas · σ))` over the samples of `baseline_window`; one sample a period from
 /// the cumulative number of offered requests. Offered, not admitted: what the level itself refuses must not look like recovery.
-/// Until `min_samples` samples are learned it cannot trip. What is learned when: [`Baseline`].
+/// Until `min_samples` samples are learned it cannot trip. While it acts nothing is learned, unless it has acted alone for a whole
+/// window: then that window is the new baseline, so a permanent doubling is learned within one window and a burst never.
 #[derive(Debug, Clone)]
 pub struct QpsLevel {
     config: QpsConfig,

@@ -110,6 +110,8 @@ pub struct Trip {
     /// Since when the value has been below the recovery threshold; meaningful in `Recovering` only.
     below_since: Timestamp,
     last_trip: Option<LastTrip>,
+    /// Whether it acted when the signal went stale.
+    acted_before_stale: bool,
 }
 
 impl Trip {
@@ -122,6 +124,7 @@ impl Trip {
             recovery: config.recovery,
             below_since: Timestamp::ZERO,
             last_trip: None,
+            acted_before_stale: false,
         }
     }
 
@@ -167,6 +170,11 @@ impl Trip {
         if self.state == Disabled {
             return;
         }
+        if self.state.acts() && reading == Reading::Stale {
+            self.acted_before_stale = true;
+        } else if self.state != Stale {
+            self.acted_before_stale = false;
+        }
         self.state = match reading {
             Reading::Learning if self.state.acts() => self.recover(now),
             Reading::Learning => Learning,
@@ -178,6 +186,8 @@ impl Trip {
                     Tripped
                 }
                 (Evidence::Between, Tripped | Recovering) => Tripped,
+                // A gap in the signal is no recovery.
+                (Evidence::Between, Stale) if self.acted_before_stale => Tripped,
                 (Evidence::Below, Tripped | Recovering) => self.recover(now),
                 (Evidence::Between | Evidence::Below, _) => Ok,
             },
@@ -286,6 +296,20 @@ mod tests {
         assert_eq!(trip.state(), LevelState::Stale);
         assert!(!trip.acts());
         assert_eq!(see(&mut trip, 2, 120.0), LevelState::Tripped);
+    }
+
+    #[test]
+    fn a_gap_in_the_signal_is_no_recovery() {
+        let mut trip = machine();
+        see(&mut trip, 0, 120.0);
+        trip.observe(Timestamp::from_millis(1000), Reading::Stale);
+        trip.observe(Timestamp::from_millis(1500), Reading::Stale);
+        assert_eq!(see(&mut trip, 2, 95.0), LevelState::Tripped, "95 is above 90 % of the threshold");
+        assert_eq!(trip.last_trip().map(|t| t.value), Some(120.0));
+        let mut calm = machine();
+        see(&mut calm, 0, 95.0);
+        calm.observe(Timestamp::from_millis(1000), Reading::Stale);
+        assert_eq!(see(&mut calm, 2, 95.0), LevelState::Ok);
     }
 
     #[test]
