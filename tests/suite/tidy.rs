@@ -157,11 +157,8 @@ fn the_adapter_stays_thin() {
 
 #[test]
 fn every_module_says_what_it_is() {
-    let silent: Vec<_> = production_sources()
-        .into_iter()
-        .filter(|(_, text)| !text.trim_start().starts_with("//!"))
-        .map(|(path, _)| path)
-        .collect();
+    let silent: Vec<_> =
+        production_sources().into_iter().filter(|(_, text)| !text.trim_start().starts_with("//!")).map(|(path, _)| path).collect();
     assert!(silent.is_empty(), "files without a module doc: {silent:#?}");
 }
 
@@ -179,8 +176,10 @@ fn nothing_is_left_for_later() {
 #[test]
 fn every_path_named_in_a_document_exists() {
     let root = root();
-    let top: BTreeSet<String> =
-        fs::read_dir(&root).expect("the root is readable").map(|entry| entry.expect("readable").file_name().to_string_lossy().into()).collect();
+    let top: BTreeSet<String> = fs::read_dir(&root)
+        .expect("the root is readable")
+        .map(|entry| entry.expect("readable").file_name().to_string_lossy().into())
+        .collect();
     let mut dead = Vec::new();
     for document in walk(&root, "md") {
         let text = fs::read_to_string(&document).expect("readable");

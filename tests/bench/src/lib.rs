@@ -1,4 +1,3 @@
-//! What the demo and the benchmarks share: CPU accounting of a process and a client that saturates a server.
+//! What the demo and the benchmarks share.
 
-pub mod cpu;
-pub mod saturate;
+pub mod affinity;

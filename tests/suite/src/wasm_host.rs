@@ -163,18 +163,22 @@ fn define_state(linker: &mut Linker<World>) -> Result<()> {
         write(&mut guest, cas, &number.to_le_bytes());
         give(&mut guest, &value, data, size)
     })?;
-    linker.func_wrap("env", "proxy_set_shared_data", |mut guest: Guest, key: u32, key_size: u32, value: u32, value_size: u32, cas: u32| {
-        let (key, value) = (read(&guest, key, key_size), read(&guest, value, value_size));
-        let world = guest.data_mut();
-        // As Envoy has it: a number that differs fails, a missing key is always stored.
-        if cas != 0 && world.shared.get(&key).is_some_and(|(_, current)| *current != cas) {
-            return CAS_MISMATCH;
-        }
-        world.cas += 1;
-        let number = world.cas;
-        world.shared.insert(key, (value, number));
-        OK
-    })?;
+    linker.func_wrap(
+        "env",
+        "proxy_set_shared_data",
+        |mut guest: Guest, key: u32, key_size: u32, value: u32, value_size: u32, cas: u32| {
+            let (key, value) = (read(&guest, key, key_size), read(&guest, value, value_size));
+            let world = guest.data_mut();
+            // As Envoy has it: a number that differs fails, a missing key is always stored.
+            if cas != 0 && world.shared.get(&key).is_some_and(|(_, current)| *current != cas) {
+                return CAS_MISMATCH;
+            }
+            world.cas += 1;
+            let number = world.cas;
+            world.shared.insert(key, (value, number));
+            OK
+        },
+    )?;
     linker.func_wrap("env", "proxy_get_property", |mut guest: Guest, path: u32, path_size: u32, data: u32, size: u32| {
         let path = read(&guest, path, path_size);
         match guest.data().properties.get(&path).cloned() {
@@ -208,13 +212,17 @@ fn define_requests(linker: &mut Linker<World>) -> Result<()> {
         let bytes = serialize(&guest.data().request_headers);
         give(&mut guest, &bytes, data, size)
     })?;
-    linker.func_wrap("env", "proxy_get_header_map_value", |mut guest: Guest, _map: u32, key: u32, key_size: u32, data: u32, size: u32| {
-        let key = read(&guest, key, key_size);
-        match guest.data().response_headers.iter().find(|(name, _)| *name == key).map(|(_, value)| value.clone()) {
-            Some(value) => give(&mut guest, &value, data, size),
-            None => NOT_FOUND,
-        }
-    })?;
+    linker.func_wrap(
+        "env",
+        "proxy_get_header_map_value",
+        |mut guest: Guest, _map: u32, key: u32, key_size: u32, data: u32, size: u32| {
+            let key = read(&guest, key, key_size);
+            match guest.data().response_headers.iter().find(|(name, _)| *name == key).map(|(_, value)| value.clone()) {
+                Some(value) => give(&mut guest, &value, data, size),
+                None => NOT_FOUND,
+            }
+        },
+    )?;
     linker.func_wrap(
         "env",
         "proxy_replace_header_map_value",
@@ -232,7 +240,15 @@ fn define_requests(linker: &mut Linker<World>) -> Result<()> {
     linker.func_wrap(
         "env",
         "proxy_send_local_response",
-        |mut guest: Guest, status: u32, details: u32, details_size: u32, body: u32, body_size: u32, headers: u32, headers_size: u32, _grpc: i32| {
+        |mut guest: Guest,
+         status: u32,
+         details: u32,
+         details_size: u32,
+         body: u32,
+         body_size: u32,
+         headers: u32,
+         headers_size: u32,
+         _grpc: i32| {
             let effect = Effect::Reply {
                 status,
                 details: read(&guest, details, details_size),

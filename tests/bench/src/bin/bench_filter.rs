@@ -1,2 +1,206 @@
-//! Stub.
-fn main() {}
+//! `cargo xtask bench filter`: CPU time per request that a filter adds to Envoy.
+//!
+//! One Envoy with one worker for each variant, all pinned to one core, the client on another. Rounds go through the variants in turn, so
+//! that what else the machine does falls on all alike; ratios within one run count, absolute times do not. Envoy answers by itself
+//! (`direct_response`), so nothing but Envoy and the filter is measured.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Parser;
+use headgate_bench::affinity::pin;
+use headgate_test_support::control_plane::ControlPlaneOptions;
+use headgate_test_support::envoy::{AccessLog, Bootstrap, EnvoyOptions, HttpFilter, Upstream, WasmFilter};
+use headgate_test_support::load::{Saturation, saturate};
+use headgate_test_support::{ControlPlaneProcess, EnvoyProcess, NvmlDevice, NvmlState, wait_until};
+use serde::Serialize;
+
+const ENVOY_CORE: usize = 0;
+const CLIENT_CORE: usize = 1;
+const CONNECTIONS: usize = 32;
+const WARM_UP: Duration = Duration::from_millis(300);
+const POLICY: &str = include_str!("../../policy.yaml");
+
+/// A chat request as an SDK sends it; the key is the tenant bronze's.
+const REQUEST: &str = "GET /v1/models HTTP/1.1\r\nhost: bench\r\nuser-agent: OpenAI/Python 1.99.0\r\naccept: application/json\r\n\
+    accept-encoding: gzip, deflate\r\nx-stainless-lang: python\r\nx-request-tag: 7f1c\r\nauthorization: Bearer demo-key-bronze\r\n\r\n";
+
+/// CPU per request of Envoy with and without filters.
+#[derive(Parser)]
+#[command(after_help = "Example:\n  cargo xtask bench filter --rounds 6 --json filter.json")]
+struct Args {
+    /// Rounds through all variants; the first 5 are the least that says something.
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
+    /// Length of one measurement, in milliseconds.
+    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u64).range(100..=60_000))]
+    round_ms: u64,
+    /// Writes the figures to this file as JSON.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+#[derive(Serialize)]
+struct Figures {
+    rounds: u32,
+    cpu_us_per_request: BTreeMap<&'static str, Spread>,
+    /// What Headgate adds when admitting, over what the empty filter adds; from the medians.
+    added_vs_empty: f64,
+}
+
+#[derive(Serialize)]
+struct Spread {
+    median: f64,
+    min: f64,
+    max: f64,
+}
+
+/// What a variant must answer.
+#[derive(Clone, Copy, PartialEq)]
+enum Answers {
+    Success,
+    Refusal,
+}
+
+/// One Envoy.
+struct Variant {
+    name: &'static str,
+    answers: Answers,
+    envoy: EnvoyProcess,
+    /// Control plane and GPU of the variants that have one.
+    _control: Option<(ControlPlaneProcess, tempfile::TempDir)>,
+    samples: Vec<f64>,
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    pin(std::process::id(), CLIENT_CORE)?;
+    // One thread for the client: it must not take time from Envoy's core.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(run(&args))
+}
+
+async fn run(args: &Args) -> Result<()> {
+    let mut variants = start_all().await?;
+    for round in 1..=args.rounds {
+        for variant in &mut variants {
+            variant.measure(Duration::from_millis(args.round_ms)).await?;
+        }
+        eprintln!("round {round} of {}", args.rounds);
+    }
+    let figures = figures(args.rounds, &variants)?;
+    print_table(&figures);
+    if let Some(path) = &args.json {
+        fs::write(path, serde_json::to_string_pretty(&figures)?).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+async fn start_all() -> Result<Vec<Variant>> {
+    // A bucket that never empties and a limit that is never reached: what they cost when they admit.
+    let bucket = HttpFilter::LocalRateLimit { tokens: 1_000_000_000, fill_interval: Duration::from_secs(1) };
+    let mut variants = Vec::new();
+    for (name, filter) in [
+        ("no_filter", HttpFilter::None),
+        ("empty_filter", HttpFilter::Wasm(WasmFilter::empty()?)),
+        ("local_ratelimit", bucket),
+        ("adaptive_concurrency", HttpFilter::AdaptiveConcurrency),
+        ("lua_header_check", HttpFilter::LuaHeaderCheck),
+    ] {
+        variants.push(Variant {
+            name,
+            answers: Answers::Success,
+            envoy: start(bootstrap(filter)).await?,
+            _control: None,
+            samples: Vec::new(),
+        });
+    }
+    variants.push(headgate("headgate_admitting", Answers::Success, 10.0).await?);
+    variants.push(headgate("headgate_refusing", Answers::Refusal, 90.0).await?);
+    Ok(variants)
+}
+
+fn bootstrap(filter: HttpFilter) -> Bootstrap {
+    let mut bootstrap = Bootstrap::new(filter, Upstream::Direct);
+    bootstrap.access_log = AccessLog::Off;
+    bootstrap
+}
+
+async fn start(bootstrap: Bootstrap) -> Result<EnvoyProcess> {
+    let mut options = EnvoyOptions::new(bootstrap);
+    options.workers = 1;
+    let mut envoy = EnvoyProcess::start(options).await?;
+    pin(envoy.process().id(), ENVOY_CORE)?;
+    Ok(envoy)
+}
+
+/// The whole set-up as in production: control plane, limits pushed at 10 Hz, load reports; the GPU is `memory_used` percent full.
+async fn headgate(name: &'static str, answers: Answers, memory_used: f64) -> Result<Variant> {
+    let folder = tempfile::tempdir()?;
+    let gpu = NvmlState::create(&folder.path().join("nvml.json"), &[NvmlDevice::with_memory_used(0, memory_used)])?;
+    let mut control = ControlPlaneProcess::start(ControlPlaneOptions::new(Some(gpu.path()))?).await?;
+    control.apply(POLICY)?;
+    pin(control.process().id(), CLIENT_CORE)?;
+    let filter = HttpFilter::Wasm(WasmFilter::headgate_controlled()?);
+    let envoy = start(bootstrap(filter).with_control_plane(control.grpc())).await?;
+    let address = envoy.address();
+    wait_until("the filter's first decisions", Duration::from_secs(20), || async {
+        let seen = saturate(address, REQUEST.as_bytes(), 1, Duration::from_millis(20)).await?;
+        let status = control.status().await?;
+        let is_in_force = status["proxies"][0]["policies"].as_array().is_some_and(|policies| !policies.is_empty());
+        Ok((is_in_force && has_only(seen, answers)).then_some(()))
+    })
+    .await?;
+    Ok(Variant { name, answers, envoy, _control: Some((control, folder)), samples: Vec::new() })
+}
+
+fn has_only(seen: Saturation, answers: Answers) -> bool {
+    match answers {
+        Answers::Success => seen.refused == 0,
+        Answers::Refusal => seen.admitted == 0,
+    }
+}
+
+impl Variant {
+    /// Adds one sample: CPU time of the Envoy process over the responses that it gave.
+    async fn measure(&mut self, length: Duration) -> Result<()> {
+        let address = self.envoy.address();
+        saturate(address, REQUEST.as_bytes(), CONNECTIONS, WARM_UP).await?;
+        let before = self.envoy.process().cpu_time()?;
+        let seen = saturate(address, REQUEST.as_bytes(), CONNECTIONS, length).await?;
+        let used = self.envoy.process().cpu_time()? - before;
+        if !has_only(seen, self.answers) {
+            bail!("{}: {} admitted and {} refused: it measures something else", self.name, seen.admitted, seen.refused);
+        }
+        ensure!(seen.responses() > 1000, "{}: only {} responses", self.name, seen.responses());
+        self.samples.push(used.as_secs_f64() * 1e6 / seen.responses() as f64);
+        Ok(())
+    }
+}
+
+fn figures(rounds: u32, variants: &[Variant]) -> Result<Figures> {
+    let mut spreads = BTreeMap::new();
+    for variant in variants {
+        let mut samples = variant.samples.clone();
+        samples.sort_by(f64::total_cmp);
+        let (Some(min), Some(max)) = (samples.first(), samples.last()) else { bail!("{}: no samples", variant.name) };
+        spreads.insert(variant.name, Spread { median: samples[samples.len() / 2], min: *min, max: *max });
+    }
+    let median = |name: &str| spreads.get(name).map(|spread| spread.median).with_context(|| format!("{name} was measured"));
+    let base = median("no_filter")?;
+    let added_vs_empty = (median("headgate_admitting")? - base) / (median("empty_filter")? - base);
+    Ok(Figures { rounds, cpu_us_per_request: spreads, added_vs_empty })
+}
+
+fn print_table(figures: &Figures) {
+    let base = figures.cpu_us_per_request.get("no_filter").map_or(0.0, |spread| spread.median);
+    println!("CPU of the Envoy process per request, µs, {} rounds\n", figures.rounds);
+    println!("{:<22} {:>8} {:>8} {:>8} {:>8}", "", "median", "min", "max", "added");
+    for (name, spread) in &figures.cpu_us_per_request {
+        println!("{name:<22} {:>8.2} {:>8.2} {:>8.2} {:>8.2}", spread.median, spread.min, spread.max, spread.median - base);
+    }
+    println!("\nHeadgate admitting adds {:.2} times what the empty filter adds.", figures.added_vs_empty);
+}

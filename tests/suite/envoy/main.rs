@@ -1,0 +1,51 @@
+//! The ring on a real Envoy: what users rely on, on every pinned version.
+//!
+//! Each scenario starts its own Envoy, control plane and upstream on free ports and ends them. `xtask` builds what they run.
+
+use anyhow::Result;
+use headgate_test_support::EnvoyVersion;
+
+mod control_loss;
+mod files;
+mod hostile;
+mod nack;
+mod policy_errors;
+mod trip;
+mod workers;
+
+/// Runs scenarios on one pinned version each, so that a failure names the version.
+macro_rules! on_every_envoy {
+    ($($module:ident::$scenario:ident),* $(,)?) => {
+        on_every_envoy!(@version envoy_1_36_4 "1.36.4" $($module::$scenario)*);
+        on_every_envoy!(@version envoy_1_38_2 "1.38.2" $($module::$scenario)*);
+        on_every_envoy!(@version envoy_1_40_0 "1.40.0" $($module::$scenario)*);
+
+        #[test]
+        fn every_pinned_envoy_has_its_ring() {
+            let tested = ["1.36.4", "1.38.2", "1.40.0"].map(str::to_owned);
+            let pinned: Vec<String> = EnvoyVersion::all().iter().map(ToString::to_string).collect();
+            assert_eq!(pinned, tested, "envoy/VERSIONS and the ring differ");
+        }
+    };
+    (@version $name:ident $version:literal $($module:ident::$scenario:ident)*) => {
+        mod $name {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $scenario() -> super::Result<()> {
+                    crate::$module::$scenario(super::EnvoyVersion::named($version)?).await
+                }
+            )*
+        }
+    };
+}
+
+on_every_envoy!(
+    trip::inline_policy_refuses_above_its_bound_and_no_filter_refuses_nothing,
+    trip::full_gpu_refuses_low_with_its_reason_and_spares_high,
+    control_loss::killing_the_control_plane_fails_no_request,
+    control_loss::ecds_delivers_the_filter,
+    workers::bound_holds_and_permits_of_a_trapped_worker_return,
+    hostile::hostile_requests_trap_nothing_and_lift_nobody,
+    files::bootstraps_for_users_are_valid,
+    nack::policy_that_the_filter_refuses_is_a_nack_with_its_field,
+);

@@ -1,0 +1,1 @@
+//! Parity of native and wasm.

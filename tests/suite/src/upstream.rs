@@ -1,0 +1,104 @@
+//! An upstream that counts what reaches it and answers after as long as the request asks for.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::Result;
+use axum::Router;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+/// A running upstream; it ends with its owner.
+pub struct Upstream {
+    address: SocketAddr,
+    counts: Arc<Counts>,
+    server: JoinHandle<()>,
+}
+
+#[derive(Default)]
+struct Counts {
+    total: AtomicU64,
+    in_flight: AtomicU64,
+    peak: AtomicU64,
+    forged: AtomicU64,
+}
+
+impl Upstream {
+    /// Serves on a free port. `x-delay-ms` delays an answer, `x-status` sets its status.
+    pub async fn start() -> Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let address = listener.local_addr()?;
+        let counts = Arc::new(Counts::default());
+        let router = Router::new().fallback(answer).with_state(counts.clone());
+        let server = tokio::spawn(async move {
+            // It ends when the task is aborted, and nobody reads an error then.
+            let _ = axum::serve(listener, router).await;
+        });
+        Ok(Self { address, counts, server })
+    }
+
+    /// Where it serves.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Requests so far.
+    pub fn total(&self) -> u64 {
+        self.counts.total.load(Ordering::SeqCst)
+    }
+
+    /// Most requests in flight at once since the last call.
+    pub fn take_peak(&self) -> u64 {
+        self.counts.peak.swap(0, Ordering::SeqCst)
+    }
+
+    /// Requests that still had an `x-headgate-` header of the client's.
+    pub fn forged(&self) -> u64 {
+        self.counts.forged.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+/// Counts a request as in flight until it is dropped, which a client that goes away causes too.
+struct InFlight(Arc<Counts>);
+
+impl InFlight {
+    fn begin(counts: Arc<Counts>) -> Self {
+        let now = counts.in_flight.fetch_add(1, Ordering::SeqCst) + 1;
+        counts.peak.fetch_max(now, Ordering::SeqCst);
+        Self(counts)
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+async fn answer(State(counts): State<Arc<Counts>>, headers: HeaderMap) -> Response {
+    counts.total.fetch_add(1, Ordering::SeqCst);
+    if headers.keys().any(|name| name.as_str().starts_with("x-headgate-")) {
+        counts.forged.fetch_add(1, Ordering::SeqCst);
+    }
+    let _in_flight = InFlight::begin(counts);
+    if let Some(delay) = number(&headers, "x-delay-ms") {
+        tokio::time::sleep(Duration::from_millis(delay)).await;
+    }
+    let status = number(&headers, "x-status").and_then(|status| u16::try_from(status).ok()).unwrap_or(200);
+    (StatusCode::from_u16(status).unwrap_or(StatusCode::OK), "answered by the upstream\n").into_response()
+}
+
+fn number(headers: &HeaderMap, name: &str) -> Option<u64> {
+    headers.get(name)?.to_str().ok()?.parse().ok()
+}
