@@ -1,12 +1,11 @@
 //! Sub-leases: how the workers of a proxy share the proxy's permits and rates.
 //!
-//! One record of fixed size in shared data holds a slot for every worker VM. On its tick a worker reads the record, calls
+//! One small record in shared data holds a slot for every worker VM. On its tick a worker reads the record, calls
 //! [`LeaseRecord::update`] and writes it back by compare-and-swap; between ticks it decides alone within what it holds.
 //!
 //! Strict: the permits held never sum above the largest total in force. A worker takes only what nobody holds; what it holds shrinks
 //! only by its own hand, or when its heartbeat has lapsed. A worker without a slot or without permits admits nothing that needs one.
 
-use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::time::Duration;
 
@@ -19,8 +18,8 @@ mod share;
 #[cfg(test)]
 mod tests;
 
-/// Workers that can share a proxy's grant.
-pub const SLOTS: usize = 64;
+/// Workers that can share a proxy's grant: one VM for each thread of Envoy, on hosts of up to 255 of them.
+pub const SLOTS: usize = 256;
 /// Time without a heartbeat after which a worker counts as dead and its slot returns.
 pub const SLOT_TIMEOUT: Duration = Duration::from_secs(1);
 /// The whole of the proxy's rates, in the unit of [`Slot`]'s shares.
@@ -99,7 +98,8 @@ struct Slot {
 /// The record of one policy in one proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeaseRecord {
-    slots: Box<[Slot; SLOTS]>,
+    /// At most [`SLOTS`]; a worker keeps its index, so free slots lie in between.
+    slots: Vec<Slot>,
     /// Until then nobody takes more than it has in use: workers whose holdings a damaged record lost are still to come back.
     settled_at: Timestamp,
 }
@@ -114,7 +114,7 @@ impl LeaseRecord {
     /// A record without workers, for a proxy in which none has held a permit yet.
     #[must_use]
     pub fn new() -> Self {
-        Self { slots: Box::new([Slot::default(); SLOTS]), settled_at: Timestamp::ZERO }
+        Self { slots: Vec::new(), settled_at: Timestamp::ZERO }
     }
 
     /// A record in place of one that could not be read. For [`SLOT_TIMEOUT`] a worker gets no more than it has in use, since others
@@ -134,12 +134,15 @@ impl LeaseRecord {
         }
         self.expire(now);
         let mine = self.slots.iter().position(|slot| slot.owner == owner);
-        let index = mine.or_else(|| self.slots.iter().position(|slot| slot.owner == 0)).ok_or(LeaseError::Full)?;
-        let slot = self.slots.get_mut(index).ok_or(LeaseError::Full)?;
-        if mine.is_none() {
-            *slot = Slot { owner, ..Slot::default() };
+        let index = mine.or_else(|| self.slots.iter().position(|slot| slot.owner == 0)).unwrap_or(self.slots.len());
+        if index >= SLOTS {
+            return Err(LeaseError::Full);
         }
-        slot.heartbeat = now;
+        match self.slots.get_mut(index) {
+            Some(slot) if mine.is_some() => slot.heartbeat = now,
+            Some(slot) => *slot = Slot { owner, heartbeat: now, ..Slot::default() },
+            None => self.slots.push(Slot { owner, heartbeat: now, ..Slot::default() }),
+        }
         Ok(SlotIndex(u8::try_from(index).map_err(|_| LeaseError::Full)?))
     }
 
@@ -211,12 +214,13 @@ impl LeaseRecord {
         }
     }
 
-    /// The bytes for shared data; always of the same length.
+    /// The bytes for shared data: 24, and 40 for every slot up to the last that is taken.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(8 + SLOTS * Slot::LEN);
+        let taken = self.slots.iter().rposition(|slot| slot.owner != 0).map_or(0, |last| last + 1);
+        let mut bytes = Vec::with_capacity(8 + taken * Slot::LEN);
         bytes.extend_from_slice(&self.settled_at.as_nanos().to_le_bytes());
-        for slot in self.slots.iter() {
+        for slot in self.slots.iter().take(taken) {
             slot.encode(&mut bytes);
         }
         record::seal(MAGIC, &bytes)
@@ -227,10 +231,13 @@ impl LeaseRecord {
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let mut reader = Reader::new(record::open(MAGIC, bytes)?);
         let mut record = Self { settled_at: Timestamp::from_nanos(reader.u64()?), ..Self::new() };
-        for slot in record.slots.iter_mut() {
-            *slot = Slot::decode(&mut reader)?;
+        while !reader.is_empty() {
+            if record.slots.len() >= SLOTS {
+                return None;
+            }
+            record.slots.push(Slot::decode(&mut reader)?);
         }
-        reader.is_empty().then_some(record)
+        Some(record)
     }
 }
 
@@ -241,7 +248,7 @@ fn settle(have: u32, target: u32, free: u32) -> u32 {
 
 /// Thousandths of a rate, rounded down; 0 for what is no rate.
 fn milli(rate: f64) -> u64 {
-    // The cast saturates and maps NaN to 0; the bound keeps sums of 64 of them within 64 bits.
+    // The cast saturates and maps NaN to 0; the bound keeps sums of all slots within 64 bits.
     ((rate * 1000.0) as u64).min(u64::from(u32::MAX) * 1000)
 }
 

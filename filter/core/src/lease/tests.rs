@@ -115,11 +115,17 @@ fn a_damaged_record_is_replaced_without_giving_out_what_others_may_hold() {
 }
 
 #[test]
-fn the_record_is_small_and_of_one_size() {
-    let (full, _) = workers(SLOTS as u64);
-    assert_eq!(full.encode().len(), LeaseRecord::new().encode().len());
-    // 64 slots of 40 bytes, 8 of the record, 16 of the seal.
-    assert_eq!(full.encode().len(), 64 * 40 + 8 + 16);
+fn the_record_is_as_long_as_its_workers_need() {
+    let (mut record, slots) = workers(3);
+    // 16 of the seal, 8 of the record, 40 a slot.
+    assert_eq!(record.encode().len(), 16 + 8 + 3 * 40);
+    record.release(slots[0], 1);
+    assert_eq!(LeaseRecord::decode(&record.encode()).unwrap().claim(ms(0), 9), Ok(slots[0]), "the others keep their slots");
+    record.release(slots[2], 3);
+    assert_eq!(record.encode().len(), 16 + 8 + 2 * 40);
+    let mut too_many = record::open(MAGIC, &workers(SLOTS as u64).0.encode()).unwrap().to_vec();
+    too_many.extend_from_slice(&[0; Slot::LEN]);
+    assert_eq!(LeaseRecord::decode(&record::seal(MAGIC, &too_many)), None);
 }
 
 #[test]
