@@ -4,7 +4,19 @@
 //! discovery. The parts know each other only through [`fleet::Fleet`]: the store publishes policies into it, the control loop
 //! limits, the load reports what each proxy does, and the discovery service reads what each proxy should know.
 
+pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod control_loop;
 pub mod device;
+pub mod discovery;
+pub mod document;
 pub mod fleet;
+pub mod http;
+pub mod ledger;
+pub mod load_reporting;
+pub mod policy_service;
+pub mod resources;
+pub mod serve;
+pub mod status;
+pub mod store;

@@ -118,6 +118,16 @@ impl Proxies {
         self.lock().is_empty()
     }
 
+    /// Newest epoch of limits that any proxy has, by policy.
+    pub fn limits_epochs(&self) -> BTreeMap<String, u64> {
+        let mut epochs = BTreeMap::new();
+        for applied in self.lock().values().flat_map(|proxy| &proxy.policies) {
+            let newest = epochs.entry(applied.name.clone()).or_insert(0);
+            *newest = applied.limits_epoch.max(*newest);
+        }
+        epochs
+    }
+
     /// How far `version` of the policy `name` has come.
     pub fn reach(&self, name: &str, version: &str) -> PolicyReach {
         let mut reach = PolicyReach::default();

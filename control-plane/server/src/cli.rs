@@ -1,0 +1,173 @@
+//! The command line.
+//!
+//! Exit codes: 0 done; 1 refused or invalid; 2 wrong usage or configuration; 3 not found; 4 the server cannot be reached; 5 another
+//! version is in force.
+
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{Config, ConfigErrors, FileError, RawConfig};
+
+mod connect;
+mod gpu;
+mod policy;
+mod status;
+mod table;
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 refused or invalid, 2 wrong usage or configuration, 3 not found, 4 server unreachable, \
+                          5 another version is in force";
+
+/// Adaptive, priority-aware admission control for GPU inference behind Envoy.
+#[derive(Parser, Debug)]
+#[command(name = "headgate", version, after_help = EXIT_CODES)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Print JSON instead of text
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Run the control plane
+    #[command(after_help = "Examples:\n  headgate serve\n  headgate serve --grpc 0.0.0.0:18000 --data-dir /var/lib/headgate\n  \
+                            headgate serve --config headgate.yaml    # keys are the flags: `data-dir: /var/lib/headgate`\n\n\
+                            Flags win over the environment (HEADGATE_*), the environment over the file.")]
+    Serve(ServeArgs),
+    /// Apply, check, read, delete and watch policies
+    #[command(after_help = EXIT_CODES)]
+    Policy(policy::PolicyArgs),
+    /// Show levels, classes, GPUs and proxies of a running control plane
+    #[command(after_help = "Examples:\n  headgate status\n  headgate status --watch\n  headgate status --json | jq '.pools[].levels'")]
+    Status(status::StatusArgs),
+    /// Show this machine's GPUs as the control plane would see them; no GPU is an answer, not an error
+    #[command(after_help = "Examples:\n  headgate gpu\n  headgate gpu --json\n  headgate gpu --nvml-lib /usr/lib/libnvidia-ml.so.1")]
+    Gpu(gpu::GpuArgs),
+}
+
+#[derive(Args, Debug)]
+struct ServeArgs {
+    /// YAML file with settings, named like the flags
+    #[arg(long, env = "HEADGATE_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// No GPU telemetry: the same as --nvml-lib off
+    #[arg(long, conflicts_with = "nvml_lib")]
+    no_nvml: bool,
+    #[command(flatten)]
+    settings: RawConfig,
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Format {
+    Text,
+    Json,
+}
+
+/// Why a command failed. `Display` says what to do next.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// The configuration file cannot be used.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigErrors),
+    /// The input was refused; one problem a line.
+    #[error("{0}")]
+    Refused(String),
+    /// There is no such thing.
+    #[error("{0}")]
+    NotFound(String),
+    /// The server does not answer.
+    #[error("cannot reach the control plane at {address}: {problem}\nis `headgate serve` running there? {flag} names another address")]
+    Unreachable {
+        /// Its address.
+        address: String,
+        /// What went wrong.
+        problem: String,
+        /// The flag that names the address.
+        flag: &'static str,
+    },
+    /// Another version is in force.
+    #[error("{0}")]
+    VersionConflict(String),
+    /// The server could not start or had to stop.
+    #[error("{0}")]
+    Serve(#[from] crate::serve::ServeError),
+    /// A file or stream cannot be read or written.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was attempted.
+        what: String,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+// === impl Cli ===
+
+impl Cli {
+    /// Runs the command to its end.
+    ///
+    /// # Errors
+    /// [`CliError`], which carries its exit code.
+    pub async fn run(self) -> Result<(), CliError> {
+        let format = if self.json { Format::Json } else { Format::Text };
+        match self.command {
+            Command::Serve(args) => Ok(crate::serve::run(args.config()?).await?),
+            Command::Policy(args) => policy::run(args, format).await,
+            Command::Status(args) => status::run(args, format).await,
+            Command::Gpu(args) => gpu::run(&args, format),
+        }
+    }
+}
+
+// === impl ServeArgs ===
+
+impl ServeArgs {
+    fn config(self) -> Result<Config, CliError> {
+        let mut raw = self.settings;
+        if self.no_nvml {
+            raw.nvml_lib = Some("off".to_owned());
+        }
+        let file = self.config.as_deref().map(RawConfig::read).transpose()?.unwrap_or_default();
+        Ok(Config::try_from(raw.or(file))?)
+    }
+}
+
+// === impl CliError ===
+
+impl CliError {
+    /// The exit code that stands for this error; see the module's documentation.
+    pub fn exit_code(&self) -> ExitCode {
+        ExitCode::from(match self {
+            Self::Refused(_) | Self::Serve(_) | Self::Io { .. } => 1,
+            Self::File(_) | Self::Config(_) => 2,
+            Self::NotFound(_) => 3,
+            Self::Unreachable { .. } => 4,
+            Self::VersionConflict(_) => 5,
+        })
+    }
+}
+
+/// Prints a line on stdout. A closed pipe ends the output, not the command with an error.
+fn print(text: &str) -> Result<(), CliError> {
+    use io::Write;
+    let mut out = io::stdout().lock();
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(source) => Err(CliError::Io { what: "cannot write to stdout".to_owned(), source }),
+        Ok(()) => Ok(()),
+    }
+}
+
+fn print_json(value: &impl serde::Serialize) -> Result<(), CliError> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|error| CliError::Io { what: "cannot write JSON".to_owned(), source: io::Error::other(error) })?;
+    print(&text)
+}

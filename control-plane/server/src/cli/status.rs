@@ -1,0 +1,170 @@
+//! `headgate status`: what the control plane sees and does.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use super::connect::HttpArgs;
+use super::table::{Align, Table};
+use super::{CliError, Format, gpu, print};
+use crate::status::{ClassStatus, LevelView, PoolStatus, StatusDocument};
+
+/// Arguments of `headgate status`.
+#[derive(Args, Debug)]
+pub(super) struct StatusArgs {
+    #[command(flatten)]
+    http: HttpArgs,
+    /// Show it again and again until interrupted
+    #[arg(long)]
+    watch: bool,
+    /// Time between two looks, in milliseconds; with --watch
+    #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(100..=60_000))]
+    interval_ms: u64,
+}
+
+/// Prints the status once, or until interrupted.
+pub(super) async fn run(args: StatusArgs, format: Format) -> Result<(), CliError> {
+    loop {
+        let body = args.http.get("/throttle/status").await?;
+        let text = match format {
+            Format::Json => String::from_utf8_lossy(&body).into_owned(),
+            Format::Text => {
+                let document: StatusDocument = serde_json::from_slice(&body)
+                    .map_err(|error| CliError::Refused(format!("/throttle/status is not what this version expects: {error}")))?;
+                render(&document)
+            }
+        };
+        if !args.watch {
+            return print(&text);
+        }
+        // Cursor home and clear below: the table stays in place.
+        print(&if format == Format::Text { format!("\x1b[H\x1b[2J{text}") } else { text })?;
+        tokio::time::sleep(Duration::from_millis(args.interval_ms)).await;
+    }
+}
+
+fn render(document: &StatusDocument) -> String {
+    let mut parts: Vec<String> = document.pools.iter().map(pool).collect();
+    if parts.is_empty() {
+        parts.push("no policy is applied; `headgate policy apply -f FILE` applies one".to_owned());
+    }
+    parts.push(format!("GPUs ({})", document.gpu_source));
+    if !document.gpus.is_empty() {
+        parts.push(gpu::table(&document.gpus).render());
+    }
+    parts.push(proxies(document));
+    parts.join("\n\n")
+}
+
+fn pool(pool: &PoolStatus) -> String {
+    let head =
+        format!("Pool {}, policy {}@{}, {} proxies, drain {:.1}/s", pool.pool, pool.policy, pool.version, pool.proxies, pool.drain_rps);
+    let mut levels = Table::new(&[
+        ("LEVEL", Align::Left),
+        ("STATE", Align::Left),
+        ("VALUE", Align::Right),
+        ("THRESHOLD", Align::Right),
+        ("RECOVERS IN", Align::Right),
+        ("LAST TRIP", Align::Left),
+        ("SOURCE", Align::Left),
+    ]);
+    pool.levels.iter().for_each(|level| levels.row(level_row(level)));
+    let mut classes = Table::new(&[
+        ("CLASS", Align::Left),
+        ("ACTION", Align::Left),
+        ("RATE/S", Align::Right),
+        ("OFFERED", Align::Right),
+        ("ADMITTED", Align::Right),
+        ("COMPLETED", Align::Right),
+        ("FAILED", Align::Right),
+        ("IN FLIGHT", Align::Right),
+        ("TTFT P50", Align::Right),
+        ("TTFT P99", Align::Right),
+        ("REFUSED", Align::Left),
+    ]);
+    pool.classes.iter().for_each(|class| classes.row(class_row(class)));
+    [head, levels.render(), classes.render()].join("\n\n")
+}
+
+fn level_row(level: &LevelView) -> Vec<String> {
+    let trip = |trip: &crate::status::TripView| format!("{:.1} > {:.1}", trip.value, trip.threshold);
+    vec![
+        level.kind.clone(),
+        level.state.clone(),
+        format!("{:.1}", level.value),
+        format!("{:.1}", level.threshold),
+        level.recovery_remaining_ms.map_or_else(|| "-".to_owned(), |ms| format!("{:.1} s", f64::from(ms) / 1000.0)),
+        level.last_trip.as_ref().map_or_else(|| "-".to_owned(), trip),
+        level.source.clone(),
+    ]
+}
+
+fn class_row(class: &ClassStatus) -> Vec<String> {
+    let millis = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.0} ms"));
+    let action = if class.because.is_empty() { class.action.clone() } else { format!("{} ({})", class.action, class.because) };
+    let refused: Vec<String> = class.refused.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
+    vec![
+        class.class.clone(),
+        action,
+        if class.action == "throttle" { format!("{:.1}", class.rate_rps) } else { "-".to_owned() },
+        class.offered.to_string(),
+        class.admitted.to_string(),
+        class.completed.to_string(),
+        class.failed.to_string(),
+        class.in_flight.to_string(),
+        millis(class.ttft_p50_ms),
+        millis(class.ttft_p99_ms),
+        if refused.is_empty() { "-".to_owned() } else { refused.join(", ") },
+    ]
+}
+
+fn proxies(document: &StatusDocument) -> String {
+    if document.proxies.is_empty() {
+        return "no proxy is connected".to_owned();
+    }
+    let mut table = Table::new(&[
+        ("PROXY", Align::Left),
+        ("WORKERS", Align::Right),
+        ("LAST REPORT", Align::Right),
+        ("POLICIES", Align::Left),
+        ("REFUSED POLICIES", Align::Left),
+    ]);
+    for proxy in &document.proxies {
+        let policies: Vec<String> = proxy.policies.iter().map(|policy| format!("{}@{}", policy.name, policy.version)).collect();
+        let rejected: Vec<String> = proxy.rejected.iter().map(|policy| format!("{}: {}", policy.name, policy.error)).collect();
+        table.row(vec![
+            proxy.node_id.clone(),
+            proxy.workers.to_string(),
+            format!("{} ms", proxy.last_report_age_ms),
+            policies.join(", "),
+            if rejected.is_empty() { "-".to_owned() } else { rejected.join("; ") },
+        ]);
+    }
+    table.render()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_without_policies_says_how_to_apply_one() {
+        let text = render(&StatusDocument { gpu_source: "no device: off".to_owned(), ..StatusDocument::default() });
+        assert!(text.contains("headgate policy apply -f FILE"), "{text}");
+        assert!(text.contains("no proxy is connected"), "{text}");
+    }
+
+    #[test]
+    fn a_tripped_level_shows_value_threshold_and_countdown() {
+        let level = LevelView {
+            kind: "gpu_memory".to_owned(),
+            state: "tripped".to_owned(),
+            value: 81.25,
+            threshold: 75.0,
+            recovery_remaining_ms: Some(4200),
+            ..LevelView::default()
+        };
+        let text = pool(&PoolStatus { levels: vec![level], ..PoolStatus::default() });
+        assert!(text.contains("gpu_memory  tripped   81.2       75.0        4.2 s"), "{text}");
+    }
+}

@@ -1,0 +1,155 @@
+//! The HTTP listener: status page, `/metrics`, `/throttle/status`, `/healthz`, `/readyz`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{Html, IntoResponse};
+use axum::routing::get;
+use axum::{Json, Router};
+use headgate_core::control::{ClassAction, ClassDecision};
+use headgate_core::level::{LevelKind, LevelStatus};
+use tokio::sync::watch;
+
+use crate::clock::{Clock, unix_ms};
+use crate::control_loop::{ControlView, PoolControlView, SharedLedger};
+use crate::device::DeviceState;
+use crate::fleet::Fleet;
+use crate::ledger::{ClassView, Ledger, PoolView};
+use crate::status::{ClassStatus, GpuStatus, LevelView, PoolStatus, ProxyStatus, StatusDocument, TripView, source_text};
+
+mod metrics;
+
+/// What the pages read.
+#[derive(Clone)]
+pub struct Observatory {
+    /// Policies, limits, proxies.
+    pub fleet: Fleet,
+    /// The books.
+    pub ledger: SharedLedger,
+    /// The devices.
+    pub devices: watch::Receiver<Arc<DeviceState>>,
+    /// What the control loop has found.
+    pub control: watch::Receiver<Arc<ControlView>>,
+    /// The monotonic clock.
+    pub clock: Clock,
+    /// Whether the store is open and gRPC is served.
+    pub ready: Arc<AtomicBool>,
+}
+
+/// The routes.
+pub fn router(observatory: Observatory) -> Router {
+    Router::new()
+        .route("/", get(|| async { Html(include_str!("http/page.html")) }))
+        .route("/metrics", get(metrics_page))
+        .route("/throttle/status", get(throttle_status))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .with_state(observatory)
+}
+
+async fn throttle_status(State(observatory): State<Observatory>) -> Json<StatusDocument> {
+    Json(observatory.status())
+}
+
+async fn metrics_page(State(observatory): State<Observatory>) -> impl IntoResponse {
+    match metrics::encode(&observatory.status(), &observatory) {
+        Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+async fn ready(State(observatory): State<Observatory>) -> (StatusCode, &'static str) {
+    if observatory.ready.load(Ordering::Acquire) {
+        (StatusCode::OK, "ready\n")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "not ready: starting or shutting down\n")
+    }
+}
+
+// === impl Observatory ===
+
+impl Observatory {
+    /// Everything, as it is now.
+    pub fn status(&self) -> StatusDocument {
+        let devices = self.devices.borrow().clone();
+        let control = self.control.borrow().clone();
+        StatusDocument {
+            pools: self.pools(&control),
+            gpus: GpuStatus::list(&devices.devices, &devices.details),
+            gpu_source: source_text(&devices),
+            proxies: self.fleet.proxies().views(Instant::now()).into_iter().map(ProxyStatus::from).collect(),
+        }
+    }
+
+    fn pools(&self, control: &ControlView) -> Vec<PoolStatus> {
+        let now = self.clock.now();
+        let ledger = self.ledger.lock();
+        let loads = ledger.view(now);
+        let nothing = PoolView::default();
+        let pool = |(name, view): (&String, &PoolControlView)| {
+            let load = loads.get(name).unwrap_or(&nothing);
+            PoolStatus {
+                pool: name.clone(),
+                policy: view.policy.clone(),
+                version: view.version.clone(),
+                epoch: view.epoch,
+                levels: view.state.levels.iter().map(|level| self.level(level)).collect(),
+                classes: view.state.classes.iter().map(|decision| class(&ledger, name, decision, load, self.clock)).collect(),
+                drain_rps: view.state.drain_rps,
+                proxies: load.proxies,
+            }
+        };
+        control.pools.iter().map(pool).collect()
+    }
+
+    fn level(&self, level: &LevelStatus) -> LevelView {
+        let wire = level.to_wire();
+        let trip = |trip: &headgate_core::level::LastTrip| TripView {
+            at_unix_ms: unix_ms().saturating_sub(u64::try_from(self.clock.now().since(trip.at).as_millis()).unwrap_or(u64::MAX)),
+            value: trip.value,
+            threshold: trip.threshold,
+        };
+        LevelView {
+            kind: level.kind.as_str().to_owned(),
+            state: level.state.as_str().to_owned(),
+            value: level.value,
+            threshold: level.threshold,
+            source: level.source.as_str().to_owned(),
+            age_ms: wire.age_ms,
+            recovery_remaining_ms: wire.recovery_remaining_ms,
+            last_trip: level.last_trip.as_ref().map(trip),
+        }
+    }
+}
+
+fn class(ledger: &Ledger, pool: &str, decision: &ClassDecision, load: &PoolView, clock: Clock) -> ClassStatus {
+    let nothing = ClassView::default();
+    let view = load.classes.iter().find(|view| view.class == decision.class).unwrap_or(&nothing);
+    let ttft = ledger.ttft(clock.now(), pool, &decision.class);
+    let (action, rate_rps, burst) = match decision.action {
+        ClassAction::Admit => ("admit", 0.0, 0.0),
+        ClassAction::Throttle { rate_rps, burst } => ("throttle", rate_rps, burst),
+        ClassAction::Refuse => ("refuse", 0.0, 0.0),
+    };
+    ClassStatus {
+        class: decision.class.clone(),
+        action: action.to_owned(),
+        because: decision.because.map_or("", LevelKind::as_str).to_owned(),
+        rate_rps,
+        burst,
+        drain_rps: decision.drain_rps,
+        offered: view.totals.offered,
+        admitted: view.totals.admitted,
+        completed: view.totals.completed,
+        failed: view.totals.failed,
+        cancelled: view.totals.cancelled,
+        refused: view.totals.refused_by_reason().map(|(reason, count)| (reason.to_owned(), count)).collect(),
+        in_flight: view.in_flight,
+        waiting: view.waiting,
+        ttft_p50_ms: ttft.p50_ms,
+        ttft_p99_ms: ttft.p99_ms,
+    }
+}

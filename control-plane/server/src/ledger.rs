@@ -1,0 +1,330 @@
+//! The books of the fleet's load: cumulative reports of many workers become totals per pool and class.
+//!
+//! Every report carries all counters of a worker VM since it began, so what a report adds is its difference from the newest one
+//! before it. A lost report loses nothing, a repeated or late one counts nothing, and a VM that restarts (`vm_epoch`) starts from
+//! zero. The difference goes into two accounts: the totals, which are exact, and the account of the control loop, which takes only
+//! what is recent: a difference over a long gap (a proxy seen for the first time, a stream that was away) says nothing about the
+//! rate now and would look like a burst.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use headgate_core::estimator::SlidingHistogram;
+use headgate_core::histogram::Histogram;
+use headgate_core::reason::Reason;
+use headgate_core::time::Timestamp;
+use headgate_protos::v1;
+
+use crate::fleet::{GONE_AFTER, MAX_POLICIES_PER_PROXY, MAX_PROXIES, PolicySet};
+
+mod node;
+mod share;
+#[cfg(test)]
+mod tests;
+
+use self::node::{ClassDelta, Node};
+pub use self::share::Shares;
+
+/// Worker VMs of one proxy that are read from one report (leases have 64 slots).
+const MAX_WORKERS: usize = 128;
+/// Longest gap between two reports of a VM whose difference still tells the rate now.
+const RECENT: Duration = Duration::from_secs(2);
+/// Silence after which a VM's requests in flight are no longer believed.
+const LIVE: Duration = Duration::from_secs(2);
+/// Time for which the counters of a silent proxy are remembered, so that its return counts nothing twice.
+const REMEMBER: Duration = Duration::from_secs(600);
+/// Window of the percentiles that people see.
+const VIEW_WINDOW: Duration = Duration::from_secs(10);
+/// Slices of that window.
+const VIEW_SLICES: u32 = 10;
+
+/// The books.
+#[derive(Default)]
+pub struct Ledger {
+    pools: BTreeMap<String, PoolBook>,
+    nodes: HashMap<String, Node>,
+    workers: v1::WorkerCounters,
+    unaccounted: u64,
+}
+
+/// The books of one pool.
+struct PoolBook {
+    /// In the policy's order.
+    classes: Vec<ClassBook>,
+    /// What the control loop sees: times to first token of all classes, recent reports only.
+    ttft: Histogram,
+    first_report_at: Option<Timestamp>,
+}
+
+/// The books of one class.
+struct ClassBook {
+    name: String,
+    /// Whether a tripped level slows the class: its demand decides how rates are split among proxies.
+    is_throttled: bool,
+    totals: ClassTotals,
+    control: ControlCounters,
+    window: SlidingHistogram,
+}
+
+/// Totals of one class over all proxies since this program began; each only grows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClassTotals {
+    /// Requests that arrived.
+    pub offered: u64,
+    /// Requests admitted.
+    pub admitted: u64,
+    /// Admitted requests that ended well.
+    pub completed: u64,
+    /// Admitted requests that ended with 5xx or no response.
+    pub failed: u64,
+    /// Admitted requests whose client went away.
+    pub cancelled: u64,
+    /// Refused requests by [`Reason::as_str`], in the order of [`Reason::ALL`].
+    pub refused: [u64; Reason::ALL.len()],
+}
+
+/// What the control loop sees of one class; each only grows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ControlCounters {
+    /// Requests that arrived.
+    pub offered: u64,
+    /// Requests admitted.
+    pub admitted: u64,
+    /// Admitted requests that ended well.
+    pub completed: u64,
+}
+
+/// Load of one class now.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ClassView {
+    /// Name of the class.
+    pub class: String,
+    /// Totals.
+    pub totals: ClassTotals,
+    /// What the control loop sees.
+    pub control: ControlCounters,
+    /// Requests in flight.
+    pub in_flight: u64,
+    /// Requests in flight whose first token has not come.
+    pub waiting: u64,
+}
+
+/// Load of one pool now.
+#[derive(Clone, Default)]
+pub struct PoolView {
+    /// The classes, in the policy's order.
+    pub classes: Vec<ClassView>,
+    /// Times to first token over all classes, in microseconds, cumulative: what the control loop sees. `None` when
+    /// nobody keeps books of the pool.
+    pub ttft: Option<Histogram>,
+    /// Time of the first report about the pool.
+    pub first_report_at: Option<Timestamp>,
+    /// Proxies that reported the pool lately.
+    pub proxies: usize,
+}
+
+/// Percentiles of the time to first token of one class over the last 10 s.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct TtftView {
+    /// Median, in milliseconds; `None` without a sample.
+    pub p50_ms: Option<f64>,
+    /// 99th percentile, in milliseconds.
+    pub p99_ms: Option<f64>,
+}
+
+// === impl Ledger ===
+
+impl Ledger {
+    /// Takes the policies in force: only their pools and classes are accounted for, so names in a report cannot grow the books.
+    /// What persists keeps its totals.
+    pub fn set_policies(&mut self, policies: &PolicySet) {
+        let mut before = std::mem::take(&mut self.pools);
+        for stored in policies.policies.values() {
+            let Some(spec) = &stored.policy.spec else { continue };
+            // The first policy of a pool, by name, has it; the store refuses a second.
+            if self.pools.contains_key(&spec.pool) {
+                continue;
+            }
+            let book = before.remove(&spec.pool).unwrap_or_else(PoolBook::new);
+            self.pools.insert(spec.pool.clone(), book.with_classes(&spec.classes));
+        }
+    }
+
+    /// Takes one report. Returns whether its proxy is accounted for: the books may be full.
+    pub fn record(&mut self, now: Timestamp, report: &v1::LoadReport) -> bool {
+        if !self.nodes.contains_key(&report.node_id) && self.nodes.len() >= MAX_PROXIES && !self.evict(now) {
+            self.unaccounted += 1;
+            return false;
+        }
+        let node = self.nodes.entry(report.node_id.clone()).or_default();
+        let is_return = node.heard_at.is_none();
+        node.heard_at = Some(now);
+        for worker in report.workers.iter().take(MAX_WORKERS) {
+            let Some(accepted) = node.accept(now, worker) else { continue };
+            add_counters(&mut self.workers, &accepted.counters);
+            // A VM that is new in a proxy already known has just begun: all its counters are recent.
+            let is_recent = accepted.gap.map_or(!is_return, |gap| gap <= RECENT);
+            for pool in worker.pools.iter().take(MAX_POLICIES_PER_PROXY) {
+                let Some(book) = self.pools.get_mut(&pool.pool) else { continue };
+                book.first_report_at.get_or_insert(now);
+                let deltas = accepted.deltas.iter().filter(|delta| delta.policy == pool.policy);
+                let demand = deltas.map(|delta| book.add(now, delta, is_recent)).sum();
+                node.add_demand(now, &pool.pool, demand);
+            }
+        }
+        true
+    }
+
+    /// Forgets proxies that have been silent for ten minutes.
+    pub fn expire(&mut self, now: Timestamp) {
+        self.nodes.retain(|_, node| node.heard_at.is_some_and(|at| now.since(at) < REMEMBER));
+    }
+
+    /// Load of every pool now.
+    pub fn view(&self, now: Timestamp) -> BTreeMap<String, PoolView> {
+        let mut views: BTreeMap<String, PoolView> = self.pools.iter().map(|(pool, book)| (pool.clone(), book.view())).collect();
+        for node in self.nodes.values().filter(|node| node.is_present(now)) {
+            for (pool, view) in &mut views {
+                view.proxies += usize::from(node.reports(pool));
+            }
+            for (pool, class) in node.live_classes(now) {
+                let Some(view) = views.get_mut(pool) else { continue };
+                if let Some(entry) = view.classes.iter_mut().find(|entry| entry.class == class.class) {
+                    entry.in_flight += u64::from(class.in_flight);
+                    entry.waiting += u64::from(class.waiting);
+                }
+            }
+        }
+        views
+    }
+
+    /// Percentiles of one class over the last 10 s.
+    pub fn ttft(&self, now: Timestamp, pool: &str, class: &str) -> TtftView {
+        let Some(book) = self.pools.get(pool).and_then(|pool| pool.classes.iter().find(|book| book.name == class)) else {
+            return TtftView::default();
+        };
+        let window = book.window.window(now);
+        // Percentiles are for people: microseconds as a float lose nothing below 285 years.
+        let at = |q| window.quantile(q).map(|micros| micros as f64 / 1000.0);
+        TtftView { p50_ms: at(0.5), p99_ms: at(0.99) }
+    }
+
+    /// Every proxy's part of the rates of `pool`.
+    pub fn shares(&self, now: Timestamp, pool: &str) -> Shares {
+        let demands = self.nodes.iter().filter(|(_, node)| node.is_present(now) && node.reports(pool));
+        Shares::of(demands.map(|(node_id, node)| (node_id.as_str(), node.demand(now, pool))))
+    }
+
+    /// Counters of the workers that belong to no policy.
+    pub fn worker_counters(&self) -> &v1::WorkerCounters {
+        &self.workers
+    }
+
+    /// Reports that were not accounted for because the books were full.
+    pub fn unaccounted(&self) -> u64 {
+        self.unaccounted
+    }
+
+    /// Makes room by forgetting the proxy that has been silent longest; returns whether one could go.
+    fn evict(&mut self, now: Timestamp) -> bool {
+        let oldest = self.nodes.iter().min_by_key(|(_, node)| node.heard_at).map(|(id, node)| (id.clone(), node.heard_at));
+        match oldest {
+            Some((id, heard_at)) if heard_at.is_none_or(|at| now.since(at) >= GONE_AFTER) => self.nodes.remove(&id).is_some(),
+            _ => false,
+        }
+    }
+}
+
+// === impl PoolBook ===
+
+impl PoolBook {
+    fn new() -> Self {
+        Self { classes: Vec::new(), ttft: Histogram::new(), first_report_at: None }
+    }
+
+    fn with_classes(mut self, classes: &[v1::PriorityClass]) -> Self {
+        let mut before = std::mem::take(&mut self.classes);
+        for class in classes {
+            let kept = before.iter().position(|book| book.name == class.name).map(|at| before.swap_remove(at));
+            let mut book = kept.unwrap_or_else(|| ClassBook::new(&class.name));
+            book.is_throttled = class.when_tripped() == v1::WhenTripped::GradientThrottle;
+            self.classes.push(book);
+        }
+        self
+    }
+
+    /// Books one difference; returns the requests among it that count as demand for a throttled rate.
+    fn add(&mut self, now: Timestamp, delta: &ClassDelta, is_recent: bool) -> u64 {
+        let Some(book) = self.classes.iter_mut().find(|book| book.name == delta.class) else { return 0 };
+        book.totals.add(&delta.totals);
+        if !is_recent {
+            return 0;
+        }
+        book.control.offered += delta.totals.offered;
+        book.control.admitted += delta.totals.admitted;
+        book.control.completed += delta.totals.completed;
+        if let Some(ttft) = &delta.ttft {
+            book.window.merge(now, ttft);
+            self.ttft.merge(ttft);
+        }
+        if book.is_throttled { delta.totals.offered } else { 0 }
+    }
+
+    fn view(&self) -> PoolView {
+        let class = |book: &ClassBook| ClassView {
+            class: book.name.clone(),
+            totals: book.totals.clone(),
+            control: book.control,
+            in_flight: 0,
+            waiting: 0,
+        };
+        PoolView {
+            classes: self.classes.iter().map(class).collect(),
+            ttft: Some(self.ttft.clone()),
+            first_report_at: self.first_report_at,
+            proxies: 0,
+        }
+    }
+}
+
+// === impl ClassBook ===
+
+impl ClassBook {
+    fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            is_throttled: false,
+            totals: ClassTotals::default(),
+            control: ControlCounters::default(),
+            window: SlidingHistogram::new(VIEW_WINDOW, VIEW_SLICES),
+        }
+    }
+}
+
+// === impl ClassTotals ===
+
+impl ClassTotals {
+    /// Refused requests, by reason; reasons that never occurred are left out.
+    pub fn refused_by_reason(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        Reason::ALL.iter().zip(self.refused).filter(|(_, count)| *count > 0).map(|(reason, count)| (reason.as_str(), count))
+    }
+
+    fn add(&mut self, delta: &Self) {
+        self.offered += delta.offered;
+        self.admitted += delta.admitted;
+        self.completed += delta.completed;
+        self.failed += delta.failed;
+        self.cancelled += delta.cancelled;
+        for (total, more) in self.refused.iter_mut().zip(delta.refused) {
+            *total += more;
+        }
+    }
+}
+
+fn add_counters(totals: &mut v1::WorkerCounters, delta: &v1::WorkerCounters) {
+    totals.unmatched += delta.unmatched;
+    totals.host_errors += delta.host_errors;
+    totals.unreadable += delta.unreadable;
+    totals.denied_claims += delta.denied_claims;
+    totals.untracked += delta.untracked;
+}

@@ -1,0 +1,179 @@
+//! One proxy in the books: the newest report of each of its worker VMs, and its recent demand.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use headgate_core::histogram::Histogram;
+use headgate_core::reason::Reason;
+use headgate_core::time::Timestamp;
+use headgate_protos::v1;
+
+use super::{ClassTotals, LIVE};
+use crate::fleet::{GONE_AFTER, MAX_POLICIES_PER_PROXY};
+
+/// VMs remembered of one proxy, dead ones included: a late report of a dead VM must not count anew.
+const MAX_VMS: usize = 256;
+/// Classes read from one report of one policy (`policy.proto`: 1 to 8).
+const MAX_CLASSES: usize = 8;
+/// Time constant of the demand estimate.
+const DEMAND_TIME: f64 = 1.0;
+
+/// One proxy.
+#[derive(Default)]
+pub(super) struct Node {
+    /// Time of its newest report; `None` before the first.
+    pub(super) heard_at: Option<Timestamp>,
+    vms: HashMap<(u32, u64), Vm>,
+    demands: HashMap<String, Demand>,
+}
+
+/// The newest report of one VM.
+struct Vm {
+    heard_at: Timestamp,
+    at_ns: u64,
+    pools: HashMap<String, v1::PoolReport>,
+    counters: v1::WorkerCounters,
+}
+
+/// Requests per second of the throttled classes of one pool, decaying over [`DEMAND_TIME`].
+#[derive(Clone, Copy, Default)]
+struct Demand {
+    rate: f64,
+    at: Timestamp,
+}
+
+/// What a report adds to the newest one before it.
+pub(super) struct Accepted {
+    /// Time between the two on the worker's clock; `None` when there was none before.
+    pub(super) gap: Option<Duration>,
+    /// Differences, one for each policy and class.
+    pub(super) deltas: Vec<ClassDelta>,
+    /// Differences of the counters without a policy.
+    pub(super) counters: v1::WorkerCounters,
+}
+
+/// What a report adds to one class.
+pub(super) struct ClassDelta {
+    pub(super) policy: String,
+    pub(super) class: String,
+    pub(super) totals: ClassTotals,
+    /// `None` when nothing was added, or the report's histogram cannot be read.
+    pub(super) ttft: Option<Histogram>,
+}
+
+// === impl Node ===
+
+impl Node {
+    /// Takes the report of one VM; `None` when it is not newer than what is known of that VM.
+    pub(super) fn accept(&mut self, now: Timestamp, worker: &v1::WorkerReport) -> Option<Accepted> {
+        let key = (worker.slot, worker.vm_epoch);
+        let before = self.vms.get(&key);
+        if before.is_some_and(|vm| worker.at_ns <= vm.at_ns) {
+            return None;
+        }
+        let gap = before.map(|vm| Duration::from_nanos(worker.at_ns - vm.at_ns));
+        let empty = v1::PoolReport::default();
+        let mut deltas = Vec::new();
+        for pool in worker.pools.iter().take(MAX_POLICIES_PER_PROXY) {
+            // A policy that was deleted and applied anew in between is not in `before`: its counters start from zero.
+            let old = before.and_then(|vm| vm.pools.get(&pool.policy)).unwrap_or(&empty);
+            deltas.extend(pool.classes.iter().take(MAX_CLASSES).map(|class| class_delta(&pool.policy, class, old)));
+        }
+        let new = worker.counters.unwrap_or_default();
+        let counters = counters_delta(&new, &before.map(|vm| vm.counters).unwrap_or_default());
+        let pools = worker.pools.iter().take(MAX_POLICIES_PER_PROXY).map(|pool| (pool.policy.clone(), pool.clone())).collect();
+        self.make_room(&key);
+        self.vms.insert(key, Vm { heard_at: now, at_ns: worker.at_ns, pools, counters: new });
+        Some(Accepted { gap, deltas, counters })
+    }
+
+    /// Whether the proxy has spoken lately.
+    pub(super) fn is_present(&self, now: Timestamp) -> bool {
+        self.heard_at.is_some_and(|at| now.since(at) < GONE_AFTER)
+    }
+
+    /// Whether the proxy has reported `pool`.
+    pub(super) fn reports(&self, pool: &str) -> bool {
+        self.demands.contains_key(pool)
+    }
+
+    /// Newest class reports of the VMs that are alive, each with its pool.
+    pub(super) fn live_classes(&self, now: Timestamp) -> impl Iterator<Item = (&str, &v1::ClassReport)> {
+        let live = self.vms.values().filter(move |vm| now.since(vm.heard_at) < LIVE);
+        live.flat_map(|vm| vm.pools.values()).flat_map(|pool| pool.classes.iter().map(|class| (pool.pool.as_str(), class)))
+    }
+
+    /// Adds `requests` to the demand for `pool`.
+    pub(super) fn add_demand(&mut self, now: Timestamp, pool: &str, requests: u64) {
+        if !self.demands.contains_key(pool) && self.demands.len() >= MAX_POLICIES_PER_PROXY {
+            return;
+        }
+        let rate = self.demand(now, pool) + requests as f64 / DEMAND_TIME;
+        self.demands.insert(pool.to_owned(), Demand { rate, at: now });
+    }
+
+    /// Demand for `pool` now, in requests per second.
+    pub(super) fn demand(&self, now: Timestamp, pool: &str) -> f64 {
+        self.demands.get(pool).map_or(0.0, |demand| demand.rate * (-now.since(demand.at).as_secs_f64() / DEMAND_TIME).exp())
+    }
+
+    fn make_room(&mut self, key: &(u32, u64)) {
+        if self.vms.len() >= MAX_VMS
+            && !self.vms.contains_key(key)
+            && let Some(oldest) = self.vms.iter().min_by_key(|(_, vm)| vm.heard_at).map(|(key, _)| *key)
+        {
+            self.vms.remove(&oldest);
+        }
+    }
+}
+
+fn class_delta(policy: &str, new: &v1::ClassReport, pool_before: &v1::PoolReport) -> ClassDelta {
+    let empty = v1::ClassReport::default();
+    let before = pool_before.classes.iter().find(|class| class.class == new.class);
+    // Counters that went down belong to a policy that came back: they start from zero.
+    let old = before.filter(|old| !has_restarted(old, new)).unwrap_or(&empty);
+    ClassDelta {
+        policy: policy.to_owned(),
+        class: new.class.clone(),
+        totals: ClassTotals {
+            offered: new.offered - old.offered,
+            admitted: new.admitted - old.admitted,
+            completed: new.completed - old.completed,
+            failed: new.failed - old.failed,
+            cancelled: new.cancelled - old.cancelled,
+            refused: Reason::ALL.map(|reason| refused(new, reason).saturating_sub(refused(old, reason))),
+        },
+        ttft: ttft_delta(old.ttft_us.as_ref(), new.ttft_us.as_ref()),
+    }
+}
+
+fn has_restarted(old: &v1::ClassReport, new: &v1::ClassReport) -> bool {
+    let counters = |class: &v1::ClassReport| [class.offered, class.admitted, class.completed, class.failed, class.cancelled];
+    counters(new).iter().zip(counters(old)).any(|(new, old)| *new < old)
+}
+
+fn refused(class: &v1::ClassReport, reason: Reason) -> u64 {
+    class.refused.iter().filter(|entry| entry.reason == reason.as_str()).map(|entry| entry.count).fold(0, u64::saturating_add)
+}
+
+fn ttft_delta(old: Option<&v1::Histogram>, new: Option<&v1::Histogram>) -> Option<Histogram> {
+    let new = new?;
+    if old == Some(new) {
+        return None;
+    }
+    let new = Histogram::from_wire(new).ok()?;
+    match old.map(Histogram::from_wire) {
+        Some(Ok(old)) => Some(new.diff(&old)),
+        _ => Some(new),
+    }
+}
+
+fn counters_delta(new: &v1::WorkerCounters, old: &v1::WorkerCounters) -> v1::WorkerCounters {
+    v1::WorkerCounters {
+        unmatched: new.unmatched.saturating_sub(old.unmatched),
+        host_errors: new.host_errors.saturating_sub(old.host_errors),
+        unreadable: new.unreadable.saturating_sub(old.unreadable),
+        denied_claims: new.denied_claims.saturating_sub(old.denied_claims),
+        untracked: new.untracked.saturating_sub(old.untracked),
+    }
+}

@@ -1,0 +1,205 @@
+//! `headgate serve`: everything wired together, started and stopped.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::server::TcpIncoming;
+
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::control_loop::{ControlLoop, ControlView, SharedLedger};
+use crate::device::{self, Sampler};
+use crate::fleet::Fleet;
+use crate::http::{self, Observatory};
+use crate::store::{Store, StoreError};
+
+mod grpc;
+mod log;
+
+/// Time that streams and connections get to end after a signal.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(3);
+
+/// Why the control plane could not start or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// A listener's address cannot be had.
+    #[error("--{flag}: cannot listen on {address}: {source}\nend the program that listens there, or give another address with --{flag}")]
+    Bind {
+        /// The flag that names the address.
+        flag: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The policy store cannot be opened.
+    #[error("--data-dir: {0}")]
+    Store(#[from] StoreError),
+    /// The ports file cannot be written.
+    #[error("--ports-file: cannot write {path}: {source}")]
+    PortsFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The system gives no thread, signal handler or local address.
+    #[error("cannot {what}: {source}")]
+    System {
+        /// What was attempted.
+        what: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// gRPC reflection or the gRPC server failed.
+    #[error("grpc: {0}")]
+    Grpc(String),
+    /// A part ended by itself.
+    #[error("{part} ended unexpectedly")]
+    Ended {
+        /// Which.
+        part: &'static str,
+    },
+}
+
+/// A control plane that runs.
+pub struct Running {
+    /// Address of the gRPC listener.
+    pub grpc: SocketAddr,
+    /// Address of the HTTP listener.
+    pub http: SocketAddr,
+    ready: Arc<AtomicBool>,
+    shutdown: CancellationToken,
+    parts: JoinSet<Result<(), ServeError>>,
+    // Kept for its thread, which ends when this is dropped.
+    _sampler: Sampler,
+}
+
+#[derive(Serialize)]
+struct Ports {
+    grpc: u16,
+    http: u16,
+}
+
+/// Runs the control plane until SIGINT or SIGTERM.
+///
+/// # Errors
+/// [`ServeError`] when it cannot start, or when a part ends by itself.
+pub async fn run(config: Config) -> Result<(), ServeError> {
+    log::start(config.log_format);
+    let mut terminate = signal(tokio::signal::unix::SignalKind::terminate())?;
+    let mut interrupt = signal(tokio::signal::unix::SignalKind::interrupt())?;
+    let mut running = start(config).await?;
+    let outcome = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        outcome = running.ended() => outcome,
+    };
+    running.stop().await;
+    outcome
+}
+
+/// Starts all parts; returns when both listeners are bound and the policies are open.
+///
+/// # Errors
+/// [`ServeError`] naming the flag to change.
+pub async fn start(config: Config) -> Result<Running, ServeError> {
+    let incoming = TcpIncoming::bind(config.grpc).map_err(|source| bind("grpc", config.grpc, source))?.with_nodelay(Some(true));
+    let http_listener = TcpListener::bind(config.http).await.map_err(|source| bind("http", config.http, source))?;
+    let grpc = incoming.local_addr().map_err(|source| system("read the address of the gRPC listener", source))?;
+    let http = http_listener.local_addr().map_err(|source| system("read the address of the HTTP listener", source))?;
+
+    let (clock, fleet, ledger, shutdown) = (Clock::start(), Fleet::new(), SharedLedger::default(), CancellationToken::new());
+    let store = Store::open(&config.data_dir, fleet.clone())?;
+    let sampler = Sampler::start(device::open(&config.nvml), clock).map_err(|source| system("start the GPU sampling thread", source))?;
+    let (view, control) = watch::channel(Arc::new(ControlView::default()));
+    let control_loop = ControlLoop {
+        fleet: fleet.clone(),
+        ledger: ledger.clone(),
+        devices: sampler.state(),
+        sampler: sampler.control(),
+        clock,
+        lifetime: config.lifetime,
+        view,
+    };
+    let ready = Arc::new(AtomicBool::new(false));
+    let observatory =
+        Observatory { fleet: fleet.clone(), ledger: ledger.clone(), devices: sampler.state(), control, clock, ready: ready.clone() };
+    let services = grpc::Services { store, fleet, ledger, clock, filter: config.filter, shutdown: shutdown.clone() };
+    let grpc_server = services.serve(incoming)?;
+
+    let mut parts = JoinSet::new();
+    parts.spawn(grpc_server);
+    parts.spawn(serve_http(http_listener, observatory, shutdown.clone()));
+    parts.spawn(run_control_loop(control_loop, shutdown.clone()));
+    ready.store(true, Ordering::Release);
+    if let Some(path) = &config.ports_file {
+        write_ports(path, &Ports { grpc: grpc.port(), http: http.port() })?;
+    }
+    tracing::info!(%grpc, %http, data_dir = %config.data_dir.display(), "the control plane is up");
+    Ok(Running { grpc, http, ready, shutdown, parts, _sampler: sampler })
+}
+
+// === impl Running ===
+
+impl Running {
+    /// Waits until a part ends by itself, which none should.
+    async fn ended(&mut self) -> Result<(), ServeError> {
+        match self.parts.join_next().await {
+            Some(Ok(outcome)) => outcome.and(Err(ServeError::Ended { part: "a listener or the control loop" })),
+            Some(Err(_)) | None => Err(ServeError::Ended { part: "a task" }),
+        }
+    }
+
+    /// Stops: not ready, streams told to end, connections given three seconds.
+    pub async fn stop(mut self) {
+        tracing::info!("shutting down");
+        self.ready.store(false, Ordering::Release);
+        self.shutdown.cancel();
+        let drained = async { while self.parts.join_next().await.is_some() {} };
+        if tokio::time::timeout(SHUTDOWN_LIMIT, drained).await.is_err() {
+            tracing::warn!("connections were still open after {} s and are cut", SHUTDOWN_LIMIT.as_secs());
+            self.parts.abort_all();
+        }
+    }
+}
+
+async fn serve_http(listener: TcpListener, observatory: Observatory, shutdown: CancellationToken) -> Result<(), ServeError> {
+    let server = axum::serve(listener, http::router(observatory)).with_graceful_shutdown(shutdown.cancelled_owned());
+    server.await.map_err(|source| system("serve HTTP", source))
+}
+
+async fn run_control_loop(control_loop: ControlLoop, shutdown: CancellationToken) -> Result<(), ServeError> {
+    control_loop.run(shutdown).await;
+    Ok(())
+}
+
+/// Writes the file under another name first: who waits for it never reads half of it.
+fn write_ports(path: &Path, ports: &Ports) -> Result<(), ServeError> {
+    let failed = |source| ServeError::PortsFile { path: path.to_owned(), source };
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(".partial");
+    let text = serde_json::to_vec(ports).map_err(|error| failed(io::Error::other(error)))?;
+    std::fs::write(&partial, text).and_then(|()| std::fs::rename(&partial, path)).map_err(failed)
+}
+
+fn signal(kind: tokio::signal::unix::SignalKind) -> Result<tokio::signal::unix::Signal, ServeError> {
+    tokio::signal::unix::signal(kind).map_err(|source| system("listen for signals", source))
+}
+
+fn bind(flag: &'static str, address: SocketAddr, source: io::Error) -> ServeError {
+    ServeError::Bind { flag, address, source }
+}
+
+fn system(what: &'static str, source: io::Error) -> ServeError {
+    ServeError::System { what, source }
+}

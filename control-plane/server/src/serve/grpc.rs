@@ -1,0 +1,72 @@
+//! The gRPC listener and its services.
+
+use std::time::Duration;
+
+use headgate_protos::FILE_DESCRIPTOR_SET;
+use headgate_protos::discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
+use headgate_protos::extension::extension_config_discovery_service_server::ExtensionConfigDiscoveryServiceServer;
+use headgate_protos::v1::load_reporting_server::LoadReportingServer;
+use headgate_protos::v1::policy_service_server::PolicyServiceServer;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use tonic_health::ServingStatus;
+
+use super::ServeError;
+use crate::clock::Clock;
+use crate::config::FilterDelivery;
+use crate::control_loop::SharedLedger;
+use crate::discovery::Discovery;
+use crate::fleet::Fleet;
+use crate::load_reporting::LoadReports;
+use crate::policy_service::PolicyServer;
+use crate::store::Store;
+
+/// A dead peer is noticed after at most the interval and the timeout.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What the services share.
+pub(super) struct Services {
+    pub(super) store: Store,
+    pub(super) fleet: Fleet,
+    pub(super) ledger: SharedLedger,
+    pub(super) clock: Clock,
+    pub(super) filter: FilterDelivery,
+    pub(super) shutdown: CancellationToken,
+}
+
+// === impl Services ===
+
+impl Services {
+    /// The server as a future that ends after `shutdown`.
+    pub(super) fn serve(self, incoming: TcpIncoming) -> Result<impl Future<Output = Result<(), ServeError>> + Send + 'static, ServeError> {
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .build_v1()
+            .map_err(|error| ServeError::Grpc(format!("reflection: {error}")))?;
+        let (health, health_service) = tonic_health::server::health_reporter();
+        let shutdown = self.shutdown.clone();
+        let reports = LoadReports::new(self.fleet.clone(), self.ledger, self.clock, self.shutdown.clone());
+        let discovery = Discovery::new(self.fleet.clone(), self.filter, self.shutdown.clone());
+        let policies = PolicyServer::new(self.store, self.fleet, self.shutdown);
+        let server = Server::builder()
+            .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+            .add_service(health_service)
+            .add_service(reflection)
+            .add_service(LoadReportingServer::new(reports))
+            .add_service(PolicyServiceServer::new(policies))
+            .add_service(AggregatedDiscoveryServiceServer::new(discovery.clone()))
+            .add_service(ExtensionConfigDiscoveryServiceServer::new(discovery));
+        Ok(async move {
+            health.set_service_status("", ServingStatus::Serving).await;
+            let stopping = async move {
+                shutdown.cancelled().await;
+                health.set_service_status("", ServingStatus::NotServing).await;
+            };
+            server.serve_with_incoming_shutdown(incoming, stopping).await.map_err(|error| ServeError::Grpc(error.to_string()))
+        })
+    }
+}

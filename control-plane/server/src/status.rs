@@ -1,0 +1,239 @@
+//! The document of `GET /throttle/status`: what the control plane sees and does, in one answer.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::device::{DeviceDetail, DeviceSample, DeviceState, SampleError, SourceState};
+use crate::fleet::ProxyView;
+
+/// The whole document.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StatusDocument {
+    /// The pools, by name.
+    pub pools: Vec<PoolStatus>,
+    /// The GPUs, by index.
+    pub gpus: Vec<GpuStatus>,
+    /// Where GPU telemetry comes from, or why there is none.
+    pub gpu_source: String,
+    /// The proxies, by `node.id`.
+    pub proxies: Vec<ProxyStatus>,
+}
+
+/// One pool.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PoolStatus {
+    /// Pool.
+    pub pool: String,
+    /// Policy that protects it.
+    pub policy: String,
+    /// Version of that policy.
+    pub version: String,
+    /// Epoch of the newest limits that were pushed; 0 before the first.
+    pub epoch: u64,
+    /// The three levels.
+    pub levels: Vec<LevelView>,
+    /// The classes, in the policy's order.
+    pub classes: Vec<ClassStatus>,
+    /// Requests that the pool completes per second when busy; 0 while unknown.
+    pub drain_rps: f64,
+    /// Proxies that report the pool.
+    pub proxies: usize,
+}
+
+/// One level.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LevelView {
+    /// `qps`, `gpu_memory` or `p99`.
+    pub kind: String,
+    /// `disabled`, `learning`, `ok`, `tripped`, `recovering` or `stale`.
+    pub state: String,
+    /// Last value, in the unit of the kind.
+    pub value: f64,
+    /// Threshold, in the unit of the kind; 0 while learning.
+    pub threshold: f64,
+    /// Source of the value.
+    pub source: String,
+    /// Age of the value, in milliseconds.
+    pub age_ms: u32,
+    /// Time until it counts as recovered, in milliseconds; only when tripped or recovering.
+    pub recovery_remaining_ms: Option<u32>,
+    /// The last time it tripped.
+    pub last_trip: Option<TripView>,
+}
+
+/// A trip.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TripView {
+    /// When, in milliseconds since the Unix epoch.
+    pub at_unix_ms: u64,
+    /// Value that tripped the level.
+    pub value: f64,
+    /// Threshold that it exceeded.
+    pub threshold: f64,
+}
+
+/// One class.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ClassStatus {
+    /// Class.
+    pub class: String,
+    /// `admit`, `throttle` or `refuse`.
+    pub action: String,
+    /// Level that caused the action; empty for none.
+    pub because: String,
+    /// Rate of the whole fleet when throttled, in requests per second.
+    pub rate_rps: f64,
+    /// Depth of the bucket of the whole fleet, in requests.
+    pub burst: f64,
+    /// Rate at which refused requests can be expected to be served, in requests per second.
+    pub drain_rps: f64,
+    /// Requests that arrived.
+    pub offered: u64,
+    /// Requests admitted.
+    pub admitted: u64,
+    /// Admitted requests that ended well.
+    pub completed: u64,
+    /// Admitted requests that failed.
+    pub failed: u64,
+    /// Admitted requests whose client went away.
+    pub cancelled: u64,
+    /// Refused requests, by reason.
+    pub refused: BTreeMap<String, u64>,
+    /// Requests in flight.
+    pub in_flight: u64,
+    /// Requests in flight whose first token has not come.
+    pub waiting: u64,
+    /// Median of the time to first token over the last 10 s, in milliseconds.
+    pub ttft_p50_ms: Option<f64>,
+    /// 99th percentile of it.
+    pub ttft_p99_ms: Option<f64>,
+}
+
+/// One GPU.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct GpuStatus {
+    /// Index by which the driver lists it.
+    pub index: u32,
+    /// Product name.
+    pub name: String,
+    /// Memory that processes use, in bytes.
+    pub memory_used_bytes: u64,
+    /// Memory that the driver keeps for itself, in bytes.
+    pub memory_reserved_bytes: u64,
+    /// Installed memory, in bytes.
+    pub memory_total_bytes: u64,
+    /// Memory in use, in percent of the total.
+    pub memory_used_percent: f64,
+    /// UUID and everything else.
+    #[serde(flatten)]
+    pub detail: DeviceDetail,
+}
+
+/// One proxy.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ProxyStatus {
+    /// `node.id`.
+    pub node_id: String,
+    /// Version of its filter.
+    pub filter_version: String,
+    /// Policies in force.
+    pub policies: Vec<AppliedStatus>,
+    /// Policies that it refused.
+    pub rejected: Vec<RejectedStatus>,
+    /// Time since its last report, in milliseconds.
+    pub last_report_age_ms: u64,
+    /// Worker VMs.
+    pub workers: usize,
+}
+
+/// A policy in force in a proxy.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct AppliedStatus {
+    /// Name.
+    pub name: String,
+    /// Version.
+    pub version: String,
+    /// Epoch of the newest limits of its pool.
+    pub limits_epoch: u64,
+}
+
+/// A policy that a proxy refused.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RejectedStatus {
+    /// Name.
+    pub name: String,
+    /// Version.
+    pub version: String,
+    /// What is wrong, beginning with the field's path.
+    pub error: String,
+}
+
+// === impl GpuStatus ===
+
+impl GpuStatus {
+    /// Joins samples and details by UUID.
+    pub fn list(samples: &[DeviceSample], details: &[DeviceDetail]) -> Vec<Self> {
+        samples.iter().map(|sample| Self::of(sample, details.iter().find(|detail| *detail.uuid == *sample.uuid))).collect()
+    }
+
+    fn of(sample: &DeviceSample, detail: Option<&DeviceDetail>) -> Self {
+        Self {
+            index: sample.index,
+            name: sample.name.to_string(),
+            memory_used_bytes: sample.memory_used_bytes,
+            memory_reserved_bytes: sample.memory_reserved_bytes,
+            memory_total_bytes: sample.memory_total_bytes,
+            memory_used_percent: percent(sample.memory_used_bytes, sample.memory_total_bytes),
+            detail: detail.cloned().unwrap_or_else(|| DeviceDetail { uuid: sample.uuid.to_string(), ..DeviceDetail::default() }),
+        }
+    }
+}
+
+// === impl ProxyStatus ===
+
+impl From<ProxyView> for ProxyStatus {
+    fn from(view: ProxyView) -> Self {
+        let applied = |policy: headgate_protos::v1::AppliedPolicy| AppliedStatus {
+            name: policy.name,
+            version: policy.version,
+            limits_epoch: policy.limits_epoch,
+        };
+        let rejected = |policy: headgate_protos::v1::RejectedPolicy| RejectedStatus {
+            name: policy.name,
+            version: policy.version,
+            error: policy.error,
+        };
+        Self {
+            node_id: view.node_id,
+            filter_version: view.filter_version,
+            policies: view.policies.into_iter().map(applied).collect(),
+            rejected: view.rejected.into_iter().map(rejected).collect(),
+            last_report_age_ms: u64::try_from(view.last_report_age.as_millis()).unwrap_or(u64::MAX),
+            workers: view.workers,
+        }
+    }
+}
+
+/// What `gpu_source` says of a device state.
+pub fn source_text(state: &DeviceState) -> String {
+    match &state.state {
+        SourceState::Starting => format!("{}: starting", state.source),
+        SourceState::Sampling => sampling_text(state.source, state.devices.len()),
+        SourceState::Failing(error) => failing_text(error),
+    }
+}
+
+/// What `gpu_source` says while `source` gives samples.
+pub fn sampling_text(source: &str, devices: usize) -> String {
+    format!("{source}: {devices} {}", if devices == 1 { "device" } else { "devices" })
+}
+
+/// What `gpu_source` says while there are none.
+pub fn failing_text(error: &SampleError) -> String {
+    format!("no device: {error}")
+}
+
+fn percent(part: u64, whole: u64) -> f64 {
+    if whole == 0 { 0.0 } else { 100.0 * part as f64 / whole as f64 }
+}
