@@ -224,6 +224,13 @@ impl Resource {
         Self { kind, name, version, body: Any { type_url: kind.type_url().into(), value: encoded }, needs: Vec::new() }
     }
 
+    /// Gives the resource a version that its content already carries, the same on every replica, instead of the hash of its bytes.
+    #[must_use]
+    pub fn versioned(mut self, version: Version) -> Self {
+        self.version = version;
+        self
+    }
+
     /// Says that this resource refers to another one, which a snapshot must then contain too.
     #[must_use]
     pub fn needing(mut self, kind: ResourceType, name: ResourceName) -> Self {

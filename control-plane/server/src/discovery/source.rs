@@ -1,0 +1,133 @@
+//! Where streams get their snapshots: one encoding of the policies for all of them, limits for each.
+
+use std::future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use headgate_protos::envoy_core::Node;
+use headgate_protos::v1;
+use headgate_xds::{Change, ResourceType, Snapshot, StreamEvent};
+use tokio::sync::watch;
+use tonic::Status;
+
+use crate::config::FilterDelivery;
+use crate::fleet::{Fleet, LimitsTable, PolicySet};
+use crate::resources::{ResourceError, SharedResources};
+
+/// Makes snapshots. Cheap to clone; clones share what is encoded.
+#[derive(Clone)]
+pub(super) struct Source {
+    fleet: Fleet,
+    filter: Arc<FilterDelivery>,
+    shared: Arc<Mutex<Option<Arc<SharedResources>>>>,
+}
+
+/// The view of one client, which always holds a snapshot.
+pub(super) struct Observer {
+    source: Source,
+    node_id: String,
+    policies: watch::Receiver<Arc<PolicySet>>,
+    limits: watch::Receiver<Arc<LimitsTable>>,
+    snapshot: Snapshot,
+}
+
+// === impl Source ===
+
+impl Source {
+    pub(super) fn new(fleet: Fleet, filter: FilterDelivery) -> Self {
+        Self { fleet, filter: Arc::new(filter), shared: Arc::default() }
+    }
+
+    /// A view for the client that says to be `node`. One that does not say gets a newcomer's limits.
+    pub(super) fn observe(&self, node: Option<&Node>) -> Observer {
+        let node_id = node.map_or_else(String::new, |node| node.id.clone());
+        let mut observer = Observer {
+            policies: self.fleet.policies(),
+            limits: self.fleet.limits(),
+            source: self.clone(),
+            node_id,
+            snapshot: Snapshot::default(),
+        };
+        observer.refresh();
+        observer
+    }
+
+    /// The resources that every client gets, encoded by whoever asks first after a change.
+    fn shared(&self, policies: &Arc<PolicySet>) -> Result<Arc<SharedResources>, ResourceError> {
+        // A poisoned cache is still a cache: it is replaced whole.
+        let mut cached = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(shared) = cached.as_ref().filter(|shared| shared.is_of(policies)) {
+            return Ok(shared.clone());
+        }
+        let shared = Arc::new(SharedResources::new(policies.clone(), &self.filter)?);
+        *cached = Some(shared.clone());
+        Ok(shared)
+    }
+}
+
+// === impl Observer ===
+
+impl Observer {
+    /// What the client may be told now.
+    pub(super) fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
+    /// Takes note of what the client let us know: its refusals are shown with the policy.
+    pub(super) fn note(&self, event: &StreamEvent) {
+        let node = &self.node_id;
+        match event {
+            StreamEvent::Accepted { kind, changes } => tracing::trace!(node, %kind, resources = changes.len(), "discovery: accepted"),
+            StreamEvent::Rejected { kind, changes, error } => {
+                tracing::warn!(node, %kind, resources = ?names(changes), error, "discovery: refused by the client");
+                if *kind == ResourceType::HeadgatePolicy {
+                    self.record_refusal(changes, error);
+                }
+            }
+            StreamEvent::StaleNonce { kind } => tracing::debug!(node, %kind, "discovery: stale nonce ignored"),
+            StreamEvent::UnknownType { type_url } => tracing::debug!(node, type_url, "discovery: type not served"),
+        }
+    }
+
+    fn record_refusal(&self, changes: &[Change], error: &str) {
+        for Change { name, version } in changes {
+            let version = version.map(|version| version.to_string()).unwrap_or_default();
+            // A filter puts the policy's name before the field.
+            let error = error.strip_prefix(name.as_str()).and_then(|error| error.strip_prefix(": ")).unwrap_or(error);
+            let rejection = v1::RejectedPolicy { name: name.to_string(), version, error: error.to_owned() };
+            self.source.fleet.proxies().record_nack(Instant::now(), &self.node_id, rejection);
+        }
+    }
+
+    fn refresh(&mut self) {
+        let policies = self.policies.borrow_and_update().clone();
+        let limits = self.limits.borrow_and_update().clone();
+        match self.source.shared(&policies).and_then(|shared| shared.snapshot_for(&self.node_id, &limits)) {
+            Ok(snapshot) => self.snapshot = snapshot,
+            // The validator lets no policy through that has no resource name, so this is a bug; what is served stays in force.
+            Err(error) => tracing::error!(node = self.node_id, %error, "discovery: no snapshot"),
+        }
+    }
+
+    async fn changed(&mut self) -> Result<&Snapshot, Status> {
+        let changed = tokio::select! {
+            changed = self.policies.changed() => changed,
+            changed = self.limits.changed() => changed,
+        };
+        changed.map_err(|_| Status::unavailable("the server is shutting down"))?;
+        self.refresh();
+        Ok(&self.snapshot)
+    }
+}
+
+/// Waits until a client that has said something may be told something new.
+pub(super) async fn changed(observer: &mut Option<Observer>) -> Result<&Snapshot, Status> {
+    match observer {
+        Some(observer) => observer.changed().await,
+        None => future::pending().await,
+    }
+}
+
+fn names(changes: &[Change]) -> Vec<&str> {
+    changes.iter().map(|change| change.name.as_str()).collect()
+}

@@ -1,0 +1,157 @@
+//! The gRPC service for policies: [`PolicyServer`] over the [`Store`].
+
+mod watch;
+
+#[cfg(test)]
+mod tests;
+
+use headgate_protos::v1::policy_service_server::PolicyService;
+use headgate_protos::v1::policy_source::Source;
+use headgate_protos::v1::{self, PolicySource};
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Request, Response, Status};
+use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
+
+use crate::document::{CheckedPolicy, Violation, Violations};
+use crate::fleet::{Fleet, PolicyReach, StoredPolicy};
+use crate::store::{Applied, ChangeError, Expected, Store};
+use watch::Watch;
+
+/// Bytes that violations may take in a status. They travel in a header block, of which clients accept 16 KiB: once as text and
+/// once, a third longer, as details.
+const MAX_STATUS_BYTES: usize = 6000;
+
+/// `headgate.v1.PolicyService`.
+#[derive(Clone)]
+pub struct PolicyServer {
+    store: Store,
+    fleet: Fleet,
+    shutdown: CancellationToken,
+}
+
+// === impl PolicyServer ===
+
+impl PolicyServer {
+    /// A service over `store`, which tells of the state in `fleet`. Watches end when `shutdown` is cancelled.
+    pub fn new(store: Store, fleet: Fleet, shutdown: CancellationToken) -> Self {
+        Self { store, fleet, shutdown }
+    }
+
+    /// Runs a call to the store, which waits for the disk, where it holds up no other request.
+    async fn on_store<T: Send + 'static>(&self, call: impl FnOnce(&Store) -> T + Send + 'static) -> Result<T, Status> {
+        let store = self.store.clone();
+        tokio::task::spawn_blocking(move || call(&store)).await.map_err(|_| Status::internal("the store panicked"))
+    }
+
+    fn status_of(&self, stored: &StoredPolicy) -> v1::PolicyStatus {
+        let PolicyReach { proxies_current, proxies_behind, rejections } =
+            self.fleet.proxies().reach(&stored.policy.name, &stored.policy.version);
+        v1::PolicyStatus {
+            policy: Some(stored.policy.clone()),
+            proxies_current,
+            proxies_behind,
+            rejections,
+            changed_at_unix_ms: stored.changed_at_unix_ms,
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl PolicyService for PolicyServer {
+    type WatchPoliciesStream = Watch;
+
+    async fn apply_policy(&self, request: Request<v1::ApplyPolicyRequest>) -> Result<Response<v1::ApplyPolicyResponse>, Status> {
+        let v1::ApplyPolicyRequest { source, expected_version } = request.into_inner();
+        let checked = checked(source)?;
+        let expected = Expected::parse(&expected_version);
+        let applied = self.on_store(move |store| store.apply(&checked, &expected)).await?;
+        let Applied { stored, changed } = applied.map_err(|error| refused_change(&error))?;
+        tracing::info!(policy = stored.policy.name, version = stored.policy.version, changed, "policy applied");
+        Ok(Response::new(v1::ApplyPolicyResponse { policy: Some(stored.policy.clone()), changed }))
+    }
+
+    async fn validate_policy(&self, request: Request<v1::ValidatePolicyRequest>) -> Result<Response<v1::ValidatePolicyResponse>, Status> {
+        let checked = checked(request.into_inner().source)?;
+        let policy = checked.wire().clone();
+        self.on_store(move |store| store.check(&checked)).await?.map_err(|error| refused_change(&error))?;
+        Ok(Response::new(v1::ValidatePolicyResponse { policy: Some(policy) }))
+    }
+
+    async fn get_policy(&self, request: Request<v1::GetPolicyRequest>) -> Result<Response<v1::PolicyStatus>, Status> {
+        let name = required_name(request.into_inner().name)?;
+        let stored = self.fleet.policies().borrow().policies.get(&name).cloned();
+        match stored {
+            Some(stored) => Ok(Response::new(self.status_of(&stored))),
+            None => Err(refused_change(&ChangeError::NotFound { name })),
+        }
+    }
+
+    async fn list_policies(&self, _: Request<v1::ListPoliciesRequest>) -> Result<Response<v1::ListPoliciesResponse>, Status> {
+        let set = self.fleet.policies().borrow().clone();
+        let policies = set.policies.values().map(|stored| self.status_of(stored)).collect();
+        Ok(Response::new(v1::ListPoliciesResponse { policies }))
+    }
+
+    async fn delete_policy(&self, request: Request<v1::DeletePolicyRequest>) -> Result<Response<v1::DeletePolicyResponse>, Status> {
+        let v1::DeletePolicyRequest { name, expected_version } = request.into_inner();
+        let name = required_name(name)?;
+        let expected = Expected::parse(&expected_version);
+        let deleted = name.clone();
+        self.on_store(move |store| store.delete(&name, &expected)).await?.map_err(|error| refused_change(&error))?;
+        tracing::info!(policy = deleted, "policy deleted");
+        Ok(Response::new(v1::DeletePolicyResponse {}))
+    }
+
+    async fn watch_policies(&self, _: Request<v1::WatchPoliciesRequest>) -> Result<Response<Watch>, Status> {
+        let (existing, changes) = self.on_store(Store::watch).await?;
+        Ok(Response::new(watch::events(existing, changes, self.shutdown.clone())))
+    }
+}
+
+fn checked(source: Option<PolicySource>) -> Result<CheckedPolicy, Status> {
+    let checked = match source.and_then(|source| source.source) {
+        Some(Source::Policy(policy)) => CheckedPolicy::from_wire(policy),
+        Some(Source::Document(text)) => CheckedPolicy::from_document(&text),
+        None => Err(Violations::of("source", "is required")),
+    };
+    checked.map_err(|violations| invalid(&violations))
+}
+
+fn required_name(name: String) -> Result<String, Status> {
+    if name.is_empty() { Err(invalid(&Violations::of("name", "is required"))) } else { Ok(name) }
+}
+
+fn refused_change(error: &ChangeError) -> Status {
+    match error {
+        ChangeError::NotFound { .. } => Status::not_found(error.to_string()),
+        ChangeError::Conflict { .. } => Status::aborted(error.to_string()),
+        ChangeError::Refused(violations) => invalid(violations),
+        ChangeError::Full => Status::resource_exhausted(error.to_string()),
+        ChangeError::Store(error) => {
+            tracing::error!(%error, "the policy store failed");
+            Status::unavailable(error.to_string())
+        }
+    }
+}
+
+/// `INVALID_ARGUMENT` with a line and a `BadRequest.FieldViolation` for every violation, as many as fit.
+fn invalid(violations: &Violations) -> Status {
+    let mut room = MAX_STATUS_BYTES;
+    let fitting: Vec<&Violation> = violations
+        .iter()
+        .take_while(|violation| {
+            let needed = violation.field.len() + violation.problem.len() + 16;
+            let fits = needed <= room;
+            room = room.saturating_sub(needed);
+            fits
+        })
+        .collect();
+    let mut lines: Vec<String> = fitting.iter().map(ToString::to_string).collect();
+    let left = violations.iter().count() - fitting.len();
+    if left > 0 {
+        lines.push(format!("… and {left} more errors; correct these first"));
+    }
+    let fields: Vec<FieldViolation> = fitting.iter().map(|violation| FieldViolation::new(&violation.field, &violation.problem)).collect();
+    let details = ErrorDetails::with_bad_request(fields);
+    Status::with_error_details(Code::InvalidArgument, lines.join("\n"), details)
+}

@@ -1,0 +1,161 @@
+//! What each proxy is told over discovery, as a pure function of policies, limits and the filter's delivery.
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use envoy_types::pb::envoy::config::core::v3 as core;
+use envoy_types::pb::envoy::extensions::filters::http::wasm::v3::Wasm;
+use envoy_types::pb::envoy::extensions::wasm::v3::plugin_config::Vm;
+use envoy_types::pb::envoy::extensions::wasm::v3::{
+    CapabilityRestrictionConfig, FailurePolicy, PluginConfig, SanitizationConfig, VmConfig,
+};
+use envoy_types::pb::google::protobuf::{Any, StringValue};
+use headgate_xds::{Inconsistent, InvalidName, Resource, ResourceName, ResourceType, Snapshot, Version};
+use prost::{Message, Name};
+
+use crate::config::FilterDelivery;
+use crate::fleet::{LimitsTable, PolicySet};
+
+/// Name of the filter and of its ECDS resource, as the bootstraps in `envoy/` have it.
+pub const FILTER_NAME: &str = "headgate";
+
+/// All that the filter calls and is called with; the host refuses anything else. The same list as in `envoy/ecds.yaml`.
+const CAPABILITIES: &[&str] = &[
+    "clock_time_get",
+    "proxy_define_metric",
+    "proxy_get_buffer_bytes",
+    "proxy_get_header_map_pairs",
+    "proxy_get_header_map_value",
+    "proxy_get_property",
+    "proxy_get_shared_data",
+    "proxy_grpc_close",
+    "proxy_grpc_send",
+    "proxy_grpc_stream",
+    "proxy_increment_metric",
+    "proxy_log",
+    "proxy_on_configure",
+    "proxy_on_context_create",
+    "proxy_on_grpc_close",
+    "proxy_on_grpc_receive",
+    "proxy_on_log",
+    "proxy_on_request_headers",
+    "proxy_on_response_body",
+    "proxy_on_response_headers",
+    "proxy_on_tick",
+    "proxy_record_metric",
+    "proxy_remove_header_map_value",
+    "proxy_replace_header_map_value",
+    "proxy_send_local_response",
+    "proxy_set_property",
+    "proxy_set_shared_data",
+    "proxy_set_tick_period_milliseconds",
+    "random_get",
+];
+
+/// What a snapshot cannot be made of.
+#[derive(Debug, thiserror::Error)]
+pub enum ResourceError {
+    /// A policy or pool whose name is no resource name.
+    #[error(transparent)]
+    Name(#[from] InvalidName),
+    /// Resources that do not fit together.
+    #[error(transparent)]
+    Inconsistent(#[from] Inconsistent),
+}
+
+/// What every proxy is told: encoded once for one set of policies, then shared.
+#[derive(Clone, Debug)]
+pub struct SharedResources {
+    policies: Arc<PolicySet>,
+    resources: Vec<Resource>,
+}
+
+// === impl SharedResources ===
+
+impl SharedResources {
+    /// Encodes the policies and the filter's configuration.
+    pub fn new(policies: Arc<PolicySet>, filter: &FilterDelivery) -> Result<Self, ResourceError> {
+        let mut resources = vec![filter_configuration(filter)?];
+        for (name, stored) in &policies.policies {
+            let encoded = Bytes::from(stored.policy.encode_to_vec());
+            let mut resource = Resource::new(ResourceType::HeadgatePolicy, ResourceName::new(name)?, encoded);
+            // A filter that takes over from another one knows of its policies only the version that they carry.
+            if let Some(version) = Version::parse(&stored.policy.version) {
+                resource = resource.versioned(version);
+            }
+            resources.push(resource);
+        }
+        Ok(Self { policies, resources })
+    }
+
+    /// Whether this is of just that set.
+    pub fn is_of(&self, policies: &Arc<PolicySet>) -> bool {
+        Arc::ptr_eq(&self.policies, policies)
+    }
+
+    /// Everything that the proxy `node_id` is told: the shared resources, and its limits of each pool that has a policy.
+    pub fn snapshot_for(&self, node_id: &str, limits: &LimitsTable) -> Result<Snapshot, ResourceError> {
+        let mut resources = self.resources.clone();
+        for (name, stored) in &self.policies.policies {
+            let pool = stored.policy.spec.as_ref().map_or("", |spec| spec.pool.as_str());
+            let Some(limits) = limits.for_node(node_id, pool) else { continue };
+            let encoded = Bytes::from(limits.encode_to_vec());
+            let resource = Resource::new(ResourceType::HeadgateLimits, ResourceName::new(pool)?, encoded);
+            resources.push(resource.needing(ResourceType::HeadgatePolicy, ResourceName::new(name)?));
+        }
+        Ok(Snapshot::try_new(resources)?)
+    }
+}
+
+/// The filter as ECDS delivers it: local code, reload after a trap, nothing allowed that it does not need.
+fn filter_configuration(filter: &FilterDelivery) -> Result<Resource, InvalidName> {
+    let extension = core::TypedExtensionConfig {
+        name: FILTER_NAME.into(),
+        typed_config: Some(Any { type_url: Wasm::type_url(), value: encoded_wasm(filter) }),
+    };
+    Ok(Resource::new(ResourceType::ExtensionConfig, ResourceName::new(FILTER_NAME)?, Bytes::from(extension.encode_to_vec())))
+}
+
+/// The `Wasm` message, the same bytes in every process.
+///
+/// The capabilities are a protobuf map, which prost writes in an order that differs from process to process, so that Envoy would
+/// see another version after each restart. Concatenated encodings of a message merge (protobuf encoding, "Last One Wins"), so each
+/// capability is written as a message of its own, in order.
+fn encoded_wasm(filter: &FilterDelivery) -> Vec<u8> {
+    let mut bytes = Wasm { config: Some(plugin(filter)) }.encode_to_vec();
+    for capability in CAPABILITIES {
+        let allowed_capabilities = [((*capability).to_owned(), SanitizationConfig {})].into();
+        // Envoy 1.40 calls this place deprecated in favour of one in `VmConfig`, which 1.36 to 1.39 do not know; 1.40 obeys both.
+        #[allow(deprecated)]
+        let config = PluginConfig {
+            capability_restriction_config: Some(CapabilityRestrictionConfig { allowed_capabilities }),
+            ..PluginConfig::default()
+        };
+        bytes.extend(Wasm { config: Some(config) }.encode_to_vec());
+    }
+    bytes
+}
+
+fn plugin(filter: &FilterDelivery) -> PluginConfig {
+    let FilterDelivery { wasm, control_cluster, control_authority } = filter;
+    let configuration = serde_json::json!({ "controlPlane": { "cluster": control_cluster, "authority": control_authority } }).to_string();
+    let code = core::DataSource {
+        specifier: Some(core::data_source::Specifier::Filename(wasm.display().to_string())),
+        ..core::DataSource::default()
+    };
+    PluginConfig {
+        name: FILTER_NAME.into(),
+        configuration: Some(Any { type_url: StringValue::type_url(), value: StringValue { value: configuration }.encode_to_vec() }),
+        failure_policy: FailurePolicy::FailReload.into(),
+        vm: Some(Vm::VmConfig(VmConfig {
+            vm_id: FILTER_NAME.into(),
+            runtime: "envoy.wasm.runtime.v8".into(),
+            code: Some(core::AsyncDataSource { specifier: Some(core::async_data_source::Specifier::Local(code)) }),
+            ..VmConfig::default()
+        })),
+        ..PluginConfig::default()
+    }
+}
