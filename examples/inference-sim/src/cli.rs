@@ -13,7 +13,7 @@ use crate::openai::Defaults;
 
 const EXAMPLES: &str = "\
 Examples:
-  The demo pool, about 33 requests/s of 200-token prompts and 40-token answers:
+  The demo pool, about 35 requests/s of 200-token prompts and 40-token answers:
     inference-sim --listen 127.0.0.1:8000 --nvml-state /tmp/nvml.json
 
   A port of its own choice, told through a file:
