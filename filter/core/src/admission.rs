@@ -124,7 +124,8 @@ fn ask_class(pool: &mut Pool, now: Timestamp, classified: Classified) -> Result<
         return Ok(());
     }
     pool.demand.note_blocked();
-    let (value, threshold) = (f64::from(pool.in_flight()), f64::from(pool.permits.total));
+    // At least as many are in flight as the class could use, so the value is never below the threshold.
+    let (value, threshold) = (f64::from(pool.in_flight()), f64::from(pool.permits.usable_by(classified.class.index())));
     if let Some(bucket) = pool.state_mut(classified.class).and_then(|state| state.bucket.as_mut()) {
         bucket.put_back();
     }

@@ -38,11 +38,21 @@ impl Permits {
         permits
     }
 
+    /// Permits that `class` can use at most.
+    pub(crate) fn usable_by(&self, class: usize) -> u32 {
+        self.shared.saturating_add(self.reserved.get(class).copied().unwrap_or(0))
+    }
+
     /// Whether one more request of `class` may start. `in_flight` is by class; `orphans` are requests of classes that the policy no
     /// longer has.
     ///
-    /// A class first fills its own part; what is beyond it, of all classes together, must fit the shared part.
+    /// A class first fills its own part; what is beyond it, of all classes together, must fit the shared part. After permits were
+    /// taken away or reservations changed more may be in flight than that allows, so the total is checked first.
     pub(crate) fn allows(&self, class: usize, in_flight: &[u32; MAX_CLASSES], orphans: u32) -> bool {
+        let used = in_flight.iter().fold(orphans, |sum, used| sum.saturating_add(*used));
+        if used >= self.total {
+            return false;
+        }
         let own = self.reserved.get(class).copied().unwrap_or(0);
         if in_flight.get(class).is_some_and(|used| *used < own) {
             return true;
@@ -97,5 +107,48 @@ impl Demand {
         let blocked = self.blocked.max(self.last_blocked);
         let needed = peak.saturating_add(blocked);
         needed.saturating_add((needed / 2).max(MIN_HEADROOM))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use headgate_protos::v1;
+
+    use super::*;
+    use crate::policy::fixture;
+
+    fn in_flight(high: u32, medium: u32, low: u32) -> [u32; MAX_CLASSES] {
+        [high, medium, low, 0, 0, 0, 0, 0]
+    }
+
+    #[test]
+    fn a_reservation_is_rounded_and_only_its_class_may_use_it() {
+        let permits = |total| Permits::new(&fixture::policy(|_| {}), total);
+        // 20 % of 3, 2 and 12 permits: 0.6, 0.4, 2.4.
+        assert_eq!([3, 2, 12].map(|total| permits(total).shared), [2, 2, 10]);
+        let twelve = permits(12);
+        assert!(!twelve.allows(2, &in_flight(0, 4, 6), 0) && twelve.allows(0, &in_flight(0, 4, 6), 0));
+        assert!(twelve.allows(0, &in_flight(11, 0, 0), 0) && !twelve.allows(0, &in_flight(12, 0, 0), 0));
+        assert!(!twelve.allows(2, &in_flight(0, 0, 9), 1), "requests of former classes count");
+    }
+
+    #[test]
+    fn reservations_never_pass_the_total() {
+        let policy = fixture::policy(|spec| {
+            spec.classes[1].when_tripped = v1::WhenTripped::ReservedLane.into();
+            spec.classes[0].reserved_percent = Some(45);
+            spec.classes[1].reserved_percent = Some(45);
+        });
+        for total in 0..100 {
+            let permits = Permits::new(&policy, total);
+            assert_eq!(permits.reserved.iter().sum::<u32>() + permits.shared, total);
+        }
+    }
+
+    #[test]
+    fn permits_taken_away_admit_nobody_until_enough_requests_are_over() {
+        let permits = Permits::new(&fixture::policy(|_| {}), 5);
+        assert!(!permits.allows(0, &in_flight(0, 0, 5), 0), "the reserve may not lift the total");
+        assert!(permits.allows(0, &in_flight(0, 0, 4), 0));
     }
 }

@@ -91,7 +91,10 @@ fn message(cause: &Cause, retry_after_ms: u64, reveals: bool) -> String {
         return format!("The service is overloaded. Retry after {seconds} s.");
     }
     let Cause { reason, value, threshold, source: _ } = cause;
-    format!("Refused: {} at {}, limit {}. Retry after {seconds} s.", reason.signal(), Number(*value), Number(*threshold))
+    // A level that has tripped acts until its countdown is over and its classes have grown back, whatever its value is by then.
+    let is_recovering = matches!(reason, Reason::Qps | Reason::GpuMemory | Reason::P99) && value < threshold;
+    let refused = if is_recovering { "Refused while recovering" } else { "Refused" };
+    format!("{refused}: {} at {}, limit {}. Retry after {seconds} s.", reason.signal(), Number(*value), Number(*threshold))
 }
 
 /// A number for people: at most one decimal.

@@ -209,3 +209,6 @@ fn decimal(text: &[u8]) -> Option<u64> {
         if digit > 9 { None } else { number.checked_mul(10)?.checked_add(u64::from(digit)) }
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -91,6 +91,8 @@ impl KeyedBreakers {
         }
         let mut probe = None;
         for (position, (inserted, entry)) in self.entries.iter_mut().enumerate() {
+            // An open breaker whose time is over is half-open from here on.
+            entry.breaker.on_tick(config, now);
             if entry.breaker.is_closed() {
                 continue;
             }
@@ -149,6 +151,16 @@ impl KeyedBreakers {
     /// Keys whose breaker is not closed, with its state.
     pub fn not_closed(&self) -> impl Iterator<Item = (&[u8], v1::BreakerState)> {
         self.entries.iter().filter(|(_, entry)| !entry.breaker.is_closed()).map(|(_, entry)| (&*entry.key, entry.breaker.state()))
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    #[cfg(test)]
+    pub(super) fn has(&self, key: &[u8]) -> bool {
+        self.position(key).is_some()
     }
 
     fn position(&self, key: &[u8]) -> Option<usize> {

@@ -269,4 +269,6 @@ fn version_of(wire: &v1::Policy) -> String {
 }
 
 #[cfg(test)]
+pub(crate) mod fixture;
+#[cfg(test)]
 mod tests;

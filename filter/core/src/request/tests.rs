@@ -1,0 +1,81 @@
+use std::vec::Vec;
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// The proxy-wasm form of a header map.
+fn serialized(headers: &[(&[u8], &[u8])]) -> Vec<u8> {
+    let mut bytes = (headers.len() as u32).to_le_bytes().to_vec();
+    for text in headers.iter().flat_map(|(name, value)| [name, value]) {
+        bytes.extend((text.len() as u32).to_le_bytes());
+    }
+    for text in headers.iter().flat_map(|(name, value)| [name, value]) {
+        bytes.extend(*text);
+        bytes.push(0);
+    }
+    bytes
+}
+
+#[test]
+fn one_pass_finds_what_the_decision_needs() {
+    let headers: [(&[u8], &[u8]); 7] = [
+        (b":method", b"POST"),
+        (b":path", b"/v1/chat/completions?x=1"),
+        (b":authority", b"api.example:443"),
+        (b"content-length", b"512"),
+        (b"authorization", b"Bearer  k1 "),
+        (b"authorization", b"Bearer k2"),
+        (b"x-headgate-pool", b"other"),
+    ];
+    let bytes = serialized(&headers);
+    for view in [HeaderView::from_pairs(&headers), HeaderView::from_serialized(&bytes).unwrap()] {
+        let info = RequestInfo::new(view, VerifiedIdentity::default());
+        assert_eq!((info.method, info.path, info.host), (&b"POST"[..], &b"/v1/chat/completions?x=1"[..], &b"api.example:443"[..]));
+        assert_eq!(info.content_length, Some(512));
+        assert_eq!(info.api_keys, [Some(&b"k1"[..]), None, None]);
+        assert!(info.has_forged_headers && info.is_readable);
+    }
+}
+
+#[test]
+fn the_error_format_follows_the_path() {
+    let cases: [(&[u8], ApiFormat); 8] = [
+        (b"/v1/chat/completions", ApiFormat::OpenAi),
+        (b"/v1/messages", ApiFormat::Anthropic),
+        (b"/v1/messages?beta=true", ApiFormat::Anthropic),
+        (b"/v1/messages/count_tokens", ApiFormat::Anthropic),
+        (b"/v1/messagesx", ApiFormat::OpenAi),
+        (b"/v1", ApiFormat::Plain),
+        (b"/\xff", ApiFormat::Plain),
+        (b"", ApiFormat::Plain),
+    ];
+    for (path, format) in cases {
+        assert_eq!(ApiFormat::of_path(path), format, "{path:?}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_header_map_comes_back_as_it_was(headers in prop::collection::vec((prop::collection::vec(any::<u8>(), 0..30), prop::collection::vec(any::<u8>(), 0..30)), 0..20)) {
+        let headers: Vec<(&[u8], &[u8])> = headers.iter().map(|(name, value)| (name.as_slice(), value.as_slice())).collect();
+        let bytes = serialized(&headers);
+        let read: Vec<_> = HeaderView::from_serialized(&bytes).unwrap().iter().collect();
+        prop_assert_eq!(read, headers);
+    }
+
+    #[test]
+    fn no_bytes_whatsoever_break_the_reader(bytes in prop::collection::vec(prop_oneof![Just(0_u8), Just(1), any::<u8>()], 0..200)) {
+        if let Some(view) = HeaderView::from_serialized(&bytes) {
+            let info = RequestInfo::new(view, VerifiedIdentity::default());
+            prop_assert!(info.path.len() <= bytes.len());
+        }
+    }
+
+    #[test]
+    fn a_map_that_is_cut_short_is_unreadable(cut in 0_usize..60) {
+        let bytes = serialized(&[(b":path", b"/v1/chat"), (b"x-priority", b"high")]);
+        let cut = cut.min(bytes.len() - 1);
+        prop_assert!(HeaderView::from_serialized(&bytes[..cut]).is_none());
+    }
+}
