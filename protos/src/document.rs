@@ -13,7 +13,7 @@
 mod error;
 mod names;
 mod read;
-mod strict;
+mod table;
 #[cfg(test)]
 mod tests;
 
@@ -57,7 +57,7 @@ pub fn read(value: Value) -> Reading {
     let spec = document.remove("spec");
     refuse_others(&document, "", "apiVersion, kind, metadata, spec", &mut errors);
     let spec = match spec {
-        Some(spec @ Value::Object(_)) => read::read_spec(spec, &mut errors),
+        Some(spec @ Value::Object(_)) => read::read_spec(&spec, &mut errors),
         Some(other) => {
             errors.push("spec", DocumentProblem::wrong_type(&other, "an object"));
             PolicySpec::default()
@@ -73,7 +73,7 @@ pub fn read(value: Value) -> Reading {
 /// Reads the `spec` part of a document alone, as far as it can be read; the policy gets `name`.
 pub fn read_spec(name: &str, value: Value) -> Reading {
     let mut errors = DocumentErrors::default();
-    let spec = read::read_spec(value, &mut errors);
+    let spec = read::read_spec(&value, &mut errors);
     Reading { policy: Policy { name: name.to_owned(), spec: Some(spec), version: String::new() }, errors }
 }
 
@@ -143,6 +143,6 @@ fn read_metadata(metadata: Option<Value>, errors: &mut DocumentErrors) -> String
 fn refuse_others(rest: &Map<String, Value>, prefix: &str, allowed: &str, errors: &mut DocumentErrors) {
     // Room is left for the errors of the specification, which matter more.
     for key in rest.keys().take(MAX_ERRORS / 4) {
-        errors.push(&(prefix.to_owned() + key), DocumentProblem::UnknownField { allowed: allowed.to_owned() });
+        errors.push(&(prefix.to_owned() + &error::cut(key)), DocumentProblem::UnknownField { allowed: allowed.to_owned() });
     }
 }

@@ -1,15 +1,14 @@
 //! What is wrong with a document, as far as it can be said without knowing what the fields mean.
 
-use alloc::borrow::ToOwned;
+use alloc::borrow::{Cow, ToOwned};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
 
-use super::names::NOT_ONE_OF;
 use serde_json::Value;
 
-/// Longest part of a wrong value that an error repeats, in characters.
+/// Longest part of a wrong value or of a key that an error repeats, in characters.
 const MAX_SHOWN_CHARS: usize = 80;
 
 /// The errors of one document, in the order of the document; never empty as the error of a `Result`.
@@ -80,10 +79,6 @@ impl DocumentErrors {
     pub(super) fn push(&mut self, field: &str, problem: DocumentProblem) {
         self.0.push(DocumentError { field: field.to_owned(), problem });
     }
-
-    pub(super) fn has(&self, field: &str) -> bool {
-        self.0.iter().any(|error| error.field == field)
-    }
 }
 
 impl<'a> IntoIterator for &'a DocumentErrors {
@@ -121,18 +116,8 @@ impl core::error::Error for DocumentError {}
 // === impl DocumentProblem ===
 
 impl DocumentProblem {
-    /// The problem behind serde's error, which names types as Rust does.
-    pub(super) fn from_serde(message: &str, value: Option<&Value>) -> Self {
-        if message.starts_with("unknown field") {
-            let allowed = message.rsplit_once("expected ").map_or("", |(_, allowed)| allowed);
-            return Self::UnknownField { allowed: allowed.trim_start_matches("one of ").replace('`', "").replace(" or ", ", ") };
-        }
-        let got = value.map_or_else(|| "nothing".to_owned(), shown);
-        match (message.strip_prefix(NOT_ONE_OF), message.rsplit_once("expected ")) {
-            (Some(allowed), _) => Self::NotOneOf { got, allowed: allowed.to_owned() },
-            (None, Some((_, expected))) => Self::WrongType { got, expected: in_words(expected) },
-            (None, None) => Self::WrongType { got, expected: format!("allowed ({message})") },
-        }
+    pub(super) fn not_one_of(value: &Value, allowed: impl Iterator<Item = &'static str>) -> Self {
+        Self::NotOneOf { got: shown(value), allowed: allowed.collect::<Vec<_>>().join(", ") }
     }
 
     pub(super) fn wrong_type(value: &Value, expected: &str) -> Self {
@@ -153,29 +138,18 @@ impl fmt::Display for DocumentProblem {
     }
 }
 
-fn in_words(expected: &str) -> String {
-    match expected {
-        "f64" | "f32" => "a number".to_owned(),
-        "u32" => "a whole number in 0..=4294967295".to_owned(),
-        "u64" => "a whole number in 0..=18446744073709551615".to_owned(),
-        "a string" | "option" => "a text".to_owned(),
-        "a boolean" => "true or false".to_owned(),
-        "a sequence" => "a list".to_owned(),
-        kind if kind.starts_with("struct ") => "an object".to_owned(),
-        other => other.to_owned(),
-    }
-}
-
 fn shown(value: &Value) -> String {
     match value {
         Value::Object(_) => "an object".to_owned(),
         Value::Array(_) => "a list".to_owned(),
-        scalar => {
-            let text = scalar.to_string();
-            match text.char_indices().nth(MAX_SHOWN_CHARS) {
-                Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
-                None => text,
-            }
-        }
+        scalar => cut(&scalar.to_string()).into_owned(),
+    }
+}
+
+/// The front of a text that a person gave.
+pub(super) fn cut(text: &str) -> Cow<'_, str> {
+    match text.char_indices().nth(MAX_SHOWN_CHARS) {
+        Some((end, _)) => Cow::Owned(format!("{}…", text.get(..end).unwrap_or_default())),
+        None => Cow::Borrowed(text),
     }
 }

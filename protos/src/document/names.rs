@@ -1,14 +1,9 @@
 //! How a document writes enums and leaves defaults out; what the generated messages name in their serde attributes.
 
-use alloc::string::String;
-use alloc::vec::Vec;
 use core::marker::PhantomData;
 
 use crate::v1;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-/// How the error for a value that an enum does not have begins; the allowed values follow.
-pub(super) const NOT_ONE_OF: &str = "not one of ";
+use serde::{Serialize, Serializer};
 
 /// Whether a field holds its default and is left out of a document.
 pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -33,48 +28,16 @@ impl<T: DocumentEnum + 'static> EnumName<T> {
     pub(crate) fn serialize<S: Serializer>(number: &i32, serializer: S) -> Result<S::Ok, S::Error> {
         name_of::<T>(*number).serialize(serializer)
     }
-
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i32, D::Error> {
-        // A reader puts null where it took an erroneous value out; people's own nulls are refused before.
-        Option::<String>::deserialize(deserializer)?.map_or(Ok(0), |name| number_of::<T, D::Error>(&name))
-    }
 }
 
 impl<T: DocumentEnum + 'static> EnumNames<T> {
     pub(crate) fn serialize<S: Serializer>(numbers: &[i32], serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_seq(numbers.iter().map(|number| name_of::<T>(*number)))
     }
-
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<i32>, D::Error> {
-        // Element by element, so that an error has the element's path.
-        Ok(Vec::<Element<T>>::deserialize(deserializer)?.into_iter().map(|element| element.number).collect())
-    }
-}
-
-/// One value in a list.
-struct Element<T> {
-    number: i32,
-    kind: PhantomData<T>,
-}
-
-impl<'de, T: DocumentEnum + 'static> Deserialize<'de> for Element<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        EnumName::<T>::deserialize(deserializer).map(|number| Self { number, kind: PhantomData })
-    }
 }
 
 fn name_of<T: DocumentEnum + 'static>(number: i32) -> &'static str {
     T::VALUES.iter().find(|(_, value)| value.number() == number).map_or("unspecified", |(name, _)| name)
-}
-
-fn number_of<T: DocumentEnum + 'static, E: serde::de::Error>(given: &str) -> Result<i32, E> {
-    match T::VALUES.iter().find(|(name, _)| *name == given) {
-        Some((_, value)) => Ok(value.number()),
-        None => {
-            let allowed: Vec<&str> = T::VALUES.iter().map(|(name, _)| *name).collect();
-            Err(E::custom(format_args!("{NOT_ONE_OF}{}", allowed.join(", "))))
-        }
-    }
 }
 
 macro_rules! document_enum {

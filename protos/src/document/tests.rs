@@ -64,12 +64,12 @@ fn every_error_is_reported_at_once_with_field_value_and_what_is_allowed() {
         "metadata.name: 7 is not a text",
         "metadata.labels: is no field here; the fields are name",
         "status: is no field here; the fields are apiVersion, kind, metadata, spec",
-        "concurrency: has no value; leave the field out to get its default",
         r#"breaker.scopes[1]: "host" is not one of endpoint, dependency"#,
         "breaker.scopes[3]: 4 is not a text",
         r#"classes[0].whenTripped: "sometimes" is not one of reserved_lane, gradient_throttle, refuse"#,
         "classes[1]: 5 is not an object",
         "classes[2].maxRetryAfterMs: -5 is not a whole number in 0..=4294967295",
+        "concurrency: has no value; leave the field out to get its default",
         "levels.gpuMemory.enable: is no field here; the fields are enabled, source, sampleMs, tripPercent, devices",
         r#"levels.gpuMemory.tripPercent: "80" is not a number"#,
         r#"levels.qps.enabled: "no" is not true or false"#,
@@ -136,9 +136,13 @@ fn the_number_of_errors_is_bounded() {
 }
 
 #[test]
-fn a_long_value_is_cut_in_its_error() {
-    let errors = lines(document(json!({ "breaker": "x".repeat(10_000) })));
-    assert!(errors[0].len() < 200 && errors[0].contains('…'), "{errors:?}");
+fn a_long_value_or_key_is_cut_in_its_error() {
+    let long = "x".repeat(10_000);
+    let mut value = document(json!({ "breaker": long, "levels": { long.clone(): 1 } }));
+    value[&long] = json!(1);
+    let errors = lines(value);
+    assert_eq!(errors.len(), 3);
+    assert!(errors.iter().all(|error| error.len() < 250 && error.contains('…')), "{errors:?}");
 }
 
 /// Every field of a document set to something that is not its default; a new field fails to compile here.

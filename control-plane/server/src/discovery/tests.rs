@@ -1,1 +1,209 @@
+#![allow(clippy::unwrap_used)]
 
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures::StreamExt;
+use headgate_protos::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use headgate_protos::discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
+use headgate_protos::extension::extension_config_discovery_service_client::ExtensionConfigDiscoveryServiceClient;
+use headgate_protos::extension::extension_config_discovery_service_server::ExtensionConfigDiscoveryServiceServer;
+use headgate_protos::rpc;
+use hyper_util::rt::TokioIo;
+use tonic::Code;
+use tonic::transport::{Channel, Endpoint, Server, Uri};
+
+use super::*;
+use crate::document::CheckedPolicy;
+use crate::fleet::{LimitsTable, PolicySet, PoolLimits, StoredPolicy};
+
+/// Both services on a connection in memory.
+struct Bench {
+    channel: Channel,
+    fleet: Fleet,
+    shutdown: CancellationToken,
+}
+
+/// One stream as its client sees it.
+struct Client<Q, R> {
+    requests: mpsc::Sender<Q>,
+    responses: Streaming<R>,
+}
+
+async fn bench() -> Bench {
+    let (fleet, shutdown) = (Fleet::new(), CancellationToken::new());
+    let filter = FilterDelivery { wasm: "/headgate.wasm".into(), control_cluster: "c".into(), control_authority: "a".into() };
+    let discovery = Discovery::new(fleet.clone(), filter, shutdown.clone());
+    let server = Server::builder()
+        .add_service(AggregatedDiscoveryServiceServer::new(discovery.clone()))
+        .add_service(ExtensionConfigDiscoveryServiceServer::new(discovery));
+    let (near, far) = tokio::io::duplex(1 << 16);
+    let connections = tokio_stream::once(Ok::<_, std::io::Error>(far)).chain(tokio_stream::pending());
+    tokio::spawn(server.serve_with_incoming(connections));
+    let mut near = Some(near);
+    let connector = tower::service_fn(move |_: Uri| {
+        let near = near.take().map(TokioIo::new).ok_or_else(|| std::io::Error::other("one connection only"));
+        async move { near }
+    });
+    let channel = Endpoint::from_static("http://headgate.local").connect_with_connector(connector).await.unwrap();
+    Bench { channel, fleet, shutdown }
+}
+
+impl Bench {
+    async fn delta(&self) -> Client<DeltaDiscoveryRequest, DeltaDiscoveryResponse> {
+        let (requests, receiver) = mpsc::channel(8);
+        let mut client = AggregatedDiscoveryServiceClient::new(self.channel.clone());
+        let responses = client.delta_aggregated_resources(ReceiverStream::new(receiver)).await.unwrap().into_inner();
+        Client { requests, responses }
+    }
+
+    async fn sotw_extensions(&self) -> Client<DiscoveryRequest, DiscoveryResponse> {
+        let (requests, receiver) = mpsc::channel(8);
+        let mut client = ExtensionConfigDiscoveryServiceClient::new(self.channel.clone());
+        let responses = client.stream_extension_configs(ReceiverStream::new(receiver)).await.unwrap().into_inner();
+        Client { requests, responses }
+    }
+
+    fn publish(&self, names: &[&str]) {
+        let stored = |name: &str| {
+            let text = format!(
+                "{{apiVersion: headgate.dev/v1, kind: AdmissionPolicy, metadata: {{name: {name}}}, spec: {{pool: {name}-pool, classes: [{{name: low, whenTripped: refuse}}]}}}}"
+            );
+            let policy = CheckedPolicy::from_document(&text).unwrap().wire().clone();
+            (name.to_owned(), Arc::new(StoredPolicy { policy, changed_at_unix_ms: 1 }))
+        };
+        self.fleet.publish_policies(PolicySet { policies: names.iter().map(|name| stored(name)).collect() });
+    }
+}
+
+impl<Q, R> Client<Q, R> {
+    async fn send(&self, request: Q) {
+        self.requests.send(request).await.unwrap();
+    }
+
+    async fn receive(&mut self) -> R {
+        self.responses.message().await.unwrap().unwrap()
+    }
+}
+
+fn subscribe(kind: ResourceType) -> DeltaDiscoveryRequest {
+    DeltaDiscoveryRequest {
+        node: Some(Node { id: "node-1".into(), ..Node::default() }),
+        type_url: kind.type_url().into(),
+        resource_names_subscribe: vec!["*".into()],
+        ..DeltaDiscoveryRequest::default()
+    }
+}
+
+fn ack(response: &DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
+    DeltaDiscoveryRequest {
+        type_url: response.type_url.clone(),
+        response_nonce: response.nonce.clone(),
+        ..DeltaDiscoveryRequest::default()
+    }
+}
+
+fn names(response: &DeltaDiscoveryResponse) -> Vec<&str> {
+    response.resources.iter().map(|resource| resource.name.as_str()).collect()
+}
+
+#[tokio::test]
+async fn a_client_gets_what_is_there_and_every_change() {
+    let bench = bench().await;
+    bench.publish(&["a"]);
+    let mut client = bench.delta().await;
+    client.send(subscribe(ResourceType::HeadgatePolicy)).await;
+    let first = client.receive().await;
+    assert_eq!(names(&first), ["a"]);
+    client.send(ack(&first)).await;
+    bench.publish(&["a", "b"]);
+    let second = client.receive().await;
+    assert_eq!(names(&second), ["b"]);
+    client.send(ack(&second)).await;
+    bench.publish(&["b"]);
+    assert_eq!(client.receive().await.removed_resources, ["a"]);
+}
+
+#[tokio::test]
+async fn limits_follow_their_policy() {
+    let bench = bench().await;
+    let mut client = bench.delta().await;
+    client.send(subscribe(ResourceType::HeadgateLimits)).await;
+    let empty = client.receive().await;
+    client.send(ack(&empty)).await;
+    let fleet = headgate_protos::v1::Limits { pool: "a-pool".into(), epoch: 7, ..Default::default() };
+    let pools = [("a-pool".to_owned(), Arc::new(PoolLimits { fleet, ..PoolLimits::default() }))].into();
+    bench.fleet.publish_limits(LimitsTable { pools });
+    bench.publish(&["a"]);
+    assert_eq!(names(&client.receive().await), ["a-pool"]);
+}
+
+#[tokio::test]
+async fn a_refused_policy_is_shown_with_its_field() {
+    let bench = bench().await;
+    bench.publish(&["a"]);
+    let mut client = bench.delta().await;
+    client.send(subscribe(ResourceType::HeadgatePolicy)).await;
+    let response = client.receive().await;
+    let refusal = rpc::Status { code: 3, message: "a: levels.p99.periods: 0 is outside 1..=100".into(), details: Vec::new() };
+    client.send(DeltaDiscoveryRequest { error_detail: Some(refusal), ..ack(&response) }).await;
+    // The answer to a later request shows that the refusal was taken.
+    client.send(subscribe(ResourceType::ExtensionConfig)).await;
+    client.receive().await;
+    let views = bench.fleet.proxies().views(Instant::now());
+    let rejected = &views.first().unwrap().rejected;
+    assert_eq!(views.first().unwrap().node_id, "node-1");
+    let [rejected] = rejected.as_slice() else { unreachable!("{rejected:?}") };
+    assert_eq!((rejected.name.as_str(), rejected.error.as_str()), ("a", "levels.p99.periods: 0 is outside 1..=100"));
+    assert_eq!(rejected.version, bench.fleet.policies().borrow().policies.get("a").unwrap().policy.version);
+}
+
+#[tokio::test]
+async fn a_client_that_reads_nothing_holds_up_no_other() {
+    let bench = bench().await;
+    bench.publish(&["a"]);
+    let silent = bench.delta().await;
+    silent.send(subscribe(ResourceType::HeadgatePolicy)).await;
+    let mut client = bench.delta().await;
+    client.send(subscribe(ResourceType::HeadgatePolicy)).await;
+    for _ in 0..100 {
+        let response = client.receive().await;
+        client.send(ack(&response)).await;
+        bench.publish(&[]);
+        let response = client.receive().await;
+        client.send(ack(&response)).await;
+        bench.publish(&["a"]);
+    }
+}
+
+#[tokio::test]
+async fn the_extension_service_delivers_the_filter_without_being_told_the_type() {
+    let bench = bench().await;
+    let mut client = bench.sotw_extensions().await;
+    let request = DiscoveryRequest { resource_names: vec!["headgate".into()], ..DiscoveryRequest::default() };
+    client.send(request).await;
+    let response = client.receive().await;
+    assert_eq!(response.type_url, ResourceType::ExtensionConfig.type_url());
+    assert_eq!(response.resources.len(), 1);
+}
+
+#[tokio::test]
+async fn a_request_without_a_type_ends_an_aggregated_stream() {
+    let bench = bench().await;
+    let mut client = bench.delta().await;
+    client.send(DeltaDiscoveryRequest::default()).await;
+    let status = client.responses.message().await.unwrap_err();
+    assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "type_url: required on an aggregated stream"));
+}
+
+#[tokio::test]
+async fn streams_end_with_the_server_whether_or_not_they_have_spoken() {
+    let bench = bench().await;
+    let mut idle = bench.delta().await;
+    let mut busy = bench.delta().await;
+    busy.send(subscribe(ResourceType::HeadgatePolicy)).await;
+    busy.receive().await;
+    bench.shutdown.cancel();
+    assert_eq!(idle.responses.message().await.unwrap_err().code(), Code::Unavailable);
+    assert_eq!(busy.responses.message().await.unwrap_err().code(), Code::Unavailable);
+}

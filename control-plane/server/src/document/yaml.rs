@@ -63,6 +63,11 @@ impl<'de> Visitor<'de> for Node<'_> {
         Ok(value.into())
     }
 
+    // What a text without any content is.
+    fn visit_none<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
     fn visit_unit<E>(self) -> Result<Value, E> {
         Ok(Value::Null)
     }

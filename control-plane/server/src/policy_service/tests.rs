@@ -115,7 +115,7 @@ async fn a_broken_policy_is_refused_with_every_error_and_changes_nothing() {
 #[tokio::test]
 async fn more_errors_than_a_status_holds_are_counted() {
     let mut bench = bench().await;
-    let unknown: String = (0..60).map(|n| format!("  {}{n}: 1\n", "x".repeat(200))).collect();
+    let unknown: String = (0..60).map(|n| format!("  {n}{}: 1\n", "é{".repeat(200))).collect();
     let status = bench.apply(&document("demo", "llm", &unknown), "").await.unwrap_err();
     let found = violations(&status);
     assert!(!found.is_empty() && found.len() < 60, "{}", found.len());
