@@ -12,6 +12,10 @@ use crate::rng::Rng;
 use crate::ticket;
 use crate::time::Timestamp;
 
+/// What a client is told while the worker holds no permit at all: its part of the lease is on the way, which takes a few ticks, or a
+/// heartbeat when another worker has just died.
+const LEASE_RETRY: Duration = Duration::from_secs(1);
+
 /// Passes of the breakers that an admitted request holds.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Passes {
@@ -61,10 +65,13 @@ pub(crate) fn admit(pool: &mut Pool, now: Timestamp, rng: &mut Rng, classified: 
         Err(cause) => {
             give_back(pool, now, passes);
             let cap = max_retry_after(pool, classified);
-            let mut retry_after = cap;
+            let has_lease = pool.permits.total > 0;
+            let mut retry_after = ticket::jittered(LEASE_RETRY, cap, rng);
             if let Some(state) = pool.state_mut(classified.class) {
                 state.count_refusal(cause.reason);
-                retry_after = state.clock.retry_after(now, state.in_force.drain_rps, cap, rng);
+                if has_lease || cause.reason != Reason::Concurrency {
+                    retry_after = state.clock.retry_after(now, state.in_force.drain_rps, cap, rng);
+                }
             }
             Admission::Refused { cause, retry_after }
         }
