@@ -6,8 +6,7 @@ use alloc::vec::Vec;
 
 use crate::envoy_core::{GrpcService, grpc_service};
 use crate::{document, v1};
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// Most inline policies.
 pub const MAX_POLICIES: usize = 64;
@@ -27,40 +26,13 @@ pub struct PluginConfig {
 }
 
 /// The control plane as the proxy reaches it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ControlPlane {
     /// Name of the proxy's cluster: 1 to 255 printable characters. Required.
     pub cluster: String,
     /// `:authority` of the streams. Envoy's own default, the cluster's name, is refused by HTTP libraries when it looks like Istio's
     /// `outbound|9000||…`. Default: `headgate.local`.
-    #[serde(default = "default_authority")]
     pub authority: String,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-struct Raw {
-    #[serde(default = "default_instance")]
-    instance: String,
-    control_plane: Option<ControlPlane>,
-    #[serde(default)]
-    policies: Vec<RawPolicy>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawPolicy {
-    name: String,
-    spec: Value,
-}
-
-fn default_instance() -> String {
-    "default".into()
-}
-
-fn default_authority() -> String {
-    "headgate.local".into()
 }
 
 // === impl PluginConfig ===
@@ -69,41 +41,100 @@ impl PluginConfig {
     /// Reads a configuration.
     ///
     /// # Errors
-    /// Every field that is wrong, a line each; of text that is no JSON or has fields of a wrong type or name, the first.
+    /// Every field that is wrong, a line each; of text that is no JSON, where it stops to be.
     pub fn parse(json: &[u8]) -> Result<Self, Vec<String>> {
-        let mut reader = serde_json::Deserializer::from_slice(json);
-        let raw = serde_path_to_error::deserialize(&mut reader).map_err(|error| Vec::from([error.to_string()]))?;
-        reader.end().map_err(|error| Vec::from([error.to_string()]))?;
-        let Raw { instance, control_plane, policies } = raw;
+        let value = serde_json::from_slice(json).map_err(|error| Vec::from([error.to_string()]))?;
         let mut errors = Vec::new();
+        let mut fields = Fields::new("", value, &mut errors);
+        let instance = fields.text("instance", &mut errors).unwrap_or_else(|| "default".into());
         if !is_label(&instance) {
             errors.push("instance: not 1 to 63 characters of [a-z0-9-]".into());
         }
-        match &control_plane {
-            Some(control_plane) => control_plane.check(&mut errors),
-            None if policies.is_empty() => errors.push("controlPlane: missing, and there are no policies either".into()),
-            None => {}
+        let control_plane = fields.take("controlPlane").map(|value| ControlPlane::read(value, &mut errors));
+        let policies = match fields.take("policies") {
+            None => Vec::new(),
+            Some(Value::Array(policies)) => read_policies(policies, &mut errors),
+            Some(_) => {
+                errors.push("policies: not a list".into());
+                Vec::new()
+            }
+        };
+        fields.refuse_rest(&mut errors);
+        if control_plane.is_none() && policies.is_empty() && errors.is_empty() {
+            errors.push("controlPlane: missing, and there are no policies either".into());
         }
-        if policies.len() > MAX_POLICIES {
-            errors.push(format!("policies: {} is more than {MAX_POLICIES}", policies.len()));
-        }
-        let policies = read_policies(policies, &mut errors);
         if errors.is_empty() { Ok(Self { instance, control_plane, policies }) } else { Err(errors) }
     }
 }
 
-fn read_policies(raw: Vec<RawPolicy>, errors: &mut Vec<String>) -> Vec<v1::Policy> {
+fn read_policies(values: Vec<Value>, errors: &mut Vec<String>) -> Vec<v1::Policy> {
+    if values.len() > MAX_POLICIES {
+        errors.push(format!("policies: {} is more than {MAX_POLICIES}", values.len()));
+    }
     let mut policies: Vec<v1::Policy> = Vec::new();
-    for (index, RawPolicy { name, spec }) in raw.into_iter().take(MAX_POLICIES).enumerate() {
+    for (index, value) in values.into_iter().take(MAX_POLICIES).enumerate() {
+        let mut fields = Fields::new(&format!("policies[{index}]"), value, errors);
+        let name = fields.required_text("name", errors);
         if policies.iter().any(|other| other.name == name) {
             errors.push(format!("policies[{index}].name: `{name}` is there twice"));
         }
-        match document::parse_spec(&name, spec) {
-            Ok(policy) => policies.push(policy),
-            Err(problems) => errors.extend(problems.iter().map(|problem| format!("policies[{index}].{problem}"))),
+        match fields.take("spec").map(|spec| document::parse_spec(&name, spec)) {
+            Some(Ok(policy)) => policies.push(policy),
+            Some(Err(problems)) => errors.extend(problems.iter().map(|problem| format!("policies[{index}].{problem}"))),
+            None => errors.push(format!("policies[{index}].spec: missing")),
         }
+        fields.refuse_rest(errors);
     }
     policies
+}
+
+/// The fields of one object that were not taken yet.
+struct Fields {
+    /// Path of the object; empty for the configuration itself.
+    path: String,
+    rest: Map<String, Value>,
+}
+
+impl Fields {
+    fn new(path: &str, value: Value, errors: &mut Vec<String>) -> Self {
+        let rest = match value {
+            Value::Object(rest) => rest,
+            _ => {
+                errors.push(format!("{path}: not an object"));
+                Map::new()
+            }
+        };
+        Self { path: path.into(), rest }
+    }
+
+    fn take(&mut self, name: &str) -> Option<Value> {
+        self.rest.remove(name)
+    }
+
+    fn text(&mut self, name: &str, errors: &mut Vec<String>) -> Option<String> {
+        match self.take(name)? {
+            Value::String(text) => Some(text),
+            _ => {
+                errors.push(format!("{}: not a text", self.path_of(name)));
+                None
+            }
+        }
+    }
+
+    fn required_text(&mut self, name: &str, errors: &mut Vec<String>) -> String {
+        if !self.rest.contains_key(name) {
+            errors.push(format!("{}: missing", self.path_of(name)));
+        }
+        self.text(name, errors).unwrap_or_default()
+    }
+
+    fn refuse_rest(self, errors: &mut Vec<String>) {
+        errors.extend(self.rest.keys().take(MAX_POLICIES).map(|name| format!("{}: no such field", self.path_of(name))));
+    }
+
+    fn path_of(&self, name: &str) -> String {
+        if self.path.is_empty() { name.into() } else { format!("{}.{name}", self.path) }
+    }
 }
 
 fn is_label(text: &str) -> bool {
@@ -113,6 +144,21 @@ fn is_label(text: &str) -> bool {
 // === impl ControlPlane ===
 
 impl ControlPlane {
+    fn read(value: Value, errors: &mut Vec<String>) -> Self {
+        let mut fields = Fields::new("controlPlane", value, errors);
+        let cluster = fields.required_text("cluster", errors);
+        let authority = fields.text("authority", errors).unwrap_or_else(|| "headgate.local".into());
+        fields.refuse_rest(errors);
+        let is_name = |text: &str| (1..=255).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
+        if !is_name(&cluster) {
+            errors.push("controlPlane.cluster: not 1 to 255 printable characters".into());
+        }
+        if !is_name(&authority) || authority.contains(['|', '/', '@']) {
+            errors.push("controlPlane.authority: not a host name".into());
+        }
+        Self { cluster, authority }
+    }
+
     /// The target as the proxy's host calls take it. Never hand them a bare cluster name: one that happens to parse as this message
     /// aborts the whole proxy.
     #[must_use]
@@ -124,16 +170,6 @@ impl ControlPlane {
             skip_envoy_headers: true,
         };
         GrpcService { envoy_grpc: Some(target), timeout: None, initial_metadata: Vec::new() }
-    }
-
-    fn check(&self, errors: &mut Vec<String>) {
-        let is_name = |text: &str| (1..=255).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
-        if !is_name(&self.cluster) {
-            errors.push("controlPlane.cluster: not 1 to 255 printable characters".into());
-        }
-        if !is_name(&self.authority) || self.authority.contains(['|', '/', '@']) {
-            errors.push("controlPlane.authority: not a host name".into());
-        }
     }
 }
 

@@ -3,13 +3,16 @@
 //! `HEADGATE_BLESS=1 cargo test -p headgate-protos --test bootstrap` writes the new code.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod document_table;
+
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
 use prost_build::Config;
 
-const SERDE: &str = r#"#[cfg_attr(feature = "document", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(feature = "document", serde(default, deny_unknown_fields, rename_all = "camelCase"))]"#;
+// Documents are written by serde and read by the table: derived readers of so many messages would be a fifth of the filter's code.
+const SERDE: &str = r#"#[cfg_attr(feature = "document", derive(serde::Serialize))]
+#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]"#;
 
 /// Messages that are part of a policy document.
 const DOCUMENT_MESSAGES: &[&str] = &[
@@ -90,6 +93,7 @@ fn generate(root: &Path, out: &Path) {
         );
     }
     fs::write(out.join("descriptor.bin"), prost::Message::encode_to_vec(&descriptors)).unwrap();
+    fs::write(out.join("document.rs"), document_table::render(&descriptors, DOCUMENT_MESSAGES)).unwrap();
     tonic_prost_build::configure()
         .build_transport(false)
         .out_dir(out)

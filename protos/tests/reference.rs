@@ -44,7 +44,12 @@ fn policy_reference_is_current() {
 }
 
 fn render(root: &Path) -> String {
-    let files = protox::Compiler::new([root]).unwrap().include_source_info(true).open_file("headgate/v1/policy.proto").unwrap().file_descriptor_set();
+    let files = protox::Compiler::new([root])
+        .unwrap()
+        .include_source_info(true)
+        .open_file("headgate/v1/policy.proto")
+        .unwrap()
+        .file_descriptor_set();
     let file = files.file.iter().find(|file| file.name().ends_with("policy.proto")).unwrap();
     let comments = comments(file);
     let mut out = String::from(HEAD);

@@ -903,11 +903,8 @@ impl ::prost::Name for Policy {
     }
 }
 /// What an admission policy says.
-#[cfg_attr(feature = "document", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(
-    feature = "document",
-    serde(default, deny_unknown_fields, rename_all = "camelCase")
-)]
+#[cfg_attr(feature = "document", derive(serde::Serialize))]
+#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PolicySpec {
     /// Pool (upstream endpoints that serve one model set) that the policy protects: 1 to 63 characters of `\[a-z0-9-\]`. Required.
@@ -985,11 +982,8 @@ impl ::prost::Name for PolicySpec {
     }
 }
 /// Requests that a policy governs. All given criteria must match.
-#[cfg_attr(feature = "document", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(
-    feature = "document",
-    serde(default, deny_unknown_fields, rename_all = "camelCase")
-)]
+#[cfg_attr(feature = "document", derive(serde::Serialize))]
+#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RouteMatch {
     /// Prefix of the path, starting with `/`. At most 256 bytes. Default: `/`.
@@ -1018,11 +1012,8 @@ impl ::prost::Name for RouteMatch {
     }
 }
 /// A priority class.
-#[cfg_attr(feature = "document", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(
-    feature = "document",
-    serde(default, deny_unknown_fields, rename_all = "camelCase")
-)]
+#[cfg_attr(feature = "document", derive(serde::Serialize))]
+#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PriorityClass {
     /// Name: 1 to 32 characters of `\[a-z0-9_-\]`; clients claim it and metrics show it. Required.
@@ -1071,11 +1062,8 @@ impl ::prost::Name for PriorityClass {
 }
 /// How a request gets its class and its tenant. The tenant comes from an identity that a client cannot invent; a header alone
 /// never lifts an unknown client, and a claim above what the tenant may claim is counted and ignored.
-#[cfg_attr(feature = "document", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(
-    feature = "document",
-    serde(default, deny_unknown_fields, rename_all = "camelCase")
-)]
+#[cfg_attr(feature = "document", derive(serde::Serialize))]
+#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Classification {
     /// Class of a request without a recognised identity. Default: the last class.
@@ -1125,11 +1113,8 @@ impl ::prost::Name for Classification {
     }
 }
 /// A known client.
-#[cfg_attr(feature = "document", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(
-    feature = "document",
-    serde(default, deny_unknown_fields, rename_all = "camelCase")
-)]
+#[cfg_attr(feature = "document", derive(serde::Serialize))]
+#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Tenant {
     /// Name: 1 to 63 characters of `\[a-z0-9_.-\]`. Required.
@@ -1172,11 +1157,8 @@ impl ::prost::Name for Tenant {
     }
 }
 /// One identity of a tenant; exactly one field is given.
-#[cfg_attr(feature = "document", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(
-    feature = "document",
-    serde(default, deny_unknown_fields, rename_all = "camelCase")
-)]
+#[cfg_attr(feature = "document", derive(serde::Serialize))]
+#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Identity {
     /// SHA-256 of an API key (`authorization: Bearer KEY`, `x-api-key` or `api-key`), 64 hexadecimal digits.
@@ -1212,11 +1194,8 @@ impl ::prost::Name for Identity {
     }
 }
 /// A claim in the payload that `envoy.filters.http.jwt_authn` has put into dynamic metadata (`payload_in_metadata`).
-#[cfg_attr(feature = "document", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(
-    feature = "document",
-    serde(default, deny_unknown_fields, rename_all = "camelCase")
-)]
+#[cfg_attr(feature = "document", derive(serde::Serialize))]
+#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct JwtClaim {
     /// Metadata key: the value of `payload_in_metadata`. Default: `jwt_payload`.
@@ -1253,11 +1232,8 @@ impl ::prost::Name for JwtClaim {
 }
 /// A cap: a request that meets all given criteria gets at most this class. It can lower a class, never lift one, since paths,
 /// models and lengths are the client's own words. At least one criterion is given.
-#[cfg_attr(feature = "document", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(
-    feature = "document",
-    serde(default, deny_unknown_fields, rename_all = "camelCase")
-)]
+#[cfg_attr(feature = "document", derive(serde::Serialize))]
+#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ClassCap {
     /// Highest class of a matching request. Required.
@@ -1300,11 +1276,8 @@ impl ::prost::Name for ClassCap {
     }
 }
 /// The three levels of the limiter.
-#[cfg_attr(feature = "document", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(
-    feature = "document",
-    serde(default, deny_unknown_fields, rename_all = "camelCase")
-)]
+#[cfg_attr(feature = "document", derive(serde::Serialize))]
+#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Levels {
     /// Request rate. Absent: all defaults.
@@ -1347,11 +1320,8 @@ impl ::prost::Name for Levels {
     }
 }
 /// Trips when the offered rate exceeds `tripFactor` × (moving average + `sigmas` × standard deviation).
-#[cfg_attr(feature = "document", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(
-    feature = "document",
-    serde(default, deny_unknown_fields, rename_all = "camelCase")
-)]
+#[cfg_attr(feature = "document", derive(serde::Serialize))]
+#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]
 pub struct QpsLevel {
     /// Whether the level acts. Default: true.
@@ -1415,11 +1385,8 @@ impl ::prost::Name for QpsLevel {
     }
 }
 /// Trips when used GPU memory exceeds `tripPercent` of the total.
-#[cfg_attr(feature = "document", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(
-    feature = "document",
-    serde(default, deny_unknown_fields, rename_all = "camelCase")
-)]
+#[cfg_attr(feature = "document", derive(serde::Serialize))]
+#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct GpuMemoryLevel {
     /// Whether the level acts. Default: true.
@@ -1474,11 +1441,8 @@ impl ::prost::Name for GpuMemoryLevel {
 }
 /// Trips when the 99th percentile of the time to first token exceeds its tolerance for `periods` periods in a row. Stream
 /// duration is never used: it measures how much text was asked for.
-#[cfg_attr(feature = "document", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(
-    feature = "document",
-    serde(default, deny_unknown_fields, rename_all = "camelCase")
-)]
+#[cfg_attr(feature = "document", derive(serde::Serialize))]
+#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]
 pub struct P99Level {
     /// Whether the level acts. Default: true.
@@ -1542,11 +1506,8 @@ impl ::prost::Name for P99Level {
     }
 }
 /// When a tripped level counts as recovered: its value stays below `recoverPercent` of the threshold for `recoveryMs`.
-#[cfg_attr(feature = "document", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(
-    feature = "document",
-    serde(default, deny_unknown_fields, rename_all = "camelCase")
-)]
+#[cfg_attr(feature = "document", derive(serde::Serialize))]
+#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]
 pub struct Hysteresis {
     /// Percent of the trip threshold below which the recovery countdown runs. Range: 1..=99. Default: 90.
@@ -1575,11 +1536,8 @@ impl ::prost::Name for Hysteresis {
     }
 }
 /// How a throttled class shrinks and grows back. Its rate is a fraction of what the pool can drain beyond the classes above it.
-#[cfg_attr(feature = "document", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(
-    feature = "document",
-    serde(default, deny_unknown_fields, rename_all = "camelCase")
-)]
+#[cfg_attr(feature = "document", derive(serde::Serialize))]
+#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GradientThrottle {
     /// Step, in milliseconds. Range: 50..=60000. Default: 500.
@@ -1629,11 +1587,8 @@ impl ::prost::Name for GradientThrottle {
     }
 }
 /// Bound on requests in flight in one proxy, shared by its workers through sub-leases.
-#[cfg_attr(feature = "document", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(
-    feature = "document",
-    serde(default, deny_unknown_fields, rename_all = "camelCase")
-)]
+#[cfg_attr(feature = "document", derive(serde::Serialize))]
+#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Concurrency {
     /// Requests in flight, per proxy. Range: 1..=1000000. Required.
@@ -1655,11 +1610,8 @@ impl ::prost::Name for Concurrency {
     }
 }
 /// Circuit breaker: closed, open, half-open. A response of 500, 502, 503 or 504, or none at all, is a failure.
-#[cfg_attr(feature = "document", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(
-    feature = "document",
-    serde(default, deny_unknown_fields, rename_all = "camelCase")
-)]
+#[cfg_attr(feature = "document", derive(serde::Serialize))]
+#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CircuitBreaker {
     /// Failures in a row that open it. Range: 1..=10000. Default: 5.
@@ -1734,11 +1686,8 @@ impl ::prost::Name for CircuitBreaker {
     }
 }
 /// An error rate that opens a breaker.
-#[cfg_attr(feature = "document", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(
-    feature = "document",
-    serde(default, deny_unknown_fields, rename_all = "camelCase")
-)]
+#[cfg_attr(feature = "document", derive(serde::Serialize))]
+#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ErrorRate {
     /// Share of failures, in percent. Range: 1..=100. Required.
@@ -1774,11 +1723,8 @@ impl ::prost::Name for ErrorRate {
     }
 }
 /// What an open breaker does with a request; exactly one field is given.
-#[cfg_attr(feature = "document", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(
-    feature = "document",
-    serde(default, deny_unknown_fields, rename_all = "camelCase")
-)]
+#[cfg_attr(feature = "document", derive(serde::Serialize))]
+#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Fallback {
     /// Serve from a cache or not at all: the request goes on with `cache-control: only-if-cached` (RFC 9111 section 5.2.1.7).
@@ -1821,11 +1767,8 @@ impl ::prost::Name for Fallback {
     }
 }
 /// A fixed answer.
-#[cfg_attr(feature = "document", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(
-    feature = "document",
-    serde(default, deny_unknown_fields, rename_all = "camelCase")
-)]
+#[cfg_attr(feature = "document", derive(serde::Serialize))]
+#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StaticReply {
     /// HTTP status. Range: 200..=599. Default: 503.
@@ -1861,11 +1804,8 @@ impl ::prost::Name for StaticReply {
     }
 }
 /// What a client is told when its request is refused.
-#[cfg_attr(feature = "document", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(
-    feature = "document",
-    serde(default, deny_unknown_fields, rename_all = "camelCase")
-)]
+#[cfg_attr(feature = "document", derive(serde::Serialize))]
+#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Refusal {
     /// Whether header and body name the signal, its value and threshold. The access log and metrics always do. Default: true.
