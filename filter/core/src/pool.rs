@@ -244,10 +244,10 @@ impl Pool {
 
     /// Takes newer limits. While those held are in their time an older epoch is ignored; a control plane that lost its count is
     /// believed as soon as nothing newer speaks against it.
-    pub(crate) fn set_limits(&mut self, now: Timestamp, wire: &v1::Limits) {
+    pub(crate) fn set_limits(&mut self, now: Timestamp, received_at: Timestamp, wire: &v1::Limits) {
         let is_old = self.limits.as_ref().is_some_and(|held| held.age(now) == Age::Fresh && wire.epoch < held.epoch);
         if !is_old {
-            self.limits = Some(HeldLimits::new(now, wire));
+            self.limits = Some(HeldLimits::new(received_at, wire));
             self.enforce(now);
         }
     }

@@ -132,13 +132,13 @@ impl Worker {
         self.pools.iter().map(|pool| &pool.policy)
     }
 
-    /// Takes limits of a pool; an older epoch than the one held is ignored while that is in its time. False when no policy protects
-    /// the pool: the caller offers them again after [`Worker::set_policies`].
-    pub fn set_limits(&mut self, now: Timestamp, wire: &v1::Limits) -> bool {
-        self.now = self.now.max(now);
+    /// Takes limits of a pool that came at `received_at`, which may be some time ago; an older epoch than the one held is ignored while
+    /// that is in its time. False when no policy protects the pool: the caller offers them again after [`Worker::set_policies`].
+    pub fn set_limits(&mut self, received_at: Timestamp, wire: &v1::Limits) -> bool {
+        self.now = self.now.max(received_at);
         let mut is_known = false;
         for pool in self.pools.iter_mut().filter(|pool| pool.policy.pool() == wire.pool) {
-            pool.set_limits(self.now, wire);
+            pool.set_limits(self.now, received_at, wire);
             is_known = true;
         }
         is_known

@@ -1,12 +1,11 @@
 //! One request: callback to event, outcome to effect.
 
 use crate::host::{self, Action};
-use headgate_core::policy::Policy;
+use headgate_core::policy::ClaimName;
 use headgate_core::request::{HeaderView, RequestInfo, VerifiedIdentity};
 use headgate_core::stream::{Event, HeaderOp, Outcome, Stream, StreamEnd};
 use headgate_core::worker::Worker;
 use std::fmt::Write;
-use std::sync::Arc;
 
 /// What to read of a request besides its headers. Each costs a host call per request, so only what a policy in force needs.
 #[derive(Default)]
@@ -22,15 +21,13 @@ impl Reads {
     /// What the policies of `worker` need.
     pub(crate) fn of(worker: &Worker) -> Self {
         let needs = worker.needs();
-        let has = |wants: fn(&Policy) -> bool| worker.policies().any(|policy: &Arc<Policy>| wants(policy));
-        let claim_path = |claim: &headgate_core::policy::ClaimName| {
-            format!("metadata\0filter_metadata\0envoy.filters.http.jwt_authn\0{}\0{}", claim.payload, claim.claim)
-        };
+        let claim_path =
+            |claim: &ClaimName| format!("metadata\0filter_metadata\0envoy.filters.http.jwt_authn\0{}\0{}", claim.payload, claim.claim);
         Self {
             spiffe: needs.spiffe,
             claims: needs.jwt_claims.iter().map(claim_path).collect(),
-            endpoint: has(|policy| policy.breaker().is_some_and(|breaker| breaker.per_endpoint)),
-            failed_dependency: has(|policy| policy.breaker().is_some_and(|breaker| breaker.per_dependency)),
+            endpoint: needs.endpoint,
+            failed_dependency: needs.failed_dependency,
         }
     }
 }
