@@ -177,18 +177,17 @@ impl TypeState {
             return Some(StreamEvent::StaleNonce { kind });
         };
         let changes = answered.changes.iter().map(|(name, version)| Change { name: name.clone(), version: *version }).collect();
-        // What was unsubscribed meanwhile is the client's own business.
-        let wanted = answered.changes.into_iter().filter(|(name, _)| self.subscription.wants(name));
         match &request.error_detail {
             Some(status) => {
-                let wanted = wanted.collect();
-                self.refused.push(wanted);
+                self.refused.push(answered.changes);
                 Some(StreamEvent::rejected(kind, changes, status))
             }
             None => {
-                for (name, version) in wanted.collect::<Changes>() {
+                for (name, version) in answered.changes {
                     self.allow_again(&name);
                     match version {
+                        // What was unsubscribed meanwhile is the client's own business.
+                        _ if !self.subscription.wants(&name) => None,
                         Some(version) => self.known.insert(name, Known::Has(version)),
                         None if self.subscription.is_named(&name) => self.known.insert(name, Known::Absent),
                         None => self.known.remove(&name),
@@ -240,12 +239,13 @@ impl TypeState {
         }
     }
 
-    /// A refused response may be sent again once any of its content has changed: the client does not say which part it minds.
+    /// The content of a refused response may be sent again once any of it has changed or is no longer wanted: the client does not say
+    /// which part it minds.
     fn forget_refusals(&mut self, set: &ResourceSet) {
         let subscription = &self.subscription;
         self.refused.retain(|refused| {
             let is_newest = |(name, version): (&ResourceName, &Option<Version>)| set.get(name).map(Resource::version) == *version;
-            refused.keys().any(|name| subscription.wants(name)) && refused.iter().all(is_newest)
+            refused.keys().all(|name| subscription.wants(name)) && refused.iter().all(is_newest)
         });
     }
 

@@ -9,7 +9,7 @@
 //!   newest content, never a backlog;
 //! - content that a client refused is not sent to it again until it changes or the client asks for it anew;
 //! - nothing is sent that is not subscribed to, and nothing twice that the client already has;
-//! - versions are hashes of content, so a client that reconnects to any replica gets only what differs;
+//! - versions are hashes of content, so a delta client that reconnects to any replica gets only what differs;
 //! - what a client can make a stream remember is bounded.
 //!
 //! Source: <https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol>.

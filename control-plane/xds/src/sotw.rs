@@ -30,8 +30,6 @@ struct TypeState {
     subscription: Subscription,
     /// What the client accepted last, of what it still wants.
     accepted: Option<Content>,
-    /// Version that the client had when the stream began.
-    claimed: Option<Version>,
     /// Content that the client refused last.
     refused: Option<Content>,
     /// Nonce of the newest response; the only one that an answer may carry.
@@ -72,7 +70,7 @@ impl SotwStream {
                 state.resubscribe(kind, wanted)?;
             }
             _ => {
-                let state = TypeState::open(kind, request, wanted)?;
+                let state = TypeState::open(kind, wanted)?;
                 self.types.insert(kind, state);
             }
         }
@@ -91,7 +89,6 @@ impl SotwStream {
             .any(|earlier| self.types.get(earlier).is_some_and(|state| state.newer_content(*earlier, snapshot.set(*earlier)).is_some()));
         let state = self.types.get_mut(&kind)?;
         let set = snapshot.set(kind);
-        state.honour_claim(set);
         if held_back || state.in_flight.is_some() {
             return None;
         }
@@ -104,8 +101,11 @@ impl SotwStream {
 
 impl TypeState {
     /// The first request of a type on a stream, or one that starts the type anew.
-    fn open(kind: ResourceType, request: &DiscoveryRequest, wanted: Listed) -> Result<Self, StreamError> {
-        let mut state = Self { claimed: Version::parse(&request.version_info), ..Self::default() };
+    ///
+    /// The version that a reconnecting client names is that of the last response that it accepted. It may have dropped a part of that
+    /// since and want it again, so nothing follows from it, and the client is answered.
+    fn open(kind: ResourceType, wanted: Listed) -> Result<Self, StreamError> {
+        let mut state = Self::default();
         let unnamed = wanted.names.is_empty() && wanted.interest == Interest::Named;
         if unnamed && kind.has_legacy_wildcard() {
             state.subscription = Subscription::legacy_wildcard();
@@ -150,16 +150,6 @@ impl TypeState {
             self.subscription = subscription;
         }
         Ok(())
-    }
-
-    /// A reconnecting client that names the version of exactly what it would be sent has it.
-    fn honour_claim(&mut self, set: &ResourceSet) {
-        if let Some(claimed) = self.claimed.take() {
-            let content = self.content(set);
-            if version_of(&content) == claimed {
-                self.accepted = Some(content);
-            }
-        }
     }
 
     /// Everything that the client wants and that exists.
