@@ -149,8 +149,8 @@ impl LeaseRecord {
     /// One tick of one worker: frees the slots of dead workers, notes what this one wants, gives back what it holds above its target
     /// and takes what it lacks from what nobody holds.
     ///
-    /// Targets are max-min fair (water-filling) over the wants of all live workers; what nobody wants is spread evenly, so that an
-    /// idle proxy can meet a burst anywhere. While there are as many permits as workers, each keeps at least one; a newcomer to a busy
+    /// Targets are max-min fair (water-filling) over the wants of all live workers; half of what nobody wants is spread evenly, so that
+    /// an idle proxy can meet a burst anywhere, half stays free for workers to come. While there are as many permits as workers, each keeps at least one; a newcomer to a busy
     /// proxy gets its own as requests of the others end.
     ///
     /// # Errors

@@ -7,7 +7,8 @@ const EVEN_PART: u64 = 8;
 
 /// Permits that the worker in slot `index` should hold of `total`.
 ///
-/// Water-filling over `max(1, want)`; then what is left is spread evenly. `Σ` over all live slots is `total`, if there is any worker.
+/// Water-filling over `max(1, want)`; then half of what is left is spread evenly. The other half stays free, so that a worker that
+/// starts, or starts anew after a fault, finds permits at its first request and not when the others next look.
 pub(super) fn permits(slots: &[Slot], index: usize, total: u32) -> u32 {
     let mut workers = [(0_u32, 0_usize); SLOTS];
     let mut n = 0_usize;
@@ -36,7 +37,8 @@ pub(super) fn permits(slots: &[Slot], index: usize, total: u32) -> u32 {
         }
     }
     let place = u32::try_from(workers.iter().position(|(_, position)| *position == index).unwrap_or(n)).unwrap_or(u32::MAX);
-    mine.saturating_add(left / count).saturating_add(u32::from(place < left % count))
+    let spread = left / 2;
+    mine.saturating_add(spread / count).saturating_add(u32::from(place < spread % count))
 }
 
 /// Part of the rates, in units of `1 / whole`, that the worker in slot `index` should hold.

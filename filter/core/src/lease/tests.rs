@@ -26,9 +26,18 @@ fn permits(record: &mut LeaseRecord, at: u64, slot: SlotIndex, want: Want, total
 }
 
 #[test]
-fn a_single_worker_holds_everything() {
+fn a_worker_that_comes_later_finds_permits_at_once() {
     let (mut record, slots) = workers(1);
-    assert_eq!(permits(&mut record, 0, slots[0], want(0, 0), 100), 100);
+    // One that it always has, and half of the other 99.
+    assert_eq!(permits(&mut record, 0, slots[0], want(0, 0), 100), 50);
+    let late = record.claim(ms(10), 2).unwrap();
+    assert_eq!(permits(&mut record, 10, late, want(0, 4), 100), 27, "4 that it wants and a quarter of the other 95");
+    assert_eq!(permits(&mut record, 20, slots[0], want(60, 120), 100), 73, "the first takes what is free");
+}
+
+#[test]
+fn a_single_worker_has_all_the_rates() {
+    let (mut record, slots) = workers(1);
     let holding = record.update(ms(20), slots[0], 1, Want::default(), Grant { permits_total: None }).unwrap();
     assert_eq!(holding, Holding { permits: None, rate_share: 1.0 });
 }
@@ -205,7 +214,7 @@ proptest! {
     }
 
     #[test]
-    fn every_permit_ends_with_a_worker_and_wants_are_met_fairly(wants in prop::collection::vec(0..50_u32, 1..6), total in 0..100_u32) {
+    fn permits_that_are_wanted_end_with_a_worker_fairly(wants in prop::collection::vec(0..50_u32, 1..6), total in 0..100_u32) {
         let (mut record, slots) = workers(wants.len() as u64);
         let mut held = vec![0; wants.len()];
         for tick in 0..4 {
@@ -214,8 +223,11 @@ proptest! {
                 held[index] = permits(&mut record, tick * 20, *slot, want(0, wants[index]), total);
             }
         }
-        prop_assert_eq!(held.iter().sum::<u32>(), total);
-        prop_assert_eq!(record.permits_held(), u64::from(total));
+        let (holds, wanted) = (held.iter().sum::<u32>(), wants.iter().map(|want| *want.max(&1)).sum::<u32>());
+        prop_assert_eq!(record.permits_held(), u64::from(holds));
+        // What nobody wants: half of it stays free.
+        let unwanted = total.saturating_sub(wanted);
+        prop_assert_eq!(holds, total - unwanted.div_ceil(2), "{:?} for {:?}", held, wants);
         if total as usize >= wants.len() {
             prop_assert!(held.iter().all(|h| *h >= 1), "{held:?}");
         }
