@@ -99,6 +99,9 @@ pub enum CliError {
     /// The server could not start or had to stop.
     #[error("{0}")]
     Serve(#[from] crate::serve::ServeError),
+    /// Who read the output has had enough, for example `head`: no error to anyone.
+    #[error("the output was closed")]
+    OutputClosed,
     /// A file or stream cannot be read or written.
     #[error("{what}: {source}")]
     Io {
@@ -112,17 +115,28 @@ pub enum CliError {
 // === impl Cli ===
 
 impl Cli {
-    /// Runs the command to its end.
-    ///
-    /// # Errors
-    /// [`CliError`], which carries its exit code.
-    pub async fn run(self) -> Result<(), CliError> {
+    /// Runs the command to its end; an error is printed and becomes its exit code.
+    pub async fn run(self) -> ExitCode {
         let format = if self.json { Format::Json } else { Format::Text };
-        match self.command {
-            Command::Serve(args) => Ok(crate::serve::run(args.config()?).await?),
-            Command::Policy(args) => policy::run(args, format).await,
-            Command::Status(args) => status::run(args, format).await,
-            Command::Gpu(args) => gpu::run(&args, format),
+        match self.command.run(format).await {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                error.print(format);
+                ExitCode::from(error.exit_code())
+            }
+        }
+    }
+}
+
+// === impl Command ===
+
+impl Command {
+    async fn run(self, format: Format) -> Result<(), CliError> {
+        match self {
+            Self::Serve(args) => Ok(crate::serve::run(args.config()?).await?),
+            Self::Policy(args) => policy::run(args, format).await,
+            Self::Status(args) => status::run(args, format).await,
+            Self::Gpu(args) => gpu::run(&args, format),
         }
     }
 }
@@ -144,14 +158,27 @@ impl ServeArgs {
 
 impl CliError {
     /// The exit code that stands for this error; see the module's documentation.
-    pub fn exit_code(&self) -> ExitCode {
-        ExitCode::from(match self {
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::OutputClosed => 0,
             Self::Refused(_) | Self::Serve(_) | Self::Io { .. } => 1,
             Self::File(_) | Self::Config(_) => 2,
             Self::NotFound(_) => 3,
             Self::Unreachable { .. } => 4,
             Self::VersionConflict(_) => 5,
-        })
+        }
+    }
+
+    /// Prints the error on stderr as `--json` asks for, or for a person.
+    fn print(&self, format: Format) {
+        match (self, format) {
+            (Self::OutputClosed, _) => {}
+            (_, Format::Text) => eprintln!("error: {self}"),
+            (_, Format::Json) => {
+                let problems: Vec<String> = self.to_string().lines().map(str::to_owned).collect();
+                eprintln!("{}", serde_json::json!({ "exit_code": self.exit_code(), "problems": problems }));
+            }
+        }
     }
 }
 
@@ -160,7 +187,7 @@ fn print(text: &str) -> Result<(), CliError> {
     use io::Write;
     let mut out = io::stdout().lock();
     match writeln!(out, "{text}").and_then(|()| out.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(CliError::OutputClosed),
         Err(source) => Err(CliError::Io { what: "cannot write to stdout".to_owned(), source }),
         Ok(()) => Ok(()),
     }

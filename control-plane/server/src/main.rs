@@ -17,11 +17,5 @@ fn main() -> ExitCode {
     let outcome = runtime.block_on(cli.run());
     // A driver call that never returns must not hold up the exit.
     runtime.shutdown_background();
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            error.exit_code()
-        }
-    }
+    outcome
 }

@@ -1,0 +1,151 @@
+//! A whole control plane in this process, spoken to over its own listeners.
+
+use std::time::{Duration, Instant};
+
+use headgate::config::{Config, RawConfig};
+use headgate::serve::{Running, start};
+use headgate_protos::discovery::DeltaDiscoveryRequest;
+use headgate_protos::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use headgate_protos::envoy_core::Node;
+use headgate_protos::v1::load_reporting_client::LoadReportingClient;
+use headgate_protos::v1::policy_service_client::PolicyServiceClient;
+use headgate_protos::{LIMITS_TYPE_URL, v1};
+use prost::Message;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+
+const POLICY: &str = "\
+apiVersion: headgate.dev/v1
+kind: AdmissionPolicy
+metadata: {name: demo}
+spec:
+  pool: demo
+  classes:
+    - {name: high, whenTripped: reserved_lane}
+    - {name: low, whenTripped: refuse}
+";
+
+async fn serve(directory: &tempfile::TempDir) -> (Running, Channel) {
+    let raw = RawConfig {
+        grpc: Some("127.0.0.1:0".to_owned()),
+        http: Some("127.0.0.1:0".to_owned()),
+        data_dir: Some(directory.path().to_owned()),
+        nvml_lib: Some("off".to_owned()),
+        ..RawConfig::default()
+    };
+    let running = start(Config::try_from(raw).unwrap()).await.unwrap();
+    let channel = Channel::from_shared(format!("http://{}", running.grpc)).unwrap().connect().await.unwrap();
+    (running, channel)
+}
+
+async fn apply(channel: &Channel) -> v1::Policy {
+    let source = v1::PolicySource { source: Some(v1::policy_source::Source::Document(POLICY.to_owned())) };
+    let request = v1::ApplyPolicyRequest { source: Some(source), ..Default::default() };
+    PolicyServiceClient::new(channel.clone()).apply_policy(request).await.unwrap().into_inner().policy.unwrap()
+}
+
+fn report(sequence: u64, policy: &v1::Policy, offered: u64) -> v1::LoadReport {
+    let class = v1::ClassReport { class: "high".to_owned(), offered, admitted: offered, completed: offered, ..Default::default() };
+    let pool = v1::PoolReport { policy: policy.name.clone(), pool: "demo".to_owned(), classes: vec![class], ..Default::default() };
+    let worker = v1::WorkerReport { slot: 0, vm_epoch: 1, at_ns: sequence * 1_000_000, pools: vec![pool], counters: None };
+    let applied = v1::AppliedPolicy { name: policy.name.clone(), version: policy.version.clone(), limits_epoch: 0 };
+    v1::LoadReport { node_id: "proxy-1".to_owned(), sequence, workers: vec![worker], policies: vec![applied], ..Default::default() }
+}
+
+async fn get(running: &Running, path: &str) -> String {
+    use http_body_util::BodyExt;
+    let client = hyper_util::client::legacy::Client::builder(hyper_util::rt::TokioExecutor::new()).build_http();
+    let request = hyper::Request::get(format!("http://{}{path}", running.http)).body(http_body_util::Empty::<bytes::Bytes>::new()).unwrap();
+    let body = client.request(request).await.unwrap().into_body().collect().await.unwrap();
+    String::from_utf8(body.to_bytes().to_vec()).unwrap()
+}
+
+#[tokio::test]
+async fn reports_go_in_and_limits_status_and_metrics_come_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let (running, channel) = serve(&directory).await;
+    let policy = apply(&channel).await;
+
+    let (reports, stream) = mpsc::channel(4);
+    reports.send(report(1, &policy, 40)).await.unwrap();
+    let answers = LoadReportingClient::new(channel.clone()).stream_load_reports(ReceiverStream::new(stream)).await.unwrap();
+    let answer = answers.into_inner().message().await.unwrap().unwrap();
+    assert_eq!(answer.report_interval_ms, 100);
+    reports.send(report(2, &policy, 50)).await.unwrap();
+
+    let request = DeltaDiscoveryRequest {
+        node: Some(Node { id: "proxy-1".to_owned(), ..Node::default() }),
+        type_url: LIMITS_TYPE_URL.to_owned(),
+        resource_names_subscribe: vec!["demo".to_owned()],
+        ..DeltaDiscoveryRequest::default()
+    };
+    let (requests, stream) = mpsc::channel(4);
+    requests.send(request).await.unwrap();
+    let mut discovery = AggregatedDiscoveryServiceClient::new(channel.clone());
+    let mut responses = discovery.delta_aggregated_resources(ReceiverStream::new(stream)).await.unwrap().into_inner();
+    let limits = loop {
+        let response = responses.message().await.unwrap().unwrap();
+        if let Some(resource) = response.resources.first().and_then(|resource| resource.resource.as_ref()) {
+            break v1::Limits::decode(resource.value.clone()).unwrap();
+        }
+        // The answer that there are no limits yet; the next one comes only when this one is acknowledged.
+        let ack = DeltaDiscoveryRequest {
+            type_url: LIMITS_TYPE_URL.to_owned(),
+            response_nonce: response.nonce,
+            ..DeltaDiscoveryRequest::default()
+        };
+        requests.send(ack).await.unwrap();
+    };
+    assert_eq!((limits.pool.as_str(), limits.policy_version.as_str()), ("demo", policy.version.as_str()));
+    assert_eq!(limits.classes.len(), 2);
+    assert_eq!(limits.ttl_ms, 3000);
+
+    let status: serde_json::Value = serde_json::from_str(&get(&running, "/throttle/status").await).unwrap();
+    assert_eq!(status["pools"][0]["classes"][0]["offered"], 50);
+    assert_eq!(status["proxies"][0]["node_id"], "proxy-1");
+    assert_eq!(status["proxies"][0]["policies"][0]["version"], policy.version.as_str());
+    assert!(status["gpu_source"].as_str().unwrap().starts_with("no device: "), "{status}");
+    let metrics = get(&running, "/metrics").await;
+    assert!(metrics.contains("headgate_requests_total{pool=\"demo\",class=\"high\",outcome=\"offered\"} 50"), "{metrics}");
+    assert!(metrics.ends_with("# EOF\n"));
+    assert_eq!(get(&running, "/readyz").await, "ready\n");
+    assert!(get(&running, "/").await.contains("<title>Headgate</title>"));
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_stop_ends_open_streams_within_its_bound() {
+    let directory = tempfile::tempdir().unwrap();
+    let (running, channel) = serve(&directory).await;
+    let (reports, stream) = mpsc::channel(4);
+    reports.send(report(1, &v1::Policy::default(), 0)).await.unwrap();
+    let answers = LoadReportingClient::new(channel.clone()).stream_load_reports(ReceiverStream::new(stream)).await.unwrap();
+    let mut answers = answers.into_inner();
+    answers.message().await.unwrap();
+    let mut events = PolicyServiceClient::new(channel).watch_policies(v1::WatchPoliciesRequest {}).await.unwrap().into_inner();
+    events.message().await.unwrap();
+
+    let began = Instant::now();
+    running.stop().await;
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    assert_eq!(answers.message().await.unwrap_err().code(), tonic::Code::Unavailable);
+}
+
+#[tokio::test]
+async fn a_report_without_a_node_or_with_a_changed_one_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let (running, channel) = serve(&directory).await;
+    let nameless = v1::LoadReport::default();
+    let answers = LoadReportingClient::new(channel.clone()).stream_load_reports(tokio_stream::iter([nameless])).await.unwrap();
+    let error = answers.into_inner().message().await.unwrap_err();
+    assert_eq!((error.code(), error.message()), (tonic::Code::InvalidArgument, "node_id: is missing"));
+
+    let mut second = report(2, &v1::Policy::default(), 0);
+    second.node_id = "other".to_owned();
+    let both = tokio_stream::iter([report(1, &v1::Policy::default(), 0), second]);
+    let mut answers = LoadReportingClient::new(channel).stream_load_reports(both).await.unwrap().into_inner();
+    assert!(answers.message().await.unwrap().is_some());
+    assert_eq!(answers.message().await.unwrap_err().code(), tonic::Code::InvalidArgument);
+    running.stop().await;
+}
