@@ -112,9 +112,13 @@ pub(crate) async fn policy_that_the_filter_refuses_is_a_nack_with_its_field(vers
     let error = nack.error_detail.map(|status| status.message).unwrap_or_default();
     ensure!(error.contains("test") && error.contains("levels.gpuMemory.tripPercent: 140 is outside 1..=100"), "NACK: {error}");
 
-    let response = Connection::open(envoy.address()).await?.get("/v1/models", &[key_header("high")]).await?;
-    ensure!(response.status == 200, "after the NACK: {}", response.status);
-    envoy.access_log_line(|line| line.contains("policy=test@good")).await?;
+    // The worker that is asked takes the good policy up on its next tick.
+    wait_until("request under the good policy", PATIENCE, || async {
+        let response = Connection::open(envoy.address()).await?.get("/v1/models", &[key_header("high")]).await?;
+        ensure!(response.status == 200, "after the NACK: {}", response.status);
+        Ok(envoy.access_log().iter().any(|line| line.contains("policy=test@good")).then_some(()))
+    })
+    .await?;
     server.abort();
     Ok(())
 }

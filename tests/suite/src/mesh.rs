@@ -66,14 +66,16 @@ impl Mesh {
         Ok(mesh)
     }
 
-    /// Waits until the control plane knows `workers` workers (and the main thread) that have the policy in force.
+    /// Waits until the control plane knows `workers` workers that have the policy in force, and has pushed limits: a control plane
+    /// that has just begun learns for a second before it pushes.
     pub async fn wait_for_workers(&self, workers: u32) -> Result<()> {
         wait_until("worker with the policy in force", PATIENCE, || async {
             let status = self.control.status().await?;
             let proxy = &status["proxies"][0];
             let has_policy = proxy["policies"].as_array().is_some_and(|policies| policies.iter().any(|policy| policy["name"] == "test"));
             let n_workers = proxy["workers"].as_u64().unwrap_or(0);
-            Ok((has_policy && n_workers >= u64::from(workers)).then_some(()))
+            let has_pushed = status["pools"][0]["epoch"].as_u64() > Some(0);
+            Ok((has_policy && has_pushed && n_workers >= u64::from(workers)).then_some(()))
         })
         .await
     }
