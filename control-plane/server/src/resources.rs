@@ -32,7 +32,6 @@ const CAPABILITIES: &[&str] = &[
     "proxy_get_property",
     "proxy_get_shared_data",
     "proxy_grpc_cancel",
-    "proxy_grpc_cancel",
     "proxy_grpc_close",
     "proxy_grpc_send",
     "proxy_grpc_stream",
