@@ -87,8 +87,8 @@ pub struct ClassLimit {
     /// Depth of the bucket, in requests.
     #[prost(double, tag = "4")]
     pub burst: f64,
-    /// Rate at which refused requests of this class can be expected to be served, over all proxies, in requests per second: the
-    /// drain of the ticket clock.
+    /// Rate at which this proxy's refused requests of this class can be expected to be served, in requests per second: the drain of
+    /// the ticket clock. Over all proxies the drains sum to at most the pool's.
     #[prost(double, tag = "5")]
     pub drain_rps: f64,
     /// Rate to which `rate_rps` decays when the control plane is gone, in requests per second.
@@ -1193,7 +1193,8 @@ impl ::prost::Name for Identity {
         "/headgate.v1.Identity".into()
     }
 }
-/// A claim in the payload that `envoy.filters.http.jwt_authn` has put into dynamic metadata (`payload_in_metadata`).
+/// A claim in the payload that `envoy.filters.http.jwt_authn` has put into dynamic metadata (`payload_in_metadata`). The tenants of a
+/// policy name at most 8 different claims.
 #[cfg_attr(feature = "document", derive(serde::Serialize))]
 #[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -122,7 +122,7 @@ impl PoolState {
         self.classes.iter().all(|class| class.action == ClassAction::Admit)
     }
 
-    /// The limits of one proxy: rates and bursts times its share. A bucket holds at least one request, else nothing could ever pass.
+    /// The limits of one proxy: rates, bursts and drains times its share. A bucket holds at least one request, else nothing could ever pass.
     #[must_use]
     pub fn to_wire(&self, frame: &LimitsFrame<'_>) -> v1::Limits {
         v1::Limits {
@@ -150,7 +150,7 @@ impl ClassDecision {
             action: action.into(),
             rate_rps,
             burst,
-            drain_rps: self.drain_rps,
+            drain_rps: self.drain_rps * share,
             safe_rps: self.safe_rps * safe_share,
             because: self.because.map_or(v1::LevelKind::Unspecified, LevelKind::to_wire).into(),
         }

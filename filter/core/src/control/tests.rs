@@ -336,6 +336,8 @@ fn the_limits_of_a_proxy_are_its_share_and_a_bucket_holds_a_request() {
     assert_eq!(medium.burst, 1.0, "a hundredth of the burst is less than a request");
     assert_eq!(medium.because(), v1::LevelKind::GpuMemory);
     assert_eq!(wire.classes[2].action(), v1::ClassAction::Refuse);
+    assert_eq!(wire.classes[2].drain_rps, state.classes[2].drain_rps * 0.01, "else N proxies would hand out each slot N times");
+    assert!(state.classes[2].drain_rps > 0.0);
     assert!(wire.classes[2].safe_rps > 0.0, "refusal ends when the control plane is gone");
     let gpu = wire.levels.iter().find(|level| level.kind() == v1::LevelKind::GpuMemory).unwrap();
     assert_eq!((gpu.value, gpu.threshold, gpu.source.as_str()), (90.0, 75.0, "nvml"));

@@ -1,0 +1,50 @@
+//! What Envoy's own values mean.
+
+use crate::stream::StreamEnd;
+
+/// Downstream connection termination, downstream remote reset: bits of `CoreResponseFlag`.
+const BY_CLIENT: u64 = 1 << 14 | 1 << 28;
+/// Upstream request timeout, local reset, remote reset, connection failure, connection termination, protocol error.
+const BY_UPSTREAM: u64 = 0b111_1100 | 1 << 23;
+
+/// Who ended a response that was not seen to its end, by the property `response.flags`: 8 bytes, little-endian.
+///
+/// Source: Envoy `source/common/stream_info/response_flag.h` (`CoreResponseFlag`), the same from 1.36 to 1.40.
+#[must_use]
+pub fn stream_end(flags: &[u8]) -> StreamEnd {
+    let flags = flags.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+    if flags & BY_CLIENT != 0 {
+        StreamEnd::ByClient
+    } else if flags & BY_UPSTREAM != 0 {
+        StreamEnd::ByUpstream
+    } else {
+        StreamEnd::Complete
+    }
+}
+
+/// The status of the pseudo-header `:status`; 0 for anything but three digits.
+#[must_use]
+pub fn status(text: &[u8]) -> u16 {
+    match text {
+        [b'0'..=b'9', b'0'..=b'9', b'0'..=b'9'] => text.iter().fold(0, |number, digit| number * 10 + u16::from(*digit - b'0')),
+        _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_that_left_is_told_from_an_upstream_that_broke_off() {
+        let end = |bit: u32| stream_end(&(1_u64 << bit).to_le_bytes());
+        assert_eq!([end(14), end(28)], [StreamEnd::ByClient; 2]);
+        assert_eq!([end(2), end(4), end(6), end(23)], [StreamEnd::ByUpstream; 4]);
+        assert_eq!([end(0), end(1), stream_end(b"")], [StreamEnd::Complete; 3]);
+    }
+
+    #[test]
+    fn only_three_digits_are_a_status() {
+        assert_eq!([status(b"200"), status(b"099"), status(b"20"), status(b"2000"), status(b"2 0")], [200, 99, 0, 0, 0]);
+    }
+}

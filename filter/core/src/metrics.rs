@@ -1,0 +1,57 @@
+//! The metrics of a worker: its report as names and totals.
+//!
+//! Names carry their labels as `.label.value` pairs for Envoy's `stats_tags`. A policy has at most 8 classes and the reasons are one
+//! enum, so the set of names is bounded by the policies.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use headgate_protos::v1;
+
+/// Every counter of `report`: `headgate_requests.policy.P.class.C.decision.D`, `headgate_refusals.policy.P.class.C.reason.R`,
+/// `headgate_responses.policy.P.class.C.outcome.O` and `headgate_filter.event.E`.
+#[must_use]
+pub fn counters(report: &v1::WorkerReport) -> Vec<(String, u64)> {
+    let mut counters = Vec::new();
+    for pool in &report.pools {
+        for class in &pool.classes {
+            let labels = format!("policy.{}.class.{}", pool.policy, class.class);
+            let mut count = |metric: &str, label: &str, value: &str, total| {
+                counters.push((format!("headgate_{metric}.{labels}.{label}.{value}"), total));
+            };
+            count("requests", "decision", "admit", class.admitted);
+            count("requests", "decision", "refuse", class.refused.iter().map(|refused| refused.count).sum());
+            for refused in &class.refused {
+                count("refusals", "reason", &refused.reason, refused.count);
+            }
+            count("responses", "outcome", "completed", class.completed);
+            count("responses", "outcome", "failed", class.failed);
+            count("responses", "outcome", "cancelled", class.cancelled);
+        }
+    }
+    let v1::WorkerCounters { unmatched, host_errors, unreadable, denied_claims, untracked } = report.counters.unwrap_or_default();
+    let events =
+        [("unmatched", unmatched), ("host_error", host_errors), ("unreadable", unreadable), ("denied_claim", denied_claims), ("untracked", untracked)];
+    counters.extend(events.map(|(event, total)| ("headgate_filter.event.".to_string() + event, total)));
+    counters
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec;
+
+    #[test]
+    fn a_refusal_counts_once_as_a_decision_and_once_by_its_reason() {
+        let refused = vec![v1::ReasonCount { reason: "qps".into(), count: 2 }, v1::ReasonCount { reason: "p99".into(), count: 3 }];
+        let class = v1::ClassReport { class: "low".into(), admitted: 7, refused, ..Default::default() };
+        let pool = v1::PoolReport { policy: "demo".into(), classes: vec![class], ..Default::default() };
+        let counters = counters(&v1::WorkerReport { pools: vec![pool], ..Default::default() });
+        let total = |name: &str| counters.iter().find(|(known, _)| known == name).map(|(_, total)| *total);
+        assert_eq!(total("headgate_requests.policy.demo.class.low.decision.admit"), Some(7));
+        assert_eq!(total("headgate_requests.policy.demo.class.low.decision.refuse"), Some(5));
+        assert_eq!(total("headgate_refusals.policy.demo.class.low.reason.p99"), Some(3));
+        assert_eq!(total("headgate_filter.event.unmatched"), Some(0));
+    }
+}

@@ -1,0 +1,178 @@
+//! What the VMs of one proxy share, and how each entry changes: pure functions over bytes.
+//!
+//! In shared data a key can be created but never removed, and a compare-and-set creates nothing, so keys exist before anybody competes
+//! for them and there are few. Readers poll [`Keys::revisions`], which the leader raises after it has written the blobs: 16 bytes a
+//! tick instead of the blobs.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use headgate_protos::v1;
+use prost::Message;
+
+use crate::lease::{Grant, Holding, LeaseRecord, Want};
+use crate::time::Timestamp;
+
+/// The keys of one instance, `hg/<instance>/…`.
+#[derive(Debug, Clone)]
+pub struct Keys {
+    prefix: String,
+    /// [`crate::leader::LeaderLease`]: who leads.
+    pub lead: String,
+    /// [`next_generation`]: number of the newest configuration.
+    pub generation: String,
+    /// [`Revisions`].
+    pub revisions: String,
+    /// [`crate::discovery::PolicySnapshot`].
+    pub policies: String,
+    /// [`SharedLimits`].
+    pub limits: String,
+    /// [`LeaseRecord`]: which VM has which report slot.
+    pub roster: String,
+}
+
+impl Keys {
+    /// The keys of `instance`.
+    #[must_use]
+    pub fn new(instance: &str) -> Self {
+        let key = |name| format!("hg/{instance}/{name}");
+        Self {
+            prefix: key(""),
+            lead: key("lead"),
+            generation: key("gen"),
+            revisions: key("version"),
+            policies: key("policies"),
+            limits: key("limits"),
+            roster: key("roster"),
+        }
+    }
+
+    /// Report of the VM in a slot, an encoded [`v1::WorkerReport`].
+    #[must_use]
+    pub fn report(&self, slot: usize) -> String {
+        format!("{}slot/{slot}", self.prefix)
+    }
+
+    /// [`LeaseRecord`]: the sub-leases of a policy.
+    #[must_use]
+    pub fn lease(&self, policy: &str) -> String {
+        format!("{}lease/{policy}", self.prefix)
+    }
+}
+
+/// How often the shared policies and limits have changed; 0: there are none yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Revisions {
+    /// Of the policies.
+    pub policies: u64,
+    /// Of the limits.
+    pub limits: u64,
+}
+
+impl Revisions {
+    /// From the bytes of [`Revisions::encode`]; anything else is nothing yet.
+    #[must_use]
+    pub fn decode(bytes: &[u8]) -> Self {
+        let (policies, limits) = decode_pair(bytes);
+        Self { policies, limits }
+    }
+
+    /// The bytes for shared data.
+    #[must_use]
+    pub fn encode(self) -> Vec<u8> {
+        encode_pair(self.policies, self.limits)
+    }
+
+    /// The bytes that follow `bytes` after a change.
+    #[must_use]
+    pub fn raise(bytes: &[u8], has_policies: bool, has_limits: bool) -> Vec<u8> {
+        let Self { policies, limits } = Self::decode(bytes);
+        encode_pair(policies.wrapping_add(u64::from(has_policies)), limits.wrapping_add(u64::from(has_limits)))
+    }
+}
+
+/// Number of `configuration`: the newest one's if that has the same text, one more otherwise; with the bytes that follow `bytes`. The
+/// leader of a newer configuration takes over from that of an older.
+#[must_use]
+pub fn next_generation(bytes: &[u8], configuration: &[u8]) -> (Vec<u8>, u64) {
+    // FNV-1a; it only tells configurations of one operator apart.
+    let eat = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    let hash = configuration.iter().fold(0xcbf2_9ce4_8422_2325, eat);
+    let (newest, newest_hash) = decode_pair(bytes);
+    let generation = if newest > 0 && newest_hash == hash { newest } else { newest.wrapping_add(1) };
+    (encode_pair(generation, hash), generation)
+}
+
+/// One refresh of `owner`'s place in a [`LeaseRecord`]: the bytes that follow `bytes`, its slot and what it holds. `None` when there is
+/// no place for it.
+#[must_use]
+pub fn refresh_lease(bytes: &[u8], now: Timestamp, owner: u64, want: Want, grant: Grant) -> Option<(Vec<u8>, (usize, Holding))> {
+    let unreadable = || if bytes.is_empty() { LeaseRecord::new() } else { LeaseRecord::recovered(now) };
+    let mut record = LeaseRecord::decode(bytes).unwrap_or_else(unreadable);
+    let slot = record.claim(now, owner).ok()?;
+    let holding = record.update(now, slot, owner, want, grant).ok()?;
+    Some((record.encode(), (slot.index(), holding)))
+}
+
+/// The newest limits of every pool.
+#[derive(Clone, PartialEq, Message)]
+pub struct SharedLimits {
+    /// One entry a pool.
+    #[prost(message, repeated, tag = "1")]
+    pub pools: Vec<ReceivedLimits>,
+}
+
+/// Limits and when they came: a VM that reads them late must not take them for fresh.
+#[derive(Clone, PartialEq, Message)]
+pub struct ReceivedLimits {
+    /// Monotonic time of receipt, in nanoseconds.
+    #[prost(uint64, tag = "1")]
+    pub at_ns: u64,
+    /// The limits.
+    #[prost(message, optional, tag = "2")]
+    pub limits: Option<v1::Limits>,
+}
+
+fn decode_pair(bytes: &[u8]) -> (u64, u64) {
+    match bytes.as_chunks::<8>() {
+        ([first, second], []) => (u64::from_le_bytes(*first), u64::from_le_bytes(*second)),
+        _ => (0, 0),
+    }
+}
+
+fn encode_pair(first: u64, second: u64) -> Vec<u8> {
+    [first.to_le_bytes(), second.to_le_bytes()].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_keeps_its_generation_until_another_comes() {
+        let (bytes, first) = next_generation(&[], b"a");
+        let (bytes, again) = next_generation(&bytes, b"a");
+        let (bytes, second) = next_generation(&bytes, b"b");
+        let (_, third) = next_generation(&bytes, b"a");
+        assert_eq!((first, again, second, third), (1, 1, 2, 3));
+    }
+
+    #[test]
+    fn revisions_grow_one_by_one_and_damage_is_nothing_yet() {
+        let bytes = Revisions::raise(&Revisions::raise(&[], true, true), false, true);
+        assert_eq!(Revisions::decode(&bytes), Revisions { policies: 1, limits: 2 });
+        assert_eq!(Revisions::decode(&bytes[1..]), Revisions::default());
+        assert_eq!(Revisions::decode(&Revisions { policies: 3, limits: 4 }.encode()), Revisions { policies: 3, limits: 4 });
+    }
+
+    #[test]
+    fn a_lease_begins_with_an_empty_key_and_survives_damage() {
+        let grant = Grant { permits_total: Some(10) };
+        let want = Want { permits_wanted: 10, ..Want::default() };
+        let (bytes, (slot, holding)) = refresh_lease(&[], Timestamp::ZERO, 7, want, grant).unwrap();
+        assert_eq!((slot, holding.permits), (0, Some(10)));
+        let (_, (_, holding)) = refresh_lease(&bytes[1..], Timestamp::ZERO, 7, want, grant).unwrap();
+        assert_eq!(holding.permits, Some(0), "others may hold what the damaged record knew of");
+    }
+}
