@@ -1,3 +1,5 @@
+//! `Any` with a shared value.
+
 use alloc::string::String;
 use bytes::Bytes;
 
