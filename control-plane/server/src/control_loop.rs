@@ -5,7 +5,7 @@
 //!
 //! **Restart.** A control plane that has just begun knows neither rates nor percentiles, and what it would push could only be a
 //! guess. The filters hold their last limits meanwhile (`ttl_ms`). So nothing is pushed for a pool until its load has been
-//! reported for [`LEARNING`], or, with no report at all, until [`SILENCE`] has passed.
+//! reported for a second, or, with no report at all, until two seconds have passed.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

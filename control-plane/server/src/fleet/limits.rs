@@ -59,3 +59,23 @@ impl PoolLimits {
         limits
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proxy_gets_its_part_of_the_rates_and_at_least_one_request_of_burst() {
+        let class = |rate_rps: f64, burst: f64| v1::ClassLimit { rate_rps, burst, safe_rps: 8.0, drain_rps: 40.0, ..Default::default() };
+        let limits = PoolLimits {
+            fleet: v1::Limits { classes: vec![class(100.0, 100.0), class(0.0, 0.0)], ..Default::default() },
+            shares: [("busy".to_owned(), ProxyShare { rate: 0.9, safe: 0.5 })].into(),
+            newcomer: ProxyShare { rate: 0.005, safe: 0.25 },
+        };
+        let busy = limits.for_node("busy");
+        assert_eq!((busy.classes[0].rate_rps, busy.classes[0].burst, busy.classes[0].safe_rps), (90.0, 90.0, 4.0));
+        assert_eq!(busy.classes[0].drain_rps, 40.0, "the drain is that of the pool");
+        assert_eq!(busy.classes[1].burst, 0.0);
+        assert_eq!(limits.for_node("new").classes[0].burst, 1.0);
+    }
+}

@@ -183,3 +183,66 @@ impl Proxy {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(node_id: &str, version: &str, rejected: &[&str]) -> v1::LoadReport {
+        let reject =
+            |name: &&str| v1::RejectedPolicy { name: (*name).to_owned(), version: "2".to_owned(), error: "classes: is missing".to_owned() };
+        v1::LoadReport {
+            node_id: node_id.to_owned(),
+            policies: vec![v1::AppliedPolicy { name: "demo".to_owned(), version: version.to_owned(), limits_epoch: 7 }],
+            rejected: rejected.iter().map(reject).collect(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn the_reach_of_a_version_tells_current_behind_and_refused() {
+        let (proxies, now) = (Proxies::default(), Instant::now());
+        proxies.record_report(now, &report("a", "2", &[]));
+        proxies.record_report(now, &report("b", "1", &["demo"]));
+        let reach = proxies.reach("demo", "2");
+        assert_eq!((reach.proxies_current, reach.proxies_behind), (1, 1));
+        assert_eq!(reach.rejections.len(), 1);
+        assert_eq!((reach.rejections[0].node_id.as_str(), reach.rejections[0].error.as_str()), ("b", "classes: is missing"));
+    }
+
+    #[test]
+    fn a_refusal_that_a_report_no_longer_names_is_mended() {
+        let (proxies, now) = (Proxies::default(), Instant::now());
+        proxies.record_nack(now, "a", v1::RejectedPolicy { name: "demo".to_owned(), ..Default::default() });
+        assert_eq!(proxies.reach("demo", "2").rejections.len(), 1);
+        proxies.record_report(now, &report("a", "2", &[]));
+        assert!(proxies.reach("demo", "2").rejections.is_empty());
+    }
+
+    #[test]
+    fn a_silent_proxy_is_forgotten_after_five_seconds() {
+        let (proxies, now) = (Proxies::default(), Instant::now());
+        proxies.record_report(now, &report("a", "1", &[]));
+        proxies.record_report(now + Duration::from_secs(3), &report("b", "1", &[]));
+        assert_eq!(proxies.expire(now + Duration::from_secs(5)), ["a"]);
+        assert_eq!(proxies.len(), 1);
+    }
+
+    #[test]
+    fn a_long_error_is_cut_at_a_character() {
+        let proxies = Proxies::default();
+        let error = "ä".repeat(MAX_ERROR_BYTES);
+        proxies.record_nack(Instant::now(), "a", v1::RejectedPolicy { name: "demo".to_owned(), version: String::new(), error });
+        assert_eq!(proxies.reach("demo", "").rejections[0].error.len(), MAX_ERROR_BYTES);
+    }
+
+    #[test]
+    fn a_full_table_takes_no_further_proxy() {
+        let (proxies, now) = (Proxies::default(), Instant::now());
+        for n in 0..MAX_PROXIES {
+            assert!(proxies.record_report(now, &report(&n.to_string(), "1", &[])));
+        }
+        assert!(!proxies.record_report(now, &report("one more", "1", &[])));
+        assert!(proxies.record_report(now, &report("7", "1", &[])), "a known one still reports");
+    }
+}
