@@ -31,8 +31,13 @@ pub fn counters(report: &v1::WorkerReport) -> Vec<(String, u64)> {
         }
     }
     let v1::WorkerCounters { unmatched, host_errors, unreadable, denied_claims, untracked } = report.counters.unwrap_or_default();
-    let events =
-        [("unmatched", unmatched), ("host_error", host_errors), ("unreadable", unreadable), ("denied_claim", denied_claims), ("untracked", untracked)];
+    let events = [
+        ("unmatched", unmatched),
+        ("host_error", host_errors),
+        ("unreadable", unreadable),
+        ("denied_claim", denied_claims),
+        ("untracked", untracked),
+    ];
     counters.extend(events.map(|(event, total)| ("headgate_filter.event.".to_string() + event, total)));
     counters
 }

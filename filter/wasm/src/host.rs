@@ -29,10 +29,6 @@ pub(crate) enum Action {
 #[derive(Clone, Copy)]
 #[repr(u32)]
 pub(crate) enum LogLevel {
-    /// Notable.
-    Info = 2,
-    /// Wrong, and handled.
-    Warn = 3,
     /// Wrong.
     Error = 4,
 }
@@ -192,6 +188,34 @@ pub(crate) fn set_shared(key: &str, value: &[u8], cas: u32) -> Result<(), HostEr
     check(unsafe { abi::proxy_set_shared_data(key.as_ptr(), key.len(), value.as_ptr(), value.len(), cas) })
 }
 
+/// A shared value, created empty if it does not exist: compare-and-set needs something to compare.
+pub(crate) fn shared_or_empty(key: &str) -> Result<(Vec<u8>, u32), HostError> {
+    match shared(key) {
+        Err(HostError::NOT_FOUND) => {
+            set_shared(key, &[], 0)?;
+            shared(key)
+        }
+        result => result,
+    }
+}
+
+/// Reads a shared value, changes it and writes it back, again if somebody else was faster. `change` returns the new bytes and what is
+/// returned once they are written; `None` leaves the value alone.
+pub(crate) fn update_shared<T>(key: &str, mut change: impl FnMut(&[u8]) -> Option<(Vec<u8>, T)>) -> Option<T> {
+    // Somebody else's success is what makes ours fail, so more failures than this mean a broken host.
+    const ATTEMPTS: usize = 64;
+    for _ in 0..ATTEMPTS {
+        let (bytes, cas) = shared_or_empty(key).ok()?;
+        let (changed, result) = change(&bytes)?;
+        match set_shared(key, &changed, cas) {
+            Ok(()) => return Some(result),
+            Err(HostError::CAS_MISMATCH) => {}
+            Err(_) => return None,
+        }
+    }
+    None
+}
+
 /// Answers the request here. `details` shows as `%RESPONSE_CODE_DETAILS%`.
 pub(crate) fn reply(status: u16, details: &str, headers: &[(&str, &[u8])], body: &[u8]) -> Result<(), HostError> {
     let headers = encode_pairs(headers);
@@ -232,7 +256,7 @@ pub(crate) fn record_metric(id: u32, value: u64) -> Result<(), HostError> {
 
 /// Opens a stream to `service`, an encoded `GrpcService`, and returns its token. A bare cluster name can abort the whole proxy, so
 /// none is accepted here.
-pub(crate) fn open_stream(service: &[u8], name: &str, method: &str) -> Result<u32, HostError> {
+pub(crate) fn open_stream(service: &[u8], (name, method): (&str, &str)) -> Result<u32, HostError> {
     let mut token = 0;
     let metadata = encode_pairs(&[]);
     // SAFETY: pointers as said above.

@@ -1,9 +1,11 @@
 //! One request: callback to event, outcome to effect.
 
 use crate::host::{self, Action};
+use headgate_core::envoy;
 use headgate_core::policy::ClaimName;
 use headgate_core::request::{HeaderView, RequestInfo, VerifiedIdentity};
 use headgate_core::stream::{Event, HeaderOp, Outcome, Stream, StreamEnd};
+use headgate_core::time::Timestamp;
 use headgate_core::worker::Worker;
 use std::fmt::Write;
 
@@ -44,7 +46,7 @@ pub(crate) struct Exchange {
 
 impl Exchange {
     /// Decides on the request whose headers are being read.
-    pub(crate) fn open(worker: &mut Worker, reads: &Reads) -> (Self, Action) {
+    pub(crate) fn open(worker: &mut Worker, reads: &Reads, now: Timestamp) -> (Self, Action) {
         let mut stream = Stream::new();
         let bytes = host::request_headers().unwrap_or_default();
         let spiffe = if reads.spiffe { host::property("connection\0uri_san_peer_certificate").ok() } else { None };
@@ -54,8 +56,7 @@ impl Exchange {
         let info = HeaderView::from_serialized(&bytes).map_or(RequestInfo::unreadable(), |headers| RequestInfo::new(headers, identity));
         #[cfg(feature = "fault-injection")]
         crate::fault::trap_if_asked(&info.headers);
-        let outcome = stream.handle(worker, host::now(), Event::RequestHeaders(&info));
-        let action = apply(outcome);
+        let action = apply(stream.handle(worker, now, Event::RequestHeaders(&info)));
         (Self { stream, is_ours: matches!(action, Action::Pause), has_body: false, has_ended: false }, action)
     }
 
@@ -65,7 +66,7 @@ impl Exchange {
         if self.is_ours {
             return;
         }
-        let status = host::response_header(":status").ok().as_deref().map_or(0, decimal);
+        let status = host::response_header(":status").ok().as_deref().map_or(0, envoy::status);
         let dependency = if reads.failed_dependency { host::response_header("x-headgate-failed-dependency").ok() } else { None };
         let event = Event::ResponseHeaders { status, failed_dependency: dependency.as_deref() };
         self.stream.handle(worker, host::now(), event);
@@ -83,7 +84,8 @@ impl Exchange {
     /// The request is over; writes its decision into `line`, empty if no policy governs it.
     pub(crate) fn on_log(mut self, worker: &mut Worker, reads: &Reads, line: &mut String) {
         let endpoint = if reads.endpoint && !self.is_ours { host::property("upstream\0address").ok() } else { None };
-        let end = if self.has_ended { StreamEnd::Complete } else { end_by_flags() };
+        let end =
+            if self.has_ended { StreamEnd::Complete } else { envoy::stream_end(&host::property("response\0flags").unwrap_or_default()) };
         self.stream.handle(worker, host::now(), Event::Log { endpoint: endpoint.as_deref(), end });
         line.clear();
         if let Some(summary) = self.stream.summary() {
@@ -114,32 +116,5 @@ fn apply(outcome: Outcome) -> Action {
                 Err(_) => Action::Continue,
             }
         }
-    }
-}
-
-/// Who ended a response that was not seen to its end. Flags: Envoy's `CoreResponseFlag`, a bit each.
-fn end_by_flags() -> StreamEnd {
-    // Downstream connection termination, downstream remote reset.
-    const BY_CLIENT: u64 = 1 << 14 | 1 << 28;
-    // Request timeout, local reset, remote reset, connection failure, connection termination, protocol error.
-    const BY_UPSTREAM: u64 = 0b111_1100 | 1 << 23;
-    let bytes = host::property("response\0flags").unwrap_or_default();
-    let flags = bytes.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
-    if flags & BY_CLIENT != 0 {
-        StreamEnd::ByClient
-    } else if flags & BY_UPSTREAM != 0 {
-        StreamEnd::ByUpstream
-    } else {
-        StreamEnd::Complete
-    }
-}
-
-/// A status line's three digits; 0 for anything else.
-fn decimal(text: &[u8]) -> u16 {
-    match text {
-        [a @ b'0'..=b'9', b @ b'0'..=b'9', c @ b'0'..=b'9'] => {
-            [a, b, c].iter().fold(0, |number, digit| number * 10 + u16::from(*digit - b'0'))
-        }
-        _ => 0,
     }
 }

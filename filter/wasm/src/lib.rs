@@ -15,5 +15,4 @@ mod host;
 mod http;
 mod metrics;
 mod root;
-mod shared;
 mod vm;

@@ -1,5 +1,5 @@
-//! One instance of the filter in one VM: what moves with time. Takes up what other VMs shared, shares its own state, divides the
-//! proxy's permits, and lets `control` speak to the control plane when this VM leads.
+//! One instance of the filter in one VM: what moves with time. Takes up what other VMs shared, shares its own state, and holds its part
+//! of the proxy's permits.
 //!
 //! A new plugin configuration is a new root context in the same VM. It takes the instance over, so that counters, breakers and
 //! buckets live on; the streams of the old root keep their place in the same worker.
@@ -9,45 +9,50 @@ use crate::control::Control;
 use crate::host;
 use crate::http::Reads;
 use crate::metrics::Metrics;
-use crate::shared::{self, Keys, LimitsSet};
 use headgate_core::discovery::PolicySnapshot;
-use headgate_core::lease::{Grant, Holding, LeaseRecord, Want};
+use headgate_core::lease::{Grant, Holding, Want};
+use headgate_core::metrics;
 use headgate_core::policy::Policy;
+use headgate_core::shared::{self, Keys, Revisions, SharedLimits};
 use headgate_core::time::Timestamp;
 use headgate_core::worker::Worker;
+use headgate_protos::v1::AppliedPolicy;
 use prost::Message;
 use std::sync::Arc;
 use std::time::Duration;
 
 const TICK_MS: u32 = 20;
-/// Between two refreshes of the sub-leases and of the report slot; a slot lapses after ten of them.
+/// Between two refreshes of the sub-leases and of the report; a slot lapses after ten of them.
 const SHARE_EVERY: Duration = Duration::from_millis(100);
+/// Between two refreshes of the sub-leases when they do not suffice.
+const LEASE_AGAIN: Duration = Duration::from_millis(5);
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
 /// A root that has not ticked for this long is gone, and another root of the instance may take its place.
 const ROOT_LAPSE: Duration = Duration::from_secs(1);
 
 /// One instance in this VM.
 pub(crate) struct Instance {
-    name: String,
-    keys: Keys,
-    /// Random identity of this VM.
-    owner: u64,
+    pub(crate) name: String,
     /// What decides.
     pub(crate) worker: Worker,
     /// What `worker` needs besides headers.
     pub(crate) reads: Reads,
+    keys: Keys,
+    /// Random identity of this VM.
+    owner: u64,
     /// The root whose ticks count.
     root: u32,
     inline: Vec<Arc<Policy>>,
     delivered: Vec<Arc<Policy>>,
-    /// Numbers of the policies and the limits taken up.
-    seen: (u64, u64),
+    seen: Revisions,
     control: Option<Control>,
     metrics: Metrics,
-    /// Permits by policy; `None`: unbounded.
-    held: Vec<Option<u32>>,
+    /// Permits by policy, `None`: unbounded. Empty before the first request: the main thread's VM and the one that only tries a
+    /// configuration out never see one, and hold nothing that others need.
+    permits: Vec<Option<u32>>,
     ticked_at: Timestamp,
-    shared_at: Timestamp,
+    leased_at: Timestamp,
+    reported_at: Timestamp,
     flushed_at: Timestamp,
     host_errors: u64,
 }
@@ -61,39 +66,34 @@ impl Instance {
         let owner = host::random().map_err(|error| format!("the host has no random numbers: {error:?}"))?;
         Ok(Self {
             name: name.into(),
-            keys: Keys::new(name),
-            owner,
             worker: Worker::new(owner),
             reads: Reads::default(),
+            keys: Keys::new(name),
+            owner,
             root: 0,
             inline: Vec::new(),
             delivered: Vec::new(),
-            seen: (0, 0),
+            seen: Revisions::default(),
             control: None,
             metrics: Metrics::default(),
-            held: Vec::new(),
+            permits: Vec::new(),
             ticked_at: Timestamp::ZERO,
-            shared_at: Timestamp::ZERO,
+            leased_at: Timestamp::ZERO,
+            reported_at: Timestamp::ZERO,
             flushed_at: Timestamp::ZERO,
             host_errors: 0,
         })
     }
 
-    /// Its name.
-    pub(crate) fn name(&self) -> &str {
-        &self.name
-    }
-
     /// Puts a configuration in force; `json` is its text.
     pub(crate) fn configure(&mut self, root: u32, config: Config, json: &[u8]) {
         let now = host::now();
-        let generation = next_generation(&self.keys.generation, json);
+        let generation = host::update_shared(&self.keys.generation, |bytes| Some(shared::next_generation(bytes, json))).unwrap_or(0);
         self.inline = config.policies;
         self.control = config.control_plane.map(|control_plane| Control::new(&control_plane, self.owner, generation));
         self.adopt(root, now);
         self.apply_policies(now);
         self.take_up(now);
-        self.share(now);
     }
 
     /// Every 20 ms.
@@ -112,18 +112,21 @@ impl Instance {
         self.host_errors = host::errors();
         self.worker.on_tick(now);
         self.take_up(now);
-        if now.since(self.shared_at) >= SHARE_EVERY || self.is_short_of_permits() {
-            self.share(now);
+        if !self.permits.is_empty() && (now.since(self.leased_at) >= SHARE_EVERY || self.is_short_of_permits()) {
+            self.lease(now);
         }
-        if now.since(self.flushed_at) >= FLUSH_EVERY {
-            self.flushed_at = now;
-            self.metrics.flush(&self.worker.report(now, 0));
-            if let Some(control) = &self.control {
-                control.flush(now, &self.worker, &mut self.metrics);
-            }
+        if now.since(self.reported_at) >= SHARE_EVERY {
+            self.reported_at = now;
+            self.report(now);
         }
         if let Some(control) = &mut self.control {
-            control.on_tick(now, &self.keys, &self.worker);
+            let worker = &self.worker;
+            let applied = |(index, policy): (usize, &Arc<Policy>)| AppliedPolicy {
+                name: policy.name().into(),
+                version: policy.version().into(),
+                limits_epoch: worker.limits_epoch(index),
+            };
+            control.on_tick(now, &self.keys, || worker.policies().enumerate().map(applied).collect());
         }
     }
 
@@ -138,6 +141,14 @@ impl Instance {
     pub(crate) fn on_close(&mut self, token: u32) {
         if let Some(control) = &mut self.control {
             control.on_close(host::now(), token);
+        }
+    }
+
+    /// Before a decision: takes permits up when there are none left, at most every 5 ms, instead of refusing until the next tick.
+    pub(crate) fn ensure_permits(&mut self, now: Timestamp) {
+        let is_first = self.permits.is_empty();
+        if is_first || (self.is_short_of_permits() && now.since(self.leased_at) >= LEASE_AGAIN) {
+            self.lease(now);
         }
     }
 
@@ -158,79 +169,73 @@ impl Instance {
         let policies = self.delivered.iter().chain(fallback).cloned().collect();
         self.worker.set_policies(now, policies);
         self.reads = Reads::of(&self.worker);
+        if !self.permits.is_empty() {
+            self.lease(now);
+        }
     }
 
     /// Takes up what the leader has shared since the last look.
     fn take_up(&mut self, now: Timestamp) {
-        let Ok((bytes, _)) = host::shared(&self.keys.version) else { return };
-        let newest = shared::decode_pair(&bytes);
-        let has_policies = newest.0 != self.seen.0;
-        if has_policies
-            && let Some(PolicySnapshot { policies, .. }) =
-                host::shared(&self.keys.policies).ok().and_then(|(bytes, _)| PolicySnapshot::decode(&bytes))
-        {
+        let blob = |key: &str| host::shared(key).map(|(bytes, _)| bytes).unwrap_or_default();
+        let newest = Revisions::decode(&blob(&self.keys.revisions));
+        let has_policies = newest.policies != self.seen.policies;
+        if has_policies && let Some(snapshot) = PolicySnapshot::decode(&blob(&self.keys.policies)) {
             // The leader has checked them; what fails here is somebody else's writing.
-            self.delivered = policies.iter().filter_map(|wire| Policy::try_from_wire(wire).ok().map(Arc::new)).collect();
+            self.delivered = snapshot.policies.iter().filter_map(|wire| Policy::try_from_wire(wire).ok().map(Arc::new)).collect();
             self.apply_policies(now);
-            self.share(now);
         }
-        if has_policies || newest.1 != self.seen.1 {
-            for pool in LimitsSet::read(&self.keys.limits).pools {
-                if let Some(limits) = &pool.limits {
-                    // False: no policy protects the pool yet; the next policies bring the limits up again.
-                    self.worker.set_limits(Timestamp::from_nanos(pool.at_ns), limits);
-                }
+        if has_policies || newest.limits != self.seen.limits {
+            for pool in SharedLimits::decode(blob(&self.keys.limits).as_slice()).unwrap_or_default().pools {
+                // False: no policy protects the pool yet; the next policies bring the limits up again.
+                let _ = pool.limits.map(|limits| self.worker.set_limits(Timestamp::from_nanos(pool.at_ns), &limits));
             }
         }
         self.seen = newest;
     }
 
     fn is_short_of_permits(&self) -> bool {
-        self.held.iter().enumerate().any(|(index, held)| held.is_some_and(|held| self.worker.wants(index).permits_wanted > held))
+        let is_short = |(index, held): (usize, &Option<u32>)| held.is_some_and(|held| self.worker.wants(index).permits_in_use >= held);
+        self.permits.iter().enumerate().any(is_short)
     }
 
-    /// Refreshes this VM's sub-leases and its report.
-    fn share(&mut self, now: Timestamp) {
-        self.shared_at = now;
-        self.held.clear();
+    /// Refreshes this VM's sub-leases.
+    fn lease(&mut self, now: Timestamp) {
+        self.leased_at = now;
+        self.permits.clear();
         let policies: Vec<_> = self.worker.policies().cloned().collect();
         for (index, policy) in policies.iter().enumerate() {
             let grant = Grant { permits_total: policy.concurrency().map(|concurrency| concurrency.max_in_flight) };
             let want = self.worker.wants(index);
             let want = Want { permits_in_use: want.permits_in_use, permits_wanted: want.permits_wanted, rate_wanted: want.rate_wanted };
-            let holding = self.hold(now, &self.keys.lease(policy.name()), want, grant).map(|(_, holding)| holding);
-            if let Some(holding) = holding {
-                self.worker.set_permits(index, holding.permits.unwrap_or(u32::MAX), holding.rate_share);
+            let refresh = |bytes: &[u8]| shared::refresh_lease(bytes, now, self.owner, want, grant);
+            let held = host::update_shared(&self.keys.lease(policy.name()), refresh);
+            if let Some((_, Holding { permits, rate_share })) = held {
+                self.worker.set_permits(index, permits.unwrap_or(u32::MAX), rate_share);
             }
-            self.held.push(holding.and_then(|holding| holding.permits));
-        }
-        if let Some((slot, _)) = self.hold(now, &self.keys.roster, Want::default(), Grant { permits_total: None }) {
-            let report = self.worker.report(now, slot as u32).encode_to_vec();
-            let _ = host::set_shared(&self.keys.slot(slot), &report, 0);
+            self.permits.push(held.and_then(|(_, holding)| holding.permits));
         }
     }
 
-    /// Refreshes this VM's slot in a record.
-    fn hold(&self, now: Timestamp, key: &str, want: Want, grant: Grant) -> Option<(usize, Holding)> {
-        shared::update(key, |bytes| {
-            let unreadable = || if bytes.is_empty() { LeaseRecord::new() } else { LeaseRecord::recovered(now) };
-            let mut record = LeaseRecord::decode(bytes).unwrap_or_else(unreadable);
-            let slot = record.claim(now, self.owner).ok()?;
-            let holding = record.update(now, slot, self.owner, want, grant).ok()?;
-            Some((record.encode(), (slot.index(), holding)))
-        })
+    /// Shares this VM's report, and flushes its metrics.
+    fn report(&mut self, now: Timestamp) {
+        let refresh = |bytes: &[u8]| shared::refresh_lease(bytes, now, self.owner, Want::default(), Grant { permits_total: None });
+        let Some((slot, _)) = host::update_shared(&self.keys.roster, refresh) else { return };
+        let report = self.worker.report(now, slot as u32);
+        let _ = host::set_shared(&self.keys.report(slot), &report.encode_to_vec(), 0);
+        if now.since(self.flushed_at) < FLUSH_EVERY {
+            return;
+        }
+        self.flushed_at = now;
+        for (name, total) in metrics::counters(&report) {
+            self.metrics.count(name, total);
+        }
+        let Some(session) = self.control.as_ref().and_then(Control::session) else { return };
+        self.metrics.set("headgate_control_plane_connected".into(), u64::from(session.is_connected()));
+        for (index, policy) in self.worker.policies().enumerate() {
+            self.metrics.set(format!("headgate_limits_epoch.policy.{}", policy.name()), self.worker.limits_epoch(index));
+            if let Some(age) = session.limits_age(now, policy.pool()) {
+                self.metrics.set(format!("headgate_limits_age_ms.policy.{}", policy.name()), age.as_millis() as u64);
+            }
+        }
     }
-}
-
-/// Number of the configuration `json`: the newest one's if that is the same text, one more otherwise. A leader of a newer
-/// configuration takes over from one of an older.
-fn next_generation(key: &str, json: &[u8]) -> u64 {
-    // FNV-1a; it only tells configurations of one operator apart.
-    let hash = json.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3));
-    let next = shared::update(key, |bytes| {
-        let (newest, newest_hash) = shared::decode_pair(bytes);
-        let generation = if newest_hash == hash { newest } else { newest.wrapping_add(1) };
-        Some((shared::encode_pair(generation, hash), generation))
-    });
-    next.unwrap_or(0)
 }

@@ -83,7 +83,7 @@ impl Vm {
     fn configure(&mut self, root: u32, size: usize) -> Result<(), String> {
         let json = host::buffer(BufferKind::PluginConfiguration, size).map_err(|error| format!("no configuration: {error:?}"))?;
         let config = Config::parse(&json)?;
-        let index = match self.instances.iter().position(|instance| instance.name() == config.instance) {
+        let index = match self.instances.iter().position(|instance| instance.name == config.instance) {
             Some(index) => index,
             None if self.instances.len() >= MAX_INSTANCES => return Err(format!("instance: the VM has {MAX_INSTANCES} others")),
             None => {
@@ -134,7 +134,9 @@ pub(crate) fn on_request_headers(context: u32) -> Action {
             instance.worker.count_untracked();
             return Action::Continue;
         }
-        let (exchange, action) = Exchange::open(&mut instance.worker, &instance.reads);
+        let now = host::now();
+        instance.ensure_permits(now);
+        let (exchange, action) = Exchange::open(&mut instance.worker, &instance.reads, now);
         vm.streams.insert(context, (index, exchange));
         action
     })

@@ -19,7 +19,8 @@ fn limits(pool: &str, epoch: u64) -> Vec<u8> {
     let body = v1::Limits { pool: pool.into(), epoch, ..v1::Limits::default() };
     let resource = Any { type_url: LIMITS_TYPE_URL.into(), value: body.encode_to_vec().into() };
     let resource = Resource { name: pool.into(), version: "1".into(), resource: Some(resource), ttl: None };
-    DeltaDiscoveryResponse { type_url: LIMITS_TYPE_URL.into(), nonce: "n".into(), resources: vec![resource], ..Default::default() }.encode_to_vec()
+    DeltaDiscoveryResponse { type_url: LIMITS_TYPE_URL.into(), nonce: "n".into(), resources: vec![resource], ..Default::default() }
+        .encode_to_vec()
 }
 
 fn shared_limits(effects: &[Effect]) -> SharedLimits {
