@@ -150,14 +150,16 @@ impl ControlPlaneProcess {
         Ok(())
     }
 
-    /// Runs `headgate ARGS` against this control plane; both addresses are given by the environment.
+    /// Runs `headgate ARGS` against this control plane; it learns the addresses and the NVML library from its environment.
     ///
     /// # Errors
     /// When the program cannot be started. Its exit status is in the output.
     pub fn command(&self, args: &[&str]) -> Result<Output> {
         let mut command = Command::new(artefact::program("headgate")?);
-        // The variables of the command line's clients differ from those of `serve`, so give it every one that it may read.
-        command.env("HEADGATE_SERVER", format!("http://{}", self.grpc)).env("HEADGATE_STATUS", format!("http://{}", self.http));
+        command.env("HEADGATE_SERVER", format!("http://{}", self.grpc)).env("HEADGATE_STATUS_URL", format!("http://{}", self.http));
+        if let Some(state) = &self.options.nvml_state {
+            command.env("HEADGATE_NVML_LIB", artefact::nvml_shim()?).env(STATE_VARIABLE, state);
+        }
         command.args(args).output().context("cannot start headgate")
     }
 }

@@ -43,19 +43,3 @@ pub fn validate(version: &EnvoyVersion, bootstrap: &Path) -> Result<()> {
     fs::write(&rewritten, text.replace(MODULE_IN_FILES, &module.to_string_lossy()))?;
     version.validate(&rewritten).with_context(|| bootstrap.display().to_string())
 }
-
-/// The names of `allowed_capabilities` in a file of `envoy/` or `examples/`, sorted: what must equal
-/// [`crate::wasm_module::Interface::capabilities`] of the built filter.
-///
-/// # Errors
-/// When the file cannot be read or lists none.
-pub fn capabilities(file: &Path) -> Result<Vec<String>> {
-    let text = fs::read_to_string(workspace_root().join(file)).with_context(|| format!("cannot read {}", file.display()))?;
-    // Each stands on a line of its own, `name: {}`, and nothing else in these files is an empty map.
-    let names = text.lines().filter_map(|line| line.split('#').next()?.trim().strip_suffix(": {}"));
-    let mut names: Vec<String> = names.filter(|name| name.starts_with("proxy_") || name.ends_with("_get")).map(str::to_owned).collect();
-    ensure!(!names.is_empty(), "{} lists no capabilities", file.display());
-    names.sort();
-    names.dedup();
-    Ok(names)
-}
