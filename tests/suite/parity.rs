@@ -1,1 +1,452 @@
-//! Parity of native and wasm.
+//! One tape through the native core and through the built module: every effect, access-log line and report is the same, bit for bit.
+//!
+//! The tape is drawn from a seed: requests of known, unknown and hostile clients, responses, failures, ticks, and limits that the
+//! control plane pushes over the discovery stream. The native side makes the calls that `filter/wasm` makes, and nothing else.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use headgate_core::lease::{self, LeaseRecord};
+use headgate_core::policy::Policy;
+use headgate_core::request::{HeaderView, RequestInfo, VerifiedIdentity};
+use headgate_core::stream::{Event, HeaderOp, Outcome, Stream, StreamEnd};
+use headgate_core::time::Timestamp;
+use headgate_core::worker::Worker;
+use headgate_protos::discovery::{DeltaDiscoveryResponse, Resource};
+use headgate_protos::{Any, LIMITS_TYPE_URL, document, v1};
+use headgate_test_support::artefact::Module;
+use headgate_tests::documents::{KEYS, document as render, spec};
+use headgate_tests::wasm_host::{Effect, Pairs, WasmHost, serialize};
+use prost::Message as _;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use serde_json::{Value, json};
+
+const EVENTS: usize = 120_000;
+const SEED: u64 = 0x7a9e;
+const ROOT: u32 = 1;
+/// Random number of the VM: its identity, and the seed of its jitter.
+const OWNER: u64 = 0x0123_4567_89ab_cdef;
+const TICK: Duration = Duration::from_millis(20);
+const SHARE_EVERY: Duration = Duration::from_millis(100);
+const LEASE_AGAIN: Duration = Duration::from_millis(5);
+
+/// One thing that happens.
+#[derive(Debug)]
+enum Happening {
+    Tick,
+    Limits(v1::Limits),
+    Request { id: u32, headers: Pairs },
+    ResponseHeaders { id: u32, status: u16, failed_dependency: bool, is_last: bool },
+    ResponseBody { id: u32, len: u32, is_last: bool },
+    Over { id: u32, flags: u64 },
+}
+
+fn policy_spec() -> Value {
+    let mut spec = spec();
+    spec["levels"]["qps"] = json!({"enabled": true, "minSamples": 5, "floorRps": 50});
+    spec["levels"]["p99"] = json!({"enabled": true, "windowMs": 1000, "limitMs": 400, "floorMs": 100, "periods": 2});
+    spec["concurrency"] = json!({"maxInFlight": 40});
+    spec["classes"][0]["reservedPercent"] = json!(25);
+    spec["classification"]["caps"] = json!([{"class": "medium", "model": "large"}, {"class": "low", "minContentLength": 100_000}]);
+    spec["breaker"] = json!({
+        "consecutiveFailures": 8, "openMs": 500, "rampMs": 1000, "scopes": ["endpoint", "dependency"],
+        "errorRates": [{"percent": 50, "windowMs": 5000}],
+    });
+    spec
+}
+
+// === the tape ===
+
+struct Draw {
+    rng: StdRng,
+    now: u64,
+    next_tick: u64,
+    next_id: u32,
+    epoch: u64,
+    /// Requests that are not over: id and how far they are.
+    open: Vec<(u32, u8)>,
+}
+
+impl Draw {
+    fn next(&mut self) -> (u64, Happening) {
+        self.now += self.rng.random_range(10_000..400_000);
+        if self.now >= self.next_tick {
+            self.next_tick = self.now + TICK.as_nanos() as u64;
+            return (self.now, Happening::Tick);
+        }
+        let happening = match self.rng.random_range(0..200) {
+            0 => Happening::Limits(self.limits()),
+            1..70 if self.open.len() < 120 => self.request(),
+            _ if self.open.is_empty() => self.request(),
+            _ => self.step(),
+        };
+        (self.now, happening)
+    }
+
+    fn limits(&mut self) -> v1::Limits {
+        self.epoch += 1;
+        let classes = ["high", "medium", "low"].map(|class| v1::ClassLimit {
+            class: class.to_owned(),
+            action: self.rng.random_range(1..4),
+            rate_rps: self.rng.random_range(0.0..300.0),
+            burst: self.rng.random_range(1.0..20.0),
+            drain_rps: self.rng.random_range(0.0..100.0),
+            safe_rps: self.rng.random_range(0.0..50.0),
+            because: v1::LevelKind::GpuMemory.into(),
+        });
+        let level = v1::LevelStatus {
+            kind: v1::LevelKind::GpuMemory.into(),
+            state: v1::LevelState::Tripped.into(),
+            value: self.rng.random_range(75.0..100.0),
+            threshold: 75.0,
+            recovery_remaining_ms: Some(500),
+            source: "nvml".to_owned(),
+            age_ms: 3,
+        };
+        v1::Limits {
+            pool: "llm".to_owned(),
+            epoch: self.epoch,
+            policy_version: "v".to_owned(),
+            // Short, so that expiry, decay and the worker's own levels are on the tape too.
+            ttl_ms: self.rng.random_range(10..300),
+            decay_ms: self.rng.random_range(0..300),
+            levels: vec![level],
+            classes: classes.to_vec(),
+            drain_rps: 50.0,
+        }
+    }
+
+    fn request(&mut self) -> Happening {
+        self.next_id += 1;
+        self.open.push((self.next_id, 0));
+        let paths = ["/v1/chat/completions", "/v1/messages", "/v1/models", "/other", "/v1"];
+        let mut headers: Pairs = vec![
+            (b":method".to_vec(), b"POST".to_vec()),
+            (b":path".to_vec(), paths[self.rng.random_range(0..paths.len())].into()),
+            (b":authority".to_vec(), b"host:1".to_vec()),
+            (b"content-length".to_vec(), self.rng.random_range(0..200_000).to_string().into_bytes()),
+        ];
+        let mut add = |name: &str, value: &[u8]| headers.push((name.as_bytes().to_vec(), value.to_vec()));
+        match self.rng.random_range(0..8) {
+            0 => add("x-api-key", b"nobody"),
+            1 => add("authorization", &[b"Bearer ", KEYS[0].0.as_bytes()].concat()),
+            2 => add("authorization", b"\xff\xfe\x80"),
+            choice => add("x-api-key", KEYS[choice % 3].0.as_bytes()),
+        }
+        match self.rng.random_range(0..8) {
+            0 => add("x-priority", b"low"),
+            1 => add("x-priority", b"high"),
+            2 => {
+                add("x-priority", b"high");
+                add("x-priority", b"low");
+            }
+            3 => add("x-headgate-class", b"forged"),
+            4 => add("x-model", b"large"),
+            _ => {}
+        }
+        Happening::Request { id: self.next_id, headers }
+    }
+
+    /// The next thing that happens to one of the open requests.
+    fn step(&mut self) -> Happening {
+        let index = self.rng.random_range(0..self.open.len());
+        let (id, phase) = self.open[index];
+        let is_cut = self.rng.random_range(0..20) == 0;
+        if is_cut || phase >= 3 {
+            self.open.swap_remove(index);
+            let flags = if is_cut { [0, 1 << 14, 1 << 6][self.rng.random_range(0..3)] } else { 0 };
+            return Happening::Over { id, flags };
+        }
+        self.open[index].1 += 1;
+        let is_last = self.rng.random_range(0..4) == 0;
+        if is_last {
+            self.open[index].1 = 3;
+        }
+        match phase {
+            0 => {
+                // Every fourth second the upstream fails, so that breakers open, probe and close.
+                let is_down = (self.now / 1_000_000_000).is_multiple_of(4);
+                let status = if is_down || self.rng.random_range(0..20) == 0 { 503 } else { 200 };
+                Happening::ResponseHeaders { id, status, failed_dependency: self.rng.random_range(0..30) == 0, is_last }
+            }
+            _ => Happening::ResponseBody { id, len: self.rng.random_range(0..3) * 100, is_last },
+        }
+    }
+}
+
+// === the module ===
+
+struct Built {
+    host: WasmHost,
+    discovery: Option<u32>,
+}
+
+impl Built {
+    fn start(policy: &Value, now: u64) -> Result<Self> {
+        let bytes = std::fs::read(Module::Headgate.path()?)?;
+        let mut host = WasmHost::new(&bytes, OWNER)?;
+        let configuration = json!({"controlPlane": {"cluster": "c"}, "policies": [{"name": "test", "spec": policy}]}).to_string();
+        host.world().now_ns = now;
+        host.world().buffer = configuration.clone().into_bytes();
+        host.call("proxy_on_context_create", &[ROOT, 0])?;
+        let accepted = host.call("proxy_on_configure", &[ROOT, configuration.len() as u32])?;
+        ensure!(accepted == 1, "the module refuses its configuration: {:?}", host.world().log);
+        Ok(Self { host, discovery: None })
+    }
+
+    fn happen(&mut self, now: u64, happening: &Happening) -> Result<Vec<Effect>> {
+        let host = &mut self.host;
+        host.world().now_ns = now;
+        match happening {
+            Happening::Tick => {
+                host.call("proxy_on_tick", &[ROOT])?;
+                host.world().sent.clear();
+                let streams = &host.world().streams;
+                self.discovery = streams.iter().find(|(_, method)| method.contains("DeltaAggregated")).map(|(token, _)| *token);
+            }
+            Happening::Limits(limits) => {
+                let token = self.discovery.context("the module has opened its discovery stream")?;
+                let message = discovery_response(limits);
+                host.world().buffer = message.clone();
+                host.call("proxy_on_grpc_receive", &[ROOT, token, message.len() as u32])?;
+            }
+            Happening::Request { id, headers } => {
+                host.world().request_headers = headers.clone();
+                host.call("proxy_on_context_create", &[*id + ROOT, ROOT])?;
+                host.call("proxy_on_request_headers", &[*id + ROOT, headers.len() as u32, 0])?;
+            }
+            Happening::ResponseHeaders { id, status, failed_dependency, is_last } => {
+                let mut headers = vec![(b":status".to_vec(), status.to_string().into_bytes())];
+                if *failed_dependency {
+                    headers.push((b"x-headgate-failed-dependency".to_vec(), b"tokenizer".to_vec()));
+                }
+                host.world().response_headers = headers;
+                host.call("proxy_on_response_headers", &[*id + ROOT, 1, u32::from(*is_last)])?;
+            }
+            Happening::ResponseBody { id, len, is_last } => {
+                host.call("proxy_on_response_body", &[*id + ROOT, *len, u32::from(*is_last)])?;
+            }
+            Happening::Over { id, flags } => {
+                let properties = &mut host.world().properties;
+                properties.insert(b"response\0flags".to_vec(), flags.to_le_bytes().to_vec());
+                properties.insert(b"upstream\0address".to_vec(), endpoint(*id));
+                host.call("proxy_on_log", &[*id + ROOT])?;
+            }
+        }
+        Ok(host.take_effects())
+    }
+
+    /// The report in the VM's slot.
+    fn report(&mut self) -> Result<v1::WorkerReport> {
+        let (bytes, _) = self.host.world().shared.get(b"hg/default/slot/0".as_slice()).cloned().context("the VM has published a report")?;
+        Ok(v1::WorkerReport::decode(bytes.as_slice())?)
+    }
+}
+
+fn endpoint(id: u32) -> Vec<u8> {
+    format!("10.0.0.{}:8000", id % 3).into_bytes()
+}
+
+fn discovery_response(limits: &v1::Limits) -> Vec<u8> {
+    let resource = Resource {
+        name: limits.pool.clone(),
+        version: limits.epoch.to_string(),
+        resource: Some(Any { type_url: LIMITS_TYPE_URL.to_owned(), value: limits.encode_to_vec().into() }),
+        ttl: None,
+    };
+    let response = DeltaDiscoveryResponse {
+        resources: vec![resource],
+        type_url: LIMITS_TYPE_URL.to_owned(),
+        nonce: limits.epoch.to_string(),
+        ..DeltaDiscoveryResponse::default()
+    };
+    response.encode_to_vec()
+}
+
+// === the native core, called as the adapter calls it ===
+
+struct Native {
+    worker: Worker,
+    policy: Arc<Policy>,
+    streams: BTreeMap<u32, (Stream, bool, bool, bool)>,
+    lease: LeaseRecord,
+    /// Permits since the first request.
+    held: Option<u32>,
+    leased_at: Timestamp,
+    reported_at: Timestamp,
+    pushed: Option<(Timestamp, v1::Limits)>,
+    report: v1::WorkerReport,
+}
+
+impl Native {
+    fn start(policy: Policy, now: u64) -> Self {
+        let policy = Arc::new(policy);
+        let mut worker = Worker::new(OWNER);
+        worker.set_policies(Timestamp::from_nanos(now), vec![policy.clone()]);
+        Self {
+            worker,
+            policy,
+            streams: BTreeMap::new(),
+            lease: LeaseRecord::new(),
+            held: None,
+            leased_at: Timestamp::ZERO,
+            reported_at: Timestamp::ZERO,
+            pushed: None,
+            report: v1::WorkerReport::default(),
+        }
+    }
+
+    fn happen(&mut self, now: u64, happening: &Happening) -> Vec<Effect> {
+        let now = Timestamp::from_nanos(now);
+        match happening {
+            Happening::Tick => {
+                self.tick(now);
+                Vec::new()
+            }
+            Happening::Limits(limits) => {
+                self.pushed = Some((now, limits.clone()));
+                Vec::new()
+            }
+            Happening::Request { id, headers } => self.request(now, *id, headers),
+            Happening::ResponseHeaders { id, status, failed_dependency, is_last } => {
+                let Some((stream, is_ours, _, has_ended)) = self.streams.get_mut(id) else { return Vec::new() };
+                *has_ended |= is_last;
+                if !*is_ours {
+                    let failed_dependency = failed_dependency.then_some(b"tokenizer".as_slice());
+                    stream.handle(&mut self.worker, now, Event::ResponseHeaders { status: *status, failed_dependency });
+                }
+                Vec::new()
+            }
+            Happening::ResponseBody { id, len, is_last } => {
+                let Some((stream, is_ours, has_body, has_ended)) = self.streams.get_mut(id) else { return Vec::new() };
+                *has_ended |= is_last;
+                if !*is_ours && !*has_body && *len > 0 {
+                    *has_body = true;
+                    stream.handle(&mut self.worker, now, Event::ResponseBody { len: *len as usize, end_of_stream: *is_last });
+                }
+                Vec::new()
+            }
+            Happening::Over { id, flags } => self.over(now, *id, *flags),
+        }
+    }
+
+    fn request(&mut self, now: Timestamp, id: u32, headers: &Pairs) -> Vec<Effect> {
+        if self.held.is_none() || (self.is_short() && now.since(self.leased_at) >= LEASE_AGAIN) {
+            self.lease(now);
+        }
+        let bytes = serialize(headers);
+        let view = HeaderView::from_serialized(&bytes).expect("serialized as the host does");
+        let info = RequestInfo::new(view, VerifiedIdentity { spiffe: None, jwt_claims: &[] });
+        let mut stream = Stream::new();
+        let effects = match stream.handle(&mut self.worker, now, Event::RequestHeaders(&info)) {
+            Outcome::Continue => Vec::new(),
+            Outcome::ContinueWith(changes) => changes.into_iter().map(effect).collect(),
+            Outcome::Reply(reply) => vec![Effect::Reply {
+                status: u32::from(reply.status),
+                details: reply.details.as_bytes().to_vec(),
+                headers: reply.headers.into_iter().map(|(name, value)| (name.as_bytes().to_vec(), value.into_bytes())).collect(),
+                body: reply.body,
+            }],
+        };
+        let is_ours = matches!(effects.first(), Some(Effect::Reply { .. }));
+        self.streams.insert(id, (stream, is_ours, false, false));
+        effects
+    }
+
+    fn over(&mut self, now: Timestamp, id: u32, flags: u64) -> Vec<Effect> {
+        let Some((mut stream, is_ours, _, has_ended)) = self.streams.remove(&id) else { return Vec::new() };
+        let end = match flags {
+            _ if has_ended => StreamEnd::Complete,
+            flags if flags == 1 << 14 => StreamEnd::ByClient,
+            flags if flags == 1 << 6 => StreamEnd::ByUpstream,
+            _ => StreamEnd::Complete,
+        };
+        let endpoint = endpoint(id);
+        let endpoint = (!is_ours).then_some(endpoint.as_slice());
+        stream.handle(&mut self.worker, now, Event::Log { endpoint, end });
+        let line = stream.summary().map(|summary| summary.to_string());
+        line.map(|line| Effect::FilterState(b"headgate".to_vec(), line.into_bytes())).into_iter().collect()
+    }
+
+    fn tick(&mut self, now: Timestamp) {
+        self.worker.on_tick(now);
+        if let Some((at, limits)) = self.pushed.take() {
+            self.worker.set_limits(at, &limits);
+        }
+        if self.held.is_some() && (now.since(self.leased_at) >= SHARE_EVERY || self.is_short()) {
+            self.lease(now);
+        }
+        if now.since(self.reported_at) >= SHARE_EVERY {
+            self.reported_at = now;
+            self.report = self.worker.report(now, 0);
+        }
+    }
+
+    fn is_short(&self) -> bool {
+        self.held.is_some_and(|held| self.worker.wants(0).permits_in_use >= held)
+    }
+
+    fn lease(&mut self, now: Timestamp) {
+        self.leased_at = now;
+        let want = self.worker.wants(0);
+        let want = lease::Want { permits_in_use: want.permits_in_use, permits_wanted: want.permits_wanted, rate_wanted: want.rate_wanted };
+        let total = self.policy.concurrency().map(|concurrency| concurrency.max_in_flight);
+        let slot = self.lease.claim(now, OWNER).expect("a slot is free");
+        let holding = self.lease.update(now, slot, OWNER, want, lease::Grant { permits_total: total }).expect("the slot is ours");
+        self.worker.set_permits(0, holding.permits.unwrap_or(u32::MAX), holding.rate_share);
+        self.held = holding.permits;
+    }
+}
+
+fn effect(change: HeaderOp) -> Effect {
+    match change {
+        HeaderOp::Set { name, value } => Effect::SetHeader(name.as_bytes().to_vec(), value.into_bytes()),
+        HeaderOp::Remove { name } => Effect::RemoveHeader(name),
+    }
+}
+
+#[test]
+fn native_and_wasm_agree_on_every_event_of_a_tape() -> Result<()> {
+    let spec = policy_spec();
+    let parsed = document::parse(serde_json::from_str(&render("test", &spec))?).expect("the document is good");
+    let policy = Policy::try_from_wire(&parsed).expect("the policy is good");
+    let mut draw = Draw { rng: StdRng::seed_from_u64(SEED), now: 5_000_000_000, next_tick: 0, next_id: 0, epoch: 0, open: Vec::new() };
+    let mut wasm = Built::start(&spec, draw.now)?;
+    let mut native = Native::start(policy, draw.now);
+    let mut seen = BTreeMap::<String, usize>::new();
+    for number in 0..EVENTS {
+        let (now, happening) = draw.next();
+        let expected = native.happen(now, &happening);
+        let got = wasm.happen(now, &happening)?;
+        ensure!(got == expected, "event {number} at {now} ns, seed {SEED:#x}: {happening:?}\nnative {expected:?}\nwasm   {got:?}");
+        for effect in &got {
+            *seen.entry(kind_of(effect)).or_default() += 1;
+        }
+    }
+    let report = wasm.report()?;
+    ensure!(report == native.report, "reports differ:\nnative {:?}\nwasm   {report:?}", native.report);
+    println!("{EVENTS} events, no difference: {seen:?}");
+    // The tape is worth something only if it holds every kind of decision.
+    for kind in ["admit", "gpu_memory", "concurrency", "breaker_open", "remove"] {
+        ensure!(seen.get(kind).is_some_and(|count| *count > 20), "the tape has too little of {kind}: {seen:?}");
+    }
+    Ok(())
+}
+
+/// What an effect shows, for counting.
+fn kind_of(effect: &Effect) -> String {
+    match effect {
+        Effect::SetHeader(..) => "set".to_owned(),
+        Effect::RemoveHeader(_) => "remove".to_owned(),
+        Effect::Reply { headers, .. } => {
+            let reason = headers.iter().find(|(name, _)| name == b"x-headgate-reason").map(|(_, value)| value.as_slice());
+            let word = reason.and_then(|reason| reason.split(|byte| *byte == b';').next()).unwrap_or_default();
+            String::from_utf8_lossy(word).into_owned()
+        }
+        Effect::FilterState(_, line) if line.starts_with(b"decision=admit") => "admit".to_owned(),
+        Effect::FilterState(..) => "other".to_owned(),
+    }
+}

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use anyhow::{Context as _, Result, anyhow};
+use wasmi::errors::LinkerError;
 use wasmi::{AsContextMut, Caller, Engine, Extern, Func, Instance, Linker, Memory, Module, Store, Val, ValType};
 
 const OK: i32 = 0;
@@ -59,16 +60,12 @@ pub struct World {
     pub effects: Vec<Effect>,
     /// Lines that the module logged.
     pub log: Vec<String>,
+    /// gRPC streams that the module opened: method by token.
+    pub streams: BTreeMap<u32, String>,
+    /// Messages that the module sent: token and bytes.
+    pub sent: Vec<(u32, Vec<u8>)>,
     cas: u32,
     metrics: u32,
-}
-
-impl World {
-    /// Sets a shared value as another VM would.
-    pub fn share(&mut self, key: &str, value: Vec<u8>) {
-        self.cas += 1;
-        self.shared.insert(key.as_bytes().to_vec(), (value, self.cas));
-    }
 }
 
 /// The module with its host.
@@ -87,13 +84,15 @@ impl WasmHost {
         let mut linker = Linker::new(&engine);
         define(&mut linker)?;
         for import in module.imports() {
-            if let (None, Some(kind)) = (linker.get(&store, import.module(), import.name()), import.ty().func()) {
-                let results = kind.results().len();
-                let unknown = Func::new(&mut store, kind.clone(), move |_, _, out| {
-                    out.iter_mut().take(results).for_each(|out| *out = Val::I32(UNIMPLEMENTED));
-                    Ok(())
-                });
-                linker.define(import.module(), import.name(), unknown)?;
+            let Some(kind) = import.ty().func() else { continue };
+            let unknown = Func::new(&mut store, kind.clone(), |_, _, results| {
+                results.iter_mut().for_each(|result| *result = Val::I32(UNIMPLEMENTED));
+                Ok(())
+            });
+            match linker.define(import.module(), import.name(), unknown) {
+                // One of ours.
+                Ok(_) | Err(LinkerError::DuplicateDefinition { .. }) => {}
+                Err(error) => return Err(error.into()),
             }
         }
         let instance = linker.instantiate_and_start(&mut store, &module).map_err(|error| anyhow!("instantiate: {error}"))?;
@@ -134,6 +133,7 @@ type Guest<'a> = Caller<'a, World>;
 fn define(linker: &mut Linker<World>) -> Result<()> {
     define_state(linker)?;
     define_requests(linker)?;
+    define_streams(linker)?;
     linker.func_wrap("env", "proxy_log", |guest: Guest, _level: u32, data: u32, size: u32| {
         let mut guest = guest;
         let line = String::from_utf8_lossy(&read(&guest, data, size)).into_owned();
@@ -199,6 +199,27 @@ fn define_state(linker: &mut Linker<World>) -> Result<()> {
     })?;
     linker.func_wrap("env", "proxy_increment_metric", |_: Guest, _id: u32, _offset: i64| OK)?;
     linker.func_wrap("env", "proxy_record_metric", |_: Guest, _id: u32, _value: u64| OK)?;
+    Ok(())
+}
+
+/// gRPC streams; the test is their other end.
+fn define_streams(linker: &mut Linker<World>) -> Result<()> {
+    linker.func_wrap(
+        "env",
+        "proxy_grpc_stream",
+        |mut guest: Guest, _: u32, _: u32, _: u32, _: u32, method: u32, method_size: u32, _: u32, _: u32, token: u32| {
+            let method = String::from_utf8_lossy(&read(&guest, method, method_size)).into_owned();
+            let number = guest.data().streams.len() as u32 + 1;
+            guest.data_mut().streams.insert(number, method);
+            write(&mut guest, token, &number.to_le_bytes());
+            OK
+        },
+    )?;
+    linker.func_wrap("env", "proxy_grpc_send", |mut guest: Guest, token: u32, message: u32, size: u32, _end: u32| {
+        let message = read(&guest, message, size);
+        guest.data_mut().sent.push((token, message));
+        OK
+    })?;
     Ok(())
 }
 
