@@ -47,7 +47,14 @@ pub(crate) async fn bound_holds_and_permits_of_a_trapped_worker_return(version: 
         ensure!(trapped.status == 503, "a trap is answered {}", trapped.status);
         // Every worker is asked until the trapped one has a VM again; then its permits must come back as well.
         wait_until("reloaded VM", PATIENCE, || async {
-            Connection::open(envoy.address()).await?.get("/other", &[]).await?;
+            // Connections that are open at the same time are spread over all workers; one after the other they meet the same.
+            let mut connections = Vec::new();
+            for _ in 0..workers {
+                connections.push(Connection::open(envoy.address()).await?);
+            }
+            for connection in &mut connections {
+                connection.get("/other", &[]).await?;
+            }
             Ok((envoy.stat("vm_reload_success").await? >= 1).then_some(()))
         })
         .await?;

@@ -21,7 +21,6 @@ pub const FILTER_CAPABILITIES: &[&str] = &[
     "proxy_get_property",
     "proxy_get_shared_data",
     "proxy_grpc_cancel",
-    "proxy_grpc_cancel",
     "proxy_grpc_close",
     "proxy_grpc_send",
     "proxy_grpc_stream",
