@@ -13,6 +13,41 @@ pub const MAX_POLICIES: usize = 64;
 /// Largest message of the control plane that the proxy accepts, in bytes; a larger one closes the stream.
 pub const MAX_MESSAGE_BYTES: u32 = 4 << 20;
 
+/// What the filter calls and is called with, sorted: its `capability_restriction_config`. Envoy makes no callback that is not listed
+/// and answers other host calls with an error. The imports of the module and its `proxy_on_*` exports; a test compares them.
+pub const CAPABILITIES: &[&str] = &[
+    "clock_time_get",
+    "proxy_define_metric",
+    "proxy_get_buffer_bytes",
+    "proxy_get_header_map_pairs",
+    "proxy_get_header_map_value",
+    "proxy_get_property",
+    "proxy_get_shared_data",
+    "proxy_grpc_cancel",
+    "proxy_grpc_close",
+    "proxy_grpc_send",
+    "proxy_grpc_stream",
+    "proxy_increment_metric",
+    "proxy_log",
+    "proxy_on_configure",
+    "proxy_on_context_create",
+    "proxy_on_grpc_close",
+    "proxy_on_grpc_receive",
+    "proxy_on_log",
+    "proxy_on_request_headers",
+    "proxy_on_response_body",
+    "proxy_on_response_headers",
+    "proxy_on_tick",
+    "proxy_record_metric",
+    "proxy_remove_header_map_value",
+    "proxy_replace_header_map_value",
+    "proxy_send_local_response",
+    "proxy_set_property",
+    "proxy_set_shared_data",
+    "proxy_set_tick_period_milliseconds",
+    "random_get",
+];
+
 /// A configuration that could be read. Whether its policies are right is for the validator of `headgate-core` to say.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PluginConfig {

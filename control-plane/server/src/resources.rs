@@ -13,6 +13,7 @@ use envoy_types::pb::envoy::extensions::wasm::v3::{
     CapabilityRestrictionConfig, FailurePolicy, PluginConfig, SanitizationConfig, VmConfig,
 };
 use envoy_types::pb::google::protobuf::{Any, StringValue};
+use headgate_protos::plugin::CAPABILITIES;
 use headgate_xds::{Inconsistent, InvalidName, Resource, ResourceName, ResourceType, Snapshot, Version};
 use prost::{Message, Name};
 
@@ -21,40 +22,6 @@ use crate::fleet::{LimitsTable, PolicySet};
 
 /// Name of the filter and of its ECDS resource, as the bootstraps in `envoy/` have it.
 pub const FILTER_NAME: &str = "headgate";
-
-/// All that the filter calls and is called with; the host refuses anything else. The same list as in `envoy/ecds.yaml`.
-const CAPABILITIES: &[&str] = &[
-    "clock_time_get",
-    "proxy_define_metric",
-    "proxy_get_buffer_bytes",
-    "proxy_get_header_map_pairs",
-    "proxy_get_header_map_value",
-    "proxy_get_property",
-    "proxy_get_shared_data",
-    "proxy_grpc_cancel",
-    "proxy_grpc_close",
-    "proxy_grpc_send",
-    "proxy_grpc_stream",
-    "proxy_increment_metric",
-    "proxy_log",
-    "proxy_on_configure",
-    "proxy_on_context_create",
-    "proxy_on_grpc_close",
-    "proxy_on_grpc_receive",
-    "proxy_on_log",
-    "proxy_on_request_headers",
-    "proxy_on_response_body",
-    "proxy_on_response_headers",
-    "proxy_on_tick",
-    "proxy_record_metric",
-    "proxy_remove_header_map_value",
-    "proxy_replace_header_map_value",
-    "proxy_send_local_response",
-    "proxy_set_property",
-    "proxy_set_shared_data",
-    "proxy_set_tick_period_milliseconds",
-    "random_get",
-];
 
 /// What a snapshot cannot be made of.
 #[derive(Debug, thiserror::Error)]

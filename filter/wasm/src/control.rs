@@ -1,7 +1,7 @@
 //! Carries out the conversation with the control plane, in the one VM of a proxy that leads.
 
 use crate::host::{self, BufferKind};
-use headgate_core::discovery::NodeIdentity;
+use headgate_core::discovery::{NodeIdentity, PolicySnapshot};
 use headgate_core::leader::{self, LeaderLease, LeaderStep};
 use headgate_core::lease::SLOTS;
 use headgate_core::session::{Effect, Link, Session};
@@ -120,6 +120,10 @@ impl Leading {
                     self.streams.retain(|(open, _)| *open != link);
                 }
                 Effect::Share { policies, limits } => {
+                    // Created here by one VM: two that created a record at once could each hold what the other holds.
+                    for policy in policies.as_deref().and_then(PolicySnapshot::decode).unwrap_or_default().policies {
+                        let _ = host::shared_or_empty(&keys.lease(&policy.name));
+                    }
                     for (key, blob) in [(&keys.policies, &policies), (&keys.limits, &limits)] {
                         let _ = blob.as_ref().map(|blob| host::set_shared(key, blob, 0));
                     }

@@ -92,6 +92,10 @@ impl Instance {
         self.inline = config.policies;
         self.control = config.control_plane.map(|control_plane| Control::new(&control_plane, self.owner, generation));
         self.adopt(root, now);
+        // The VM that only tries the configuration out comes first and alone, so it is the one that creates the records.
+        for policy in &self.inline {
+            let _ = host::shared_or_empty(&self.keys.lease(policy.name()));
+        }
         self.apply_policies(now);
         self.take_up(now);
     }

@@ -1,8 +1,8 @@
 //! The files that users copy, and the list of capabilities that they carry.
 
 use anyhow::{Result, ensure};
+use headgate_protos::plugin::CAPABILITIES;
 use headgate_test_support::artefact::{Module, workspace_root};
-use headgate_test_support::envoy::FILTER_CAPABILITIES;
 use headgate_test_support::wasm_module::Interface;
 use headgate_test_support::{EnvoyVersion, user_files};
 
@@ -18,8 +18,8 @@ pub(crate) async fn bootstraps_for_users_are_valid(version: EnvoyVersion) -> Res
 #[test]
 fn every_capability_list_is_what_the_module_uses() -> Result<()> {
     let used = Interface::read(&Module::Headgate.path()?)?.capabilities();
-    let listed: Vec<String> = FILTER_CAPABILITIES.iter().map(|&name| name.to_owned()).collect();
-    assert_eq!(used, listed, "FILTER_CAPABILITIES and the module differ");
+    let listed: Vec<String> = CAPABILITIES.iter().map(|&name| name.to_owned()).collect();
+    assert_eq!(used, listed, "CAPABILITIES and the module differ");
     for file in ["envoy/inline.yaml", "envoy/ecds.yaml", "examples/compose/envoy.yaml", "examples/istio/envoyfilter.yaml"] {
         let text = std::fs::read_to_string(workspace_root().join(file))?;
         let missing: Vec<&String> = used.iter().filter(|name| !text.contains(name.as_str())).collect();

@@ -8,42 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::bootstrap::{CONTROL_AUTHORITY, CONTROL_CLUSTER, seconds, typed};
 use crate::artefact::Module;
-
-/// The host calls and callbacks that the filter uses, and no others: Envoy makes no callback that is not listed.
-///
-/// The names are the module's imports and its `proxy_on_*` exports; a test of the suite compares them.
-pub const FILTER_CAPABILITIES: &[&str] = &[
-    "clock_time_get",
-    "proxy_define_metric",
-    "proxy_get_buffer_bytes",
-    "proxy_get_header_map_pairs",
-    "proxy_get_header_map_value",
-    "proxy_get_property",
-    "proxy_get_shared_data",
-    "proxy_grpc_cancel",
-    "proxy_grpc_close",
-    "proxy_grpc_send",
-    "proxy_grpc_stream",
-    "proxy_increment_metric",
-    "proxy_log",
-    "proxy_on_configure",
-    "proxy_on_context_create",
-    "proxy_on_grpc_close",
-    "proxy_on_grpc_receive",
-    "proxy_on_log",
-    "proxy_on_request_headers",
-    "proxy_on_response_body",
-    "proxy_on_response_headers",
-    "proxy_on_tick",
-    "proxy_record_metric",
-    "proxy_remove_header_map_value",
-    "proxy_replace_header_map_value",
-    "proxy_send_local_response",
-    "proxy_set_property",
-    "proxy_set_shared_data",
-    "proxy_set_tick_period_milliseconds",
-    "random_get",
-];
+use headgate_protos::plugin::CAPABILITIES;
 
 /// The filter in front of the router.
 #[derive(Clone, Debug)]
@@ -90,10 +55,10 @@ pub enum Capabilities {
 }
 
 impl Capabilities {
-    /// [`FILTER_CAPABILITIES`].
+    /// [`CAPABILITIES`]: those of Headgate's filter.
     #[must_use]
     pub fn of_filter() -> Self {
-        Self::Only(FILTER_CAPABILITIES.iter().map(|&name| name.to_owned()).collect())
+        Self::Only(CAPABILITIES.iter().map(|&name| name.to_owned()).collect())
     }
 }
 
