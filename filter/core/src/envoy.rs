@@ -31,6 +31,12 @@ pub fn status(text: &[u8]) -> u16 {
     }
 }
 
+/// The status of the property `response.code`: 8 bytes, little-endian; 0 for anything else.
+#[must_use]
+pub fn code(bytes: &[u8]) -> u16 {
+    <[u8; 8]>::try_from(bytes).ok().and_then(|bytes| u16::try_from(u64::from_le_bytes(bytes)).ok()).unwrap_or(0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -46,5 +52,6 @@ mod tests {
     #[test]
     fn only_three_digits_are_a_status() {
         assert_eq!([status(b"200"), status(b"099"), status(b"20"), status(b"2000"), status(b"2 0")], [200, 99, 0, 0, 0]);
+        assert_eq!([code(&503_u64.to_le_bytes()), code(&u64::MAX.to_le_bytes()), code(b"200")], [503, 0, 0]);
     }
 }

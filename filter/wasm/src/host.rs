@@ -53,8 +53,16 @@ pub(crate) enum BufferKind {
     PluginConfiguration = 7,
 }
 
-const REQUEST_HEADERS: u32 = 0;
-const RESPONSE_HEADERS: u32 = 2;
+/// Whose headers are changed.
+#[derive(Clone, Copy)]
+#[repr(u32)]
+pub(crate) enum Headers {
+    /// The request's; only while its header callback runs.
+    Request = 0,
+    /// The response's; only while its header callback runs.
+    Response = 2,
+}
+
 const CLOCK_MONOTONIC: u32 = 1;
 
 thread_local! {
@@ -141,25 +149,25 @@ pub(crate) fn buffer(kind: BufferKind, size: usize) -> Result<Vec<u8>, HostError
 /// All request headers in the host's encoding, which `HeaderView::from_serialized` reads in place.
 pub(crate) fn request_headers() -> Result<Vec<u8>, HostError> {
     // SAFETY: pointers as said above.
-    value(|data, len| unsafe { abi::proxy_get_header_map_pairs(REQUEST_HEADERS, data, len) })
+    value(|data, len| unsafe { abi::proxy_get_header_map_pairs(Headers::Request as u32, data, len) })
 }
 
 /// One response header; the first of several.
 pub(crate) fn response_header(name: &str) -> Result<Vec<u8>, HostError> {
     // SAFETY: pointers as said above.
-    value(|data, len| unsafe { abi::proxy_get_header_map_value(RESPONSE_HEADERS, name.as_ptr(), name.len(), data, len) })
+    value(|data, len| unsafe { abi::proxy_get_header_map_value(Headers::Response as u32, name.as_ptr(), name.len(), data, len) })
 }
 
-/// Sets a request header, whatever was there.
-pub(crate) fn set_request_header(name: &str, value: &[u8]) -> Result<(), HostError> {
+/// Sets a header, whatever was there.
+pub(crate) fn set_header(headers: Headers, name: &str, value: &[u8]) -> Result<(), HostError> {
     // SAFETY: pointers as said above.
-    check(unsafe { abi::proxy_replace_header_map_value(REQUEST_HEADERS, name.as_ptr(), name.len(), value.as_ptr(), value.len()) })
+    check(unsafe { abi::proxy_replace_header_map_value(headers as u32, name.as_ptr(), name.len(), value.as_ptr(), value.len()) })
 }
 
-/// Removes every request header of that name.
-pub(crate) fn remove_request_header(name: &[u8]) -> Result<(), HostError> {
+/// Removes every header of that name.
+pub(crate) fn remove_header(headers: Headers, name: &[u8]) -> Result<(), HostError> {
     // SAFETY: pointers as said above.
-    check(unsafe { abi::proxy_remove_header_map_value(REQUEST_HEADERS, name.as_ptr(), name.len()) })
+    check(unsafe { abi::proxy_remove_header_map_value(headers as u32, name.as_ptr(), name.len()) })
 }
 
 /// A property; the parts of `path` are separated by NUL.

@@ -152,7 +152,9 @@ pub(crate) fn on_response_headers(context: u32, end_of_stream: bool) {
 
 /// A piece of a response's body.
 pub(crate) fn on_response_body(context: u32, len: usize, end_of_stream: bool) {
-    with(|vm| vm.on_stream(context, |instance, exchange| exchange.on_response_body(&mut instance.worker, len, end_of_stream)));
+    with(|vm| {
+        vm.on_stream(context, |instance, exchange| exchange.on_response_body(&mut instance.worker, &instance.reads, len, end_of_stream))
+    });
 }
 
 /// A request is over. Envoy calls this once for every stream, and the access log reads what is set here.
