@@ -23,7 +23,10 @@ pub(crate) fn run(layout: &Layout, steps: &mut Steps) -> Result<()> {
     let mut docs = layout.cargo();
     docs.env("RUSTDOCFLAGS", "-D warnings").args(["doc", "--quiet", "--workspace", "--no-deps"]);
     steps.run("rustdoc", &mut docs, "Repeat: RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps")?;
-    wasm::build_programs(layout, wasm::NativeProfile::Dev, steps)?;
+    // With the tests' own features, so that nothing is compiled twice; the tests start these programs by path.
+    let mut programs = layout.cargo();
+    programs.args(["build", "--quiet", "--workspace", "--all-targets"]);
+    steps.run("build programs and tests", &mut programs, "The compiler's messages are above.")?;
     let mut doctests = layout.cargo();
     steps.run("doc tests", doctests.args(["test", "--quiet", "--workspace", "--doc"]), "Repeat: cargo test --workspace --doc")?;
     tests(layout, steps)

@@ -67,8 +67,8 @@ fn run(task: Task) -> Result<ExitCode> {
         }
         Task::Wasm => build_filters(&layout, &mut steps)?,
         Task::Test => check::run(&layout, &mut steps)?,
-        Task::Demo { args } => return show(&layout, &mut steps, "demo", wasm::NativeProfile::Dev, &args),
-        Task::Bench { name, args } => return show(&layout, &mut steps, &format!("bench-{name}"), wasm::NativeProfile::Release, &args),
+        Task::Demo { args } => return show(&layout, &mut steps, "demo", &[], &args),
+        Task::Bench { name, args } => return show(&layout, &mut steps, &format!("bench-{name}"), &["--release"], &args),
     }
     steps.done();
     Ok(ExitCode::SUCCESS)
@@ -87,12 +87,12 @@ fn build_filters(layout: &Layout, steps: &mut Steps) -> Result<()> {
 }
 
 /// Builds everything that a program of headgate-bench starts, then becomes that program's parent until it ends.
-fn show(layout: &Layout, steps: &mut Steps, bin: &str, profile: wasm::NativeProfile, args: &[String]) -> Result<ExitCode> {
+fn show(layout: &Layout, steps: &mut Steps, bin: &str, profile: &[&str], args: &[String]) -> Result<ExitCode> {
     let toolchain = setup(layout, steps)?;
     wasm::build(layout, &toolchain, steps)?;
-    wasm::build_programs(layout, profile, steps)?;
+    wasm::build_programs(layout, steps)?;
     let mut command = layout.cargo();
-    command.args(["run", "--quiet", "--package", "headgate-bench", "--bin", bin]).args(profile.flag());
+    command.args(["run", "--quiet", "--package", "headgate-bench", "--bin", bin]).args(profile);
     let status = command.arg("--").args(args).status().with_context(|| format!("cannot start cargo to run {bin}"))?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -77,34 +77,15 @@ fn place(layout: &Layout, filter: &Filter, steps: &Steps) -> Result<()> {
     Ok(())
 }
 
-/// How native programs are built.
-#[derive(Clone, Copy)]
-pub(crate) enum NativeProfile {
-    /// For tests and the demo: quick to build.
-    Dev,
-    /// For benchmarks.
-    Release,
-}
-
-impl NativeProfile {
-    /// Cargo's flag for this profile.
-    pub(crate) fn flag(self) -> Option<&'static str> {
-        match self {
-            Self::Dev => None,
-            Self::Release => Some("--release"),
-        }
-    }
-}
-
-/// Builds the programs and the library that tests, demo and benchmarks start by path.
+/// Builds the programs and the library that demo and benchmarks start by path. Unoptimised: what a benchmark measures is Envoy.
 ///
 /// # Errors
 /// When one does not compile.
-pub(crate) fn build_programs(layout: &Layout, profile: NativeProfile, steps: &mut Steps) -> Result<()> {
+pub(crate) fn build_programs(layout: &Layout, steps: &mut Steps) -> Result<()> {
     let mut command = layout.cargo();
-    command.args(["build", "--quiet"]).args(profile.flag());
-    for package in ["headgate", "inference-sim", "headgate-nvml-shim", "headgate-bench"] {
+    command.args(["build", "--quiet"]);
+    for package in ["headgate", "inference-sim", "headgate-nvml-shim"] {
         command.args(["--package", package]);
     }
-    steps.run("build control plane, inference-sim, NVML shim, demo", &mut command, "The compiler's messages are above.")
+    steps.run("build control plane, inference-sim, NVML shim", &mut command, "The compiler's messages are above.")
 }

@@ -38,6 +38,9 @@ struct Args {
     /// Length of one measurement, in milliseconds.
     #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u64).range(100..=60_000))]
     round_ms: u64,
+    /// Measures these variants alone, for example no_filter,empty_filter,headgate_admitting.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
     /// Writes the figures to this file as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -47,8 +50,8 @@ struct Args {
 struct Figures {
     rounds: u32,
     cpu_us_per_request: BTreeMap<&'static str, Spread>,
-    /// What Headgate adds when admitting, over what the empty filter adds; from the medians.
-    added_vs_empty: f64,
+    /// What Headgate adds when admitting, over what the empty filter adds; from the medians. Absent when one of them was not measured.
+    added_vs_empty: Option<f64>,
 }
 
 #[derive(Serialize)]
@@ -84,7 +87,8 @@ fn main() -> Result<()> {
 }
 
 async fn run(args: &Args) -> Result<()> {
-    let mut variants = start_all().await?;
+    let is_wanted = |name: &str| args.only.is_empty() || args.only.iter().any(|only| only == name);
+    let mut variants = start_all(is_wanted).await?;
     for round in 1..=args.rounds {
         for variant in &mut variants {
             variant.measure(Duration::from_millis(args.round_ms)).await?;
@@ -99,7 +103,7 @@ async fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-async fn start_all() -> Result<Vec<Variant>> {
+async fn start_all(is_wanted: impl Fn(&str) -> bool) -> Result<Vec<Variant>> {
     // A bucket that never empties and a limit that is never reached: what they cost when they admit.
     let bucket = HttpFilter::LocalRateLimit { tokens: 1_000_000_000, fill_interval: Duration::from_secs(1) };
     let mut variants = Vec::new();
@@ -110,16 +114,16 @@ async fn start_all() -> Result<Vec<Variant>> {
         ("adaptive_concurrency", HttpFilter::AdaptiveConcurrency),
         ("lua_header_check", HttpFilter::LuaHeaderCheck),
     ] {
-        variants.push(Variant {
-            name,
-            answers: Answers::Success,
-            envoy: start(bootstrap(filter)).await?,
-            _control: None,
-            samples: Vec::new(),
-        });
+        if is_wanted(name) {
+            let envoy = start(bootstrap(filter)).await?;
+            variants.push(Variant { name, answers: Answers::Success, envoy, _control: None, samples: Vec::new() });
+        }
     }
-    variants.push(headgate("headgate_admitting", Answers::Success, 10.0).await?);
-    variants.push(headgate("headgate_refusing", Answers::Refusal, 90.0).await?);
+    for (name, answers, memory_used) in [("headgate_admitting", Answers::Success, 10.0), ("headgate_refusing", Answers::Refusal, 90.0)] {
+        if is_wanted(name) {
+            variants.push(headgate(name, answers, memory_used).await?);
+        }
+    }
     Ok(variants)
 }
 
@@ -182,16 +186,16 @@ impl Variant {
 }
 
 fn figures(rounds: u32, variants: &[Variant]) -> Result<Figures> {
-    let mut spreads = BTreeMap::new();
+    let mut spreads = BTreeMap::<&'static str, Spread>::new();
     for variant in variants {
         let mut samples = variant.samples.clone();
         samples.sort_by(f64::total_cmp);
         let (Some(min), Some(max)) = (samples.first(), samples.last()) else { bail!("{}: no samples", variant.name) };
         spreads.insert(variant.name, Spread { median: samples[samples.len() / 2], min: *min, max: *max });
     }
-    let median = |name: &str| spreads.get(name).map(|spread| spread.median).with_context(|| format!("{name} was measured"));
-    let base = median("no_filter")?;
-    let added_vs_empty = (median("headgate_admitting")? - base) / (median("empty_filter")? - base);
+    let median = |name: &str| spreads.get(name).map(|spread| spread.median);
+    let added = |name: &str| Some(median(name)? - median("no_filter")?);
+    let added_vs_empty = added("headgate_admitting").zip(added("empty_filter")).map(|(headgate, empty)| headgate / empty);
     Ok(Figures { rounds, cpu_us_per_request: spreads, added_vs_empty })
 }
 
@@ -202,5 +206,7 @@ fn print_table(figures: &Figures) {
     for (name, spread) in &figures.cpu_us_per_request {
         println!("{name:<22} {:>8.2} {:>8.2} {:>8.2} {:>8.2}", spread.median, spread.min, spread.max, spread.median - base);
     }
-    println!("\nHeadgate admitting adds {:.2} times what the empty filter adds.", figures.added_vs_empty);
+    if let Some(ratio) = figures.added_vs_empty {
+        println!("\nHeadgate admitting adds {ratio:.2} times what the empty filter adds.");
+    }
 }
