@@ -14,7 +14,8 @@ pub const MAX_POLICIES: usize = 64;
 pub const MAX_MESSAGE_BYTES: u32 = 4 << 20;
 
 /// What the filter calls and is called with, sorted: its `capability_restriction_config`. Envoy makes no callback that is not listed
-/// and answers other host calls with an error. The imports of the module and its `proxy_on_*` exports; a test compares them.
+/// and answers other host calls with an error. The imports of the module and its `proxy_on_*` exports but [`OPTIONAL_CAPABILITIES`]; a test
+/// compares them.
 pub const CAPABILITIES: &[&str] = &[
     "clock_time_get",
     "proxy_define_metric",
@@ -36,7 +37,6 @@ pub const CAPABILITIES: &[&str] = &[
     "proxy_on_log",
     "proxy_on_request_headers",
     "proxy_on_response_body",
-    "proxy_on_response_headers",
     "proxy_on_tick",
     "proxy_record_metric",
     "proxy_remove_header_map_value",
@@ -47,6 +47,10 @@ pub const CAPABILITIES: &[&str] = &[
     "proxy_set_tick_period_milliseconds",
     "random_get",
 ];
+
+/// Callbacks that the filter has and can do without, at a cost of their own per request. `proxy_on_response_headers`: without it a status is
+/// learned with the first byte of the body or at the end, and `x-headgate-failed-dependency` goes on to the client.
+pub const OPTIONAL_CAPABILITIES: &[&str] = &["proxy_on_response_headers"];
 
 /// A configuration that could be read. Whether its policies are right is for the validator of `headgate-core` to say.
 #[derive(Clone, Debug, PartialEq)]
