@@ -150,6 +150,17 @@ impl Worker {
         self.pools.get(policy_index).and_then(|pool| pool.limits.as_ref()).map_or(0, |limits| limits.epoch)
     }
 
+    /// The policies in force as load reports name them.
+    #[must_use]
+    pub fn applied(&self) -> Vec<v1::AppliedPolicy> {
+        let applied = |(index, policy): (usize, &Arc<Policy>)| v1::AppliedPolicy {
+            name: policy.name().into(),
+            version: policy.version().into(),
+            limits_epoch: self.limits_epoch(index),
+        };
+        self.policies().enumerate().map(applied).collect()
+    }
+
     /// Gives the worker its part of the proxy's grant: `permits` of `maxInFlight`, and the part (0 to 1) of the proxy's rates.
     /// Before the first call the part of the rates is 1.
     pub fn set_permits(&mut self, policy_index: usize, permits: u32, rate_share: f64) {

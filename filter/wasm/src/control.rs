@@ -7,8 +7,8 @@ use headgate_core::lease::SLOTS;
 use headgate_core::session::{Effect, Link, Session};
 use headgate_core::shared::{Keys, Revisions};
 use headgate_core::time::Timestamp;
+use headgate_core::worker::Worker;
 use headgate_protos::plugin::ControlPlane;
-use headgate_protos::v1;
 use prost::Message;
 
 /// What this VM has of the control plane.
@@ -34,8 +34,8 @@ impl Control {
         Self { service: control_plane.to_grpc_service().encode_to_vec(), owner, generation, leading: None }
     }
 
-    /// Every tick: leads or follows. `applied` says which policies are in force.
-    pub(crate) fn on_tick(&mut self, now: Timestamp, keys: &Keys, applied: impl FnOnce() -> Vec<v1::AppliedPolicy>) {
+    /// Every tick: leads or follows.
+    pub(crate) fn on_tick(&mut self, now: Timestamp, keys: &Keys, worker: &Worker) {
         if !self.holds_lead(now, &keys.lead) {
             if let Some(leading) = self.leading.take() {
                 for (_, token) in leading.streams {
@@ -50,7 +50,7 @@ impl Control {
         }
         if leading.session.is_report_due(now) {
             let workers = (0..SLOTS).map_while(|slot| Some(host::shared(&keys.report(slot)).ok()?.0));
-            let report = leading.session.report(now, workers, applied());
+            let report = leading.session.report(now, workers, worker.applied());
             leading.carry_out(now, vec![report], keys, &self.service);
         }
     }

@@ -16,7 +16,6 @@ use headgate_core::policy::Policy;
 use headgate_core::shared::{self, Keys, Revisions, SharedLimits};
 use headgate_core::time::Timestamp;
 use headgate_core::worker::Worker;
-use headgate_protos::v1::AppliedPolicy;
 use prost::Message;
 use std::sync::Arc;
 use std::time::Duration;
@@ -124,13 +123,7 @@ impl Instance {
             self.report(now);
         }
         if let Some(control) = &mut self.control {
-            let worker = &self.worker;
-            let applied = |(index, policy): (usize, &Arc<Policy>)| AppliedPolicy {
-                name: policy.name().into(),
-                version: policy.version().into(),
-                limits_epoch: worker.limits_epoch(index),
-            };
-            control.on_tick(now, &self.keys, || worker.policies().enumerate().map(applied).collect());
+            control.on_tick(now, &self.keys, &self.worker);
         }
     }
 
@@ -235,8 +228,8 @@ impl Instance {
         }
         let Some(session) = self.control.as_ref().and_then(Control::session) else { return };
         self.metrics.set("headgate_control_plane_connected".into(), u64::from(session.is_connected()));
-        for (index, policy) in self.worker.policies().enumerate() {
-            self.metrics.set(format!("headgate_limits_epoch.policy.{}", policy.name()), self.worker.limits_epoch(index));
+        for (policy, applied) in self.worker.policies().zip(self.worker.applied()) {
+            self.metrics.set(format!("headgate_limits_epoch.policy.{}", policy.name()), applied.limits_epoch);
             if let Some(age) = session.limits_age(now, policy.pool()) {
                 self.metrics.set(format!("headgate_limits_age_ms.policy.{}", policy.name()), age.as_millis() as u64);
             }
