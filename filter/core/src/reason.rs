@@ -38,15 +38,15 @@ impl Reason {
         }
     }
 
-    /// What the number is, for people.
-    pub(crate) const fn signal(self) -> &'static str {
+    /// What the number is and what follows it, for people.
+    pub(crate) const fn signal_and_unit(self) -> (&'static str, &'static str) {
         match self {
-            Self::Qps => "request rate per second",
-            Self::GpuMemory => "GPU memory in use in percent",
-            Self::P99 => "99th percentile of the time to first token in milliseconds",
-            Self::Overload => "load",
-            Self::Concurrency => "requests in flight",
-            Self::BreakerOpen => "failures",
+            Self::Qps => ("request rate", " per second"),
+            Self::GpuMemory => ("GPU memory in use", " %"),
+            Self::P99 => ("99th percentile of the time to first token", " ms"),
+            Self::Overload => ("load", ""),
+            Self::Concurrency => ("number of requests in flight", ""),
+            Self::BreakerOpen => ("failure count or percentage", ""),
         }
     }
 

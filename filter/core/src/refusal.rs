@@ -94,7 +94,9 @@ fn message(cause: &Cause, retry_after_ms: u64, reveals: bool) -> String {
     // A level that has tripped acts until its countdown is over and its classes have grown back, whatever its value is by then.
     let is_recovering = matches!(reason, Reason::Qps | Reason::GpuMemory | Reason::P99) && value < threshold;
     let refused = if is_recovering { "Refused while recovering" } else { "Refused" };
-    format!("{refused}: {} at {}, limit {}. Retry after {seconds} s.", reason.signal(), Number(*value), Number(*threshold))
+    let (signal, unit) = reason.signal_and_unit();
+    let (value, threshold) = (Number(*value), Number(*threshold));
+    format!("{refused}: {signal} is {value}{unit}, the limit is {threshold}{unit}. Retry after {seconds} s.")
 }
 
 /// A number for people: at most one decimal.

@@ -19,7 +19,7 @@ fn body_of(reason: Reason, format: ApiFormat) -> String {
 fn an_openai_client_gets_its_own_error_format() {
     assert_eq!(
         body_of(Reason::GpuMemory, ApiFormat::OpenAi),
-        r#"{"error":{"message":"Refused: GPU memory in use in percent at 81.2, limit 75. Retry after 2 s.","type":"rate_limit_exceeded","param":null,"code":"gpu_memory"}}"#
+        r#"{"error":{"message":"Refused: GPU memory in use is 81.2 %, the limit is 75 %. Retry after 2 s.","type":"rate_limit_exceeded","param":null,"code":"gpu_memory"}}"#
     );
 }
 
@@ -27,7 +27,7 @@ fn an_openai_client_gets_its_own_error_format() {
 fn an_anthropic_client_gets_its_own_error_format() {
     assert_eq!(
         body_of(Reason::Concurrency, ApiFormat::Anthropic),
-        r#"{"type":"error","error":{"type":"rate_limit_error","message":"Refused: requests in flight at 81.2, limit 75. Retry after 2 s."}}"#
+        r#"{"type":"error","error":{"type":"rate_limit_error","message":"Refused: number of requests in flight is 81.2, the limit is 75. Retry after 2 s."}}"#
     );
     assert!(body_of(Reason::BreakerOpen, ApiFormat::Anthropic).contains(r#""type":"overloaded_error""#));
 }
@@ -36,7 +36,7 @@ fn an_anthropic_client_gets_its_own_error_format() {
 fn any_other_client_gets_plain_json() {
     assert_eq!(
         body_of(Reason::Qps, ApiFormat::Plain),
-        r#"{"error":"Refused: request rate per second at 81.2, limit 75. Retry after 2 s.","code":"qps","retry_after_ms":1201}"#
+        r#"{"error":"Refused: request rate is 81.2 per second, the limit is 75 per second. Retry after 2 s.","code":"qps","retry_after_ms":1201}"#
     );
 }
 
@@ -78,7 +78,7 @@ fn a_refusal_below_the_threshold_says_that_the_level_recovers() {
     let policy = fixture::policy(|_| {});
     let reply = refuse(&policy, &cause(Reason::GpuMemory, 60.0, 75.0), Duration::from_secs(1), ApiFormat::Plain);
     let body = String::from_utf8(reply.body).unwrap();
-    assert!(body.contains("Refused while recovering: GPU memory in use in percent at 60, limit 75."), "{body}");
+    assert!(body.contains("Refused while recovering: GPU memory in use is 60 %, the limit is 75 %."), "{body}");
 }
 
 #[test]
