@@ -14,8 +14,7 @@ pub const MAX_POLICIES: usize = 64;
 pub const MAX_MESSAGE_BYTES: u32 = 4 << 20;
 
 /// What the filter calls and is called with, sorted: its `capability_restriction_config`. Envoy makes no callback that is not listed
-/// and answers other host calls with an error. The imports of the module and its `proxy_on_*` exports but [`OPTIONAL_CAPABILITIES`]; a test
-/// compares them.
+/// and answers other host calls with an error. The imports of the module and its `proxy_on_*` exports; a test compares them.
 pub const CAPABILITIES: &[&str] = &[
     "clock_time_get",
     "proxy_define_metric",
@@ -31,7 +30,6 @@ pub const CAPABILITIES: &[&str] = &[
     "proxy_increment_metric",
     "proxy_log",
     "proxy_on_configure",
-    "proxy_on_context_create",
     "proxy_on_grpc_close",
     "proxy_on_grpc_receive",
     "proxy_on_log",
@@ -47,10 +45,6 @@ pub const CAPABILITIES: &[&str] = &[
     "proxy_set_tick_period_milliseconds",
     "random_get",
 ];
-
-/// Callbacks that the filter has and can do without, at a cost of their own per request. `proxy_on_response_headers`: without it a status is
-/// learned with the first byte of the body or at the end, and `x-headgate-failed-dependency` goes on to the client.
-pub const OPTIONAL_CAPABILITIES: &[&str] = &["proxy_on_response_headers"];
 
 /// A configuration that could be read. Whether its policies are right is for the validator of `headgate-core` to say.
 #[derive(Clone, Debug, PartialEq)]

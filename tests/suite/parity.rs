@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use headgate_core::lease::{self, LeaseRecord};
 use headgate_core::policy::Policy;
 use headgate_core::request::{HeaderView, RequestInfo, VerifiedIdentity};
-use headgate_core::stream::{Event, HeaderOp, Outcome, Stream, StreamEnd};
+use headgate_core::stream::{Decision, Event, HeaderOp, Outcome, Stream, StreamEnd};
 use headgate_core::time::Timestamp;
 use headgate_core::worker::Worker;
 use headgate_protos::discovery::{DeltaDiscoveryResponse, Resource};
@@ -39,7 +39,7 @@ enum Happening {
     Tick,
     Limits(v1::Limits),
     Request { id: u32, headers: Pairs },
-    ResponseHeaders { id: u32, status: u16, failed_dependency: bool, is_last: bool },
+    ResponseHeaders { id: u32, status: u16, failed_dependency: bool },
     ResponseBody { id: u32, len: u32, is_last: bool },
     Over { id: u32, flags: u64 },
 }
@@ -170,7 +170,7 @@ impl Draw {
                 // Every fourth second the upstream fails, so that breakers open, probe and close.
                 let is_down = (self.now / 1_000_000_000).is_multiple_of(4);
                 let status = if is_down || self.rng.random_range(0..20) == 0 { 503 } else { 200 };
-                Happening::ResponseHeaders { id, status, failed_dependency: self.rng.random_range(0..30) == 0, is_last }
+                Happening::ResponseHeaders { id, status, failed_dependency: self.rng.random_range(0..30) == 0 }
             }
             _ => Happening::ResponseBody { id, len: self.rng.random_range(0..3) * 100, is_last },
         }
@@ -182,6 +182,8 @@ impl Draw {
 struct Built {
     host: WasmHost,
     discovery: Option<u32>,
+    /// Response headers by request.
+    responses: BTreeMap<u32, Pairs>,
 }
 
 impl Built {
@@ -191,10 +193,9 @@ impl Built {
         let configuration = json!({"controlPlane": {"cluster": "c"}, "policies": [{"name": "test", "spec": policy}]}).to_string();
         host.world().now_ns = now;
         host.world().buffer = configuration.clone().into_bytes();
-        host.call("proxy_on_context_create", &[ROOT, 0])?;
         let accepted = host.call("proxy_on_configure", &[ROOT, configuration.len() as u32])?;
         ensure!(accepted == 1, "the module refuses its configuration: {:?}", host.world().log);
-        Ok(Self { host, discovery: None })
+        Ok(Self { host, discovery: None, responses: BTreeMap::new() })
     }
 
     fn happen(&mut self, now: u64, happening: &Happening) -> Result<Vec<Effect>> {
@@ -215,21 +216,21 @@ impl Built {
             }
             Happening::Request { id, headers } => {
                 host.world().request_headers = headers.clone();
-                host.call("proxy_on_context_create", &[*id + ROOT, ROOT])?;
                 host.call("proxy_on_request_headers", &[*id + ROOT, headers.len() as u32, 0])?;
             }
-            Happening::ResponseHeaders { id, status, failed_dependency, is_last } => {
+            Happening::ResponseHeaders { id, status, failed_dependency } => {
                 let mut headers = vec![(b":status".to_vec(), status.to_string().into_bytes())];
                 if *failed_dependency {
                     headers.push((b"x-headgate-failed-dependency".to_vec(), b"tokenizer".to_vec()));
                 }
-                host.world().response_headers = headers;
-                host.call("proxy_on_response_headers", &[*id + ROOT, 1, u32::from(*is_last)])?;
+                // Envoy shows them again in the log; the module has no callback for them.
+                self.responses.insert(*id, headers);
             }
             Happening::ResponseBody { id, len, is_last } => {
                 host.call("proxy_on_response_body", &[*id + ROOT, *len, u32::from(*is_last)])?;
             }
             Happening::Over { id, flags } => {
+                host.world().response_headers = self.responses.remove(id).unwrap_or_default();
                 let properties = &mut host.world().properties;
                 properties.insert(b"response\0flags".to_vec(), flags.to_le_bytes().to_vec());
                 properties.insert(b"upstream\0address".to_vec(), endpoint(*id));
@@ -244,6 +245,11 @@ impl Built {
         let (bytes, _) = self.host.world().shared.get(b"hg/default/slot/0".as_slice()).cloned().context("the VM has published a report")?;
         Ok(v1::WorkerReport::decode(bytes.as_slice())?)
     }
+}
+
+/// What the access log gets.
+fn line(stream: &Stream) -> Option<Effect> {
+    Some(Effect::FilterState(b"headgate".to_vec(), stream.summary()?.to_string().into_bytes()))
 }
 
 fn endpoint(id: u32) -> Vec<u8> {
@@ -268,10 +274,20 @@ fn discovery_response(limits: &v1::Limits) -> Vec<u8> {
 
 // === the native core, called as the adapter calls it ===
 
+/// One admitted request, as the adapter follows it.
+#[derive(Default)]
+struct Exchange {
+    stream: Stream,
+    response: Option<(u16, bool)>,
+    has_body: bool,
+    has_ended: bool,
+    ended_at: Option<Timestamp>,
+}
+
 struct Native {
     worker: Worker,
     policy: Arc<Policy>,
-    streams: BTreeMap<u32, (Stream, bool, bool, bool)>,
+    streams: BTreeMap<u32, Exchange>,
     lease: LeaseRecord,
     /// Permits since the first request.
     held: Option<u32>,
@@ -311,21 +327,20 @@ impl Native {
                 Vec::new()
             }
             Happening::Request { id, headers } => self.request(now, *id, headers),
-            Happening::ResponseHeaders { id, status, failed_dependency, is_last } => {
-                let Some((stream, is_ours, _, has_ended)) = self.streams.get_mut(id) else { return Vec::new() };
-                *has_ended |= is_last;
-                if !*is_ours {
-                    let failed_dependency = failed_dependency.then_some(b"tokenizer".as_slice());
-                    stream.handle(&mut self.worker, now, Event::ResponseHeaders { status: *status, failed_dependency });
+            Happening::ResponseHeaders { id, status, failed_dependency } => {
+                if let Some(exchange) = self.streams.get_mut(id) {
+                    exchange.response = Some((*status, *failed_dependency));
                 }
                 Vec::new()
             }
             Happening::ResponseBody { id, len, is_last } => {
-                let Some((stream, is_ours, has_body, has_ended)) = self.streams.get_mut(id) else { return Vec::new() };
-                *has_ended |= is_last;
-                if !*is_ours && !*has_body && *len > 0 {
-                    *has_body = true;
-                    stream.handle(&mut self.worker, now, Event::ResponseBody { len: *len as usize, end_of_stream: *is_last });
+                let Some(exchange) = self.streams.get_mut(id) else { return Vec::new() };
+                exchange.has_ended |= is_last;
+                if !exchange.has_body && *len > 0 {
+                    exchange.has_body = true;
+                    exchange.ended_at = is_last.then_some(now);
+                    let event = Event::ResponseBody { len: *len as usize, end_of_stream: *is_last };
+                    exchange.stream.handle(&mut self.worker, now, event);
                 }
                 Vec::new()
             }
@@ -341,7 +356,7 @@ impl Native {
         let view = HeaderView::from_serialized(&bytes).expect("serialized as the host does");
         let info = RequestInfo::new(view, VerifiedIdentity { spiffe: None, jwt_claims: &[] });
         let mut stream = Stream::new();
-        let effects = match stream.handle(&mut self.worker, now, Event::RequestHeaders(&info)) {
+        let mut effects = match stream.handle(&mut self.worker, now, Event::RequestHeaders(&info)) {
             Outcome::Continue => Vec::new(),
             Outcome::ContinueWith(changes) => changes.into_iter().map(effect).collect(),
             Outcome::Reply(reply) => vec![Effect::Reply {
@@ -351,13 +366,21 @@ impl Native {
                 body: reply.body,
             }],
         };
-        let is_ours = matches!(effects.first(), Some(Effect::Reply { .. }));
-        self.streams.insert(id, (stream, is_ours, false, false));
+        if stream.summary().is_some_and(|summary| summary.decision == Decision::Admit) {
+            self.streams.insert(id, Exchange { stream, ..Exchange::default() });
+        } else {
+            effects.extend(line(&stream));
+        }
         effects
     }
 
     fn over(&mut self, now: Timestamp, id: u32, flags: u64) -> Vec<Effect> {
-        let Some((mut stream, is_ours, _, has_ended)) = self.streams.remove(&id) else { return Vec::new() };
+        let Some(Exchange { mut stream, response, has_ended, ended_at, .. }) = self.streams.remove(&id) else { return Vec::new() };
+        let now = ended_at.unwrap_or(now);
+        if let Some((status, failed_dependency)) = response {
+            let failed_dependency = failed_dependency.then_some(b"tokenizer".as_slice());
+            stream.handle(&mut self.worker, now, Event::ResponseHeaders { status, failed_dependency });
+        }
         let end = match flags {
             _ if has_ended => StreamEnd::Complete,
             flags if flags == 1 << 14 => StreamEnd::ByClient,
@@ -365,10 +388,8 @@ impl Native {
             _ => StreamEnd::Complete,
         };
         let endpoint = endpoint(id);
-        let endpoint = (!is_ours).then_some(endpoint.as_slice());
-        stream.handle(&mut self.worker, now, Event::Log { endpoint, end });
-        let line = stream.summary().map(|summary| summary.to_string());
-        line.map(|line| Effect::FilterState(b"headgate".to_vec(), line.into_bytes())).into_iter().collect()
+        stream.handle(&mut self.worker, now, Event::Log { endpoint: Some(&endpoint), end });
+        line(&stream).into_iter().collect()
     }
 
     fn tick(&mut self, now: Timestamp) {

@@ -1,7 +1,7 @@
 //! proxy-wasm ABI 0.2.1: the one file that names the host's functions and ours. Declarations only; no logic.
 //!
-//! Envoy skips a callback that the module does not export, so every export here is one that a decision needs: the trailers, the
-//! request body, `done`, `delete` and `vm_start` cost nothing. The imports are in `host.rs`'s vocabulary nowhere else.
+//! Envoy skips a callback that the module does not export, and each that it makes costs half a microsecond, so every export here is one
+//! that a decision needs: contexts are known by their first request, the status is read in the log. The imports are in `host.rs`'s vocabulary nowhere else.
 //! Source: <https://github.com/proxy-wasm/spec/tree/main/abi-versions/v0.2.1>.
 
 /// Declares the host's functions; natively, where there is no host, each answers [`UNIMPLEMENTED`].
@@ -72,11 +72,6 @@ mod exports {
     }
 
     #[unsafe(no_mangle)]
-    extern "C" fn proxy_on_context_create(context: u32, root: u32) {
-        vm::on_context_create(context, root);
-    }
-
-    #[unsafe(no_mangle)]
     extern "C" fn proxy_on_configure(root: u32, size: usize) -> u32 {
         u32::from(vm::on_configure(root, size))
     }
@@ -89,12 +84,6 @@ mod exports {
     #[unsafe(no_mangle)]
     extern "C" fn proxy_on_request_headers(context: u32, _headers: u32, _end_of_stream: u32) -> u32 {
         vm::on_request_headers(context) as u32
-    }
-
-    #[unsafe(no_mangle)]
-    extern "C" fn proxy_on_response_headers(context: u32, _headers: u32, end_of_stream: u32) -> u32 {
-        vm::on_response_headers(context, end_of_stream != 0);
-        host::Action::Continue as u32
     }
 
     #[unsafe(no_mangle)]

@@ -49,7 +49,7 @@ impl Control {
             leading.carry_out(now, vec![effect], keys, &self.service);
         }
         if leading.session.is_report_due(now) {
-            let workers = (0..SLOTS).map_while(|slot| Some(host::shared(&keys.report(slot)).ok()?.0));
+            let workers = (0..SLOTS).map_while(|slot| Some(host::shared(&keys.report(slot)).ok()?.0.to_vec()));
             let report = leading.session.report(now, workers, worker.applied());
             leading.carry_out(now, vec![report], keys, &self.service);
         }
@@ -95,7 +95,7 @@ impl Control {
 
 impl Leading {
     fn begin(keys: &Keys, seed: u64) -> Self {
-        let text = |path| String::from_utf8(host::property(path).unwrap_or_default()).unwrap_or_default();
+        let text = |path| String::from_utf8_lossy(&host::property(path).unwrap_or_default()).into_owned();
         let blob = |key| host::shared(key).map(|(bytes, _)| bytes).unwrap_or_default();
         let node =
             NodeIdentity { id: text("xds\0node\0id"), cluster: text("xds\0node\0cluster"), version: env!("CARGO_PKG_VERSION").into() };

@@ -1,8 +1,11 @@
 //! Total functions over the host's calls: every status is a value, every result is bytes, nothing here can panic.
 
 use crate::abi;
+use core::ptr::NonNull;
 use headgate_core::time::Timestamp;
+use std::alloc::Layout;
 use std::cell::Cell;
+use std::ops::Deref;
 
 /// A status other than `ok` from a host call. Numbers: proxy-wasm ABI 0.2.1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,16 +56,8 @@ pub(crate) enum BufferKind {
     PluginConfiguration = 7,
 }
 
-/// Whose headers are changed.
-#[derive(Clone, Copy)]
-#[repr(u32)]
-pub(crate) enum Headers {
-    /// The request's; only while its header callback runs.
-    Request = 0,
-    /// The response's; only while its header callback runs.
-    Response = 2,
-}
-
+const REQUEST_HEADERS: u32 = 0;
+const RESPONSE_HEADERS: u32 = 2;
 const CLOCK_MONOTONIC: u32 = 1;
 
 thread_local! {
@@ -85,29 +80,63 @@ fn check(status: i32) -> Result<(), HostError> {
     Err(error)
 }
 
-/// Memory of `size` bytes for the host to fill; [`take`] gives it back to the allocator. Null if there is none.
-#[cfg(target_arch = "wasm32")]
-pub(crate) fn allocate(size: usize) -> *mut u8 {
-    let Ok(layout) = core::alloc::Layout::array::<u8>(size.max(1)) else { return core::ptr::null_mut() };
-    // SAFETY: the layout is not zero-sized.
-    unsafe { std::alloc::alloc(layout) }
+/// Values up to this size share one buffer that is never given back: a request needs one at a time.
+const SPARE_SIZE: usize = 16 << 10;
+
+thread_local! {
+    /// That buffer, while nobody uses it.
+    static SPARE: Cell<Option<NonNull<u8>>> = const { Cell::new(None) };
 }
 
-/// The value that a call left in `(data, size)`, now ours to free.
-fn take(data: *mut u8, size: usize) -> Vec<u8> {
-    if data.is_null() {
-        return Vec::new();
+/// Memory of `size` bytes for the host to fill; [`Bytes`] gives it back. Null if there is none.
+#[cfg(target_arch = "wasm32")]
+pub(crate) fn allocate(size: usize) -> *mut u8 {
+    if size <= SPARE_SIZE
+        && let Some(spare) = SPARE.take()
+    {
+        return spare.as_ptr();
     }
-    // SAFETY: the host got `data` from `allocate(size)`, whose layout is that of a vector with this capacity, filled it, and keeps
-    // no pointer to it.
-    unsafe { Vec::from_raw_parts(data, size, size.max(1)) }
+    // SAFETY: the layout is not zero-sized.
+    layout(size).map_or(core::ptr::null_mut(), |layout| unsafe { std::alloc::alloc(layout) })
+}
+
+/// What is allocated for a value of `size` bytes.
+fn layout(size: usize) -> Option<Layout> {
+    Layout::array::<u8>(size.max(SPARE_SIZE)).ok()
+}
+
+/// A value that the host has handed over.
+#[derive(Default)]
+pub(crate) struct Bytes {
+    data: Option<NonNull<u8>>,
+    size: usize,
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the host got `data` from `allocate(size)`, filled it and keeps no pointer to it; it is ours until we are dropped.
+        self.data.map_or(&[], |data| unsafe { core::slice::from_raw_parts(data.as_ptr(), self.size) })
+    }
+}
+
+impl Drop for Bytes {
+    fn drop(&mut self) {
+        let (Some(data), Some(layout)) = (self.data, layout(self.size)) else { return };
+        if layout.size() == SPARE_SIZE && SPARE.get().is_none() {
+            return SPARE.set(Some(data));
+        }
+        // SAFETY: `allocate` got `data` with this layout.
+        unsafe { std::alloc::dealloc(data.as_ptr(), layout) };
+    }
 }
 
 /// Calls `call` with the two out-pointers of a value.
-fn value(call: impl FnOnce(*mut *mut u8, *mut usize) -> i32) -> Result<Vec<u8>, HostError> {
+fn value(call: impl FnOnce(*mut *mut u8, *mut usize) -> i32) -> Result<Bytes, HostError> {
     let (mut data, mut size) = (core::ptr::null_mut(), 0);
     check(call(&raw mut data, &raw mut size))?;
-    Ok(take(data, size))
+    Ok(Bytes { data: NonNull::new(data), size })
 }
 
 // In every block below: each pointer is into a live slice or variable of ours, its length goes with it, and the host keeps none.
@@ -141,37 +170,37 @@ pub(crate) fn set_tick_period(period_ms: u32) -> Result<(), HostError> {
 }
 
 /// The first `size` bytes of a buffer.
-pub(crate) fn buffer(kind: BufferKind, size: usize) -> Result<Vec<u8>, HostError> {
+pub(crate) fn buffer(kind: BufferKind, size: usize) -> Result<Bytes, HostError> {
     // SAFETY: pointers as said above.
     value(|data, len| unsafe { abi::proxy_get_buffer_bytes(kind as u32, 0, size, data, len) })
 }
 
 /// All request headers in the host's encoding, which `HeaderView::from_serialized` reads in place.
-pub(crate) fn request_headers() -> Result<Vec<u8>, HostError> {
+pub(crate) fn request_headers() -> Result<Bytes, HostError> {
     // SAFETY: pointers as said above.
-    value(|data, len| unsafe { abi::proxy_get_header_map_pairs(Headers::Request as u32, data, len) })
+    value(|data, len| unsafe { abi::proxy_get_header_map_pairs(REQUEST_HEADERS, data, len) })
 }
 
 /// One response header; the first of several.
-pub(crate) fn response_header(name: &str) -> Result<Vec<u8>, HostError> {
+pub(crate) fn response_header(name: &str) -> Result<Bytes, HostError> {
     // SAFETY: pointers as said above.
-    value(|data, len| unsafe { abi::proxy_get_header_map_value(Headers::Response as u32, name.as_ptr(), name.len(), data, len) })
+    value(|data, len| unsafe { abi::proxy_get_header_map_value(RESPONSE_HEADERS, name.as_ptr(), name.len(), data, len) })
 }
 
-/// Sets a header, whatever was there.
-pub(crate) fn set_header(headers: Headers, name: &str, value: &[u8]) -> Result<(), HostError> {
+/// Sets a request header, whatever was there.
+pub(crate) fn set_request_header(name: &str, value: &[u8]) -> Result<(), HostError> {
     // SAFETY: pointers as said above.
-    check(unsafe { abi::proxy_replace_header_map_value(headers as u32, name.as_ptr(), name.len(), value.as_ptr(), value.len()) })
+    check(unsafe { abi::proxy_replace_header_map_value(REQUEST_HEADERS, name.as_ptr(), name.len(), value.as_ptr(), value.len()) })
 }
 
-/// Removes every header of that name.
-pub(crate) fn remove_header(headers: Headers, name: &[u8]) -> Result<(), HostError> {
+/// Removes every request header of that name.
+pub(crate) fn remove_request_header(name: &[u8]) -> Result<(), HostError> {
     // SAFETY: pointers as said above.
-    check(unsafe { abi::proxy_remove_header_map_value(headers as u32, name.as_ptr(), name.len()) })
+    check(unsafe { abi::proxy_remove_header_map_value(REQUEST_HEADERS, name.as_ptr(), name.len()) })
 }
 
 /// A property; the parts of `path` are separated by NUL.
-pub(crate) fn property(path: &str) -> Result<Vec<u8>, HostError> {
+pub(crate) fn property(path: &str) -> Result<Bytes, HostError> {
     // SAFETY: pointers as said above.
     value(|data, len| unsafe { abi::proxy_get_property(path.as_ptr(), path.len(), data, len) })
 }
@@ -183,7 +212,7 @@ pub(crate) fn set_filter_state(name: &str, value: &[u8]) -> Result<(), HostError
 }
 
 /// A shared value and its CAS number, never 0.
-pub(crate) fn shared(key: &str) -> Result<(Vec<u8>, u32), HostError> {
+pub(crate) fn shared(key: &str) -> Result<(Bytes, u32), HostError> {
     let mut cas = 0;
     // SAFETY: pointers as said above.
     let bytes = value(|data, len| unsafe { abi::proxy_get_shared_data(key.as_ptr(), key.len(), data, len, &raw mut cas) })?;
@@ -197,7 +226,7 @@ pub(crate) fn set_shared(key: &str, value: &[u8], cas: u32) -> Result<(), HostEr
 }
 
 /// A shared value, created empty if it does not exist: compare-and-set needs something to compare.
-pub(crate) fn shared_or_empty(key: &str) -> Result<(Vec<u8>, u32), HostError> {
+pub(crate) fn shared_or_empty(key: &str) -> Result<(Bytes, u32), HostError> {
     match shared(key) {
         Err(HostError::NOT_FOUND) => {
             set_shared(key, &[], 0)?;

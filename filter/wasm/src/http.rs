@@ -1,13 +1,12 @@
 //! One request: callback to event, outcome to effect.
 
-use crate::host::{self, Action, Headers};
+use crate::host::{self, Action};
 use headgate_core::envoy;
 use headgate_core::policy::ClaimName;
 use headgate_core::request::{HeaderView, RequestInfo, VerifiedIdentity};
-use headgate_core::stream::{Event, HeaderOp, Outcome, Stream, StreamEnd};
+use headgate_core::stream::{Decision, Event, HeaderOp, Outcome, Stream, StreamEnd};
 use headgate_core::time::Timestamp;
 use headgate_core::worker::Worker;
-use std::fmt::Write;
 
 /// What to read of a request besides its headers. Each costs a host call per request, so only what a policy in force needs.
 #[derive(Default)]
@@ -37,20 +36,20 @@ impl Reads {
     }
 }
 
-/// One request from its headers to its log.
+/// One admitted request from its headers to its log.
 pub(crate) struct Exchange {
     stream: Stream,
-    /// Answered here; Envoy shows us our own reply as if it came from the upstream.
-    is_ours: bool,
     has_status: bool,
     has_body: bool,
     /// The response was seen to its end.
     has_ended: bool,
+    /// When, if that was its first piece.
+    ended_at: Option<Timestamp>,
 }
 
 impl Exchange {
-    /// Decides on the request whose headers are being read.
-    pub(crate) fn open(worker: &mut Worker, reads: &Reads, now: Timestamp) -> (Self, Action) {
+    /// Decides on the request whose headers are being read. `None`: there is nothing more to see of it.
+    pub(crate) fn open(worker: &mut Worker, reads: &Reads, now: Timestamp, line: &mut String) -> (Option<Self>, Action) {
         let mut stream = Stream::new();
         let bytes = host::request_headers().unwrap_or_default();
         let spiffe = if reads.spiffe { host::property("connection\0uri_san_peer_certificate").ok() } else { None };
@@ -61,60 +60,60 @@ impl Exchange {
         #[cfg(feature = "fault-injection")]
         crate::fault::trap_if_asked(&info.headers);
         let action = apply(stream.handle(worker, now, Event::RequestHeaders(&info)));
-        (Self { stream, is_ours: matches!(action, Action::Pause), has_status: false, has_body: false, has_ended: false }, action)
-    }
-
-    /// The response's headers are there. Envoy need not call this: the status is learned later then, for a VM entry less per request.
-    pub(crate) fn on_response_headers(&mut self, worker: &mut Worker, reads: &Reads, end_of_stream: bool) {
-        self.has_ended |= end_of_stream;
-        if !self.is_ours {
-            let status = host::response_header(":status").map_or(0, |text| envoy::status(&text));
-            if let Outcome::ContinueWith(changes) = self.learn_status(worker, reads, host::now(), status) {
-                change_headers(Headers::Response, changes);
-            }
+        let is_admitted = stream.summary().is_some_and(|summary| summary.decision == Decision::Admit);
+        if is_admitted {
+            return (Some(Self { stream, has_status: false, has_body: false, has_ended: false, ended_at: None }), action);
         }
+        note(&stream, line);
+        (None, action)
     }
 
     /// A piece of the response's body. Only the first says something: the time to first token.
     pub(crate) fn on_response_body(&mut self, worker: &mut Worker, reads: &Reads, len: usize, end_of_stream: bool) {
         self.has_ended |= end_of_stream;
-        if self.is_ours || self.has_body || len == 0 {
+        if self.has_body || len == 0 {
             return;
         }
         self.has_body = true;
         let now = host::now();
+        self.ended_at = end_of_stream.then_some(now);
         // With a dependency's breaker the headers must be seen too, and here Envoy does not show them.
-        if !self.has_status && reads.early_status && !reads.failed_dependency {
+        if reads.early_status && !reads.failed_dependency {
             let status = host::property("response\0code").map_or(0, |code| envoy::code(&code));
             self.learn_status(worker, reads, now, status);
         }
         self.stream.handle(worker, now, Event::ResponseBody { len, end_of_stream });
     }
 
-    /// The request is over; writes its decision into `line`, empty if no policy governs it.
+    /// The request is over; its decision goes to the access log by way of `line`.
     pub(crate) fn on_log(mut self, worker: &mut Worker, reads: &Reads, line: &mut String) {
-        let now = host::now();
-        if !self.has_status && !self.is_ours {
-            let status = host::response_header(":status").map_or(0, |text| envoy::status(&text));
-            if status > 0 {
-                self.learn_status(worker, reads, now, status);
-            }
+        let now = self.ended_at.unwrap_or_else(host::now);
+        if !self.has_status
+            && let Ok(text) = host::response_header(":status")
+        {
+            self.learn_status(worker, reads, now, envoy::status(&text));
         }
-        let endpoint = if reads.endpoint && !self.is_ours { host::property("upstream\0address").ok() } else { None };
-        let is_whole = self.has_ended || self.is_ours;
-        let end = if is_whole { StreamEnd::Complete } else { envoy::stream_end(&host::property("response\0flags").unwrap_or_default()) };
+        let endpoint = if reads.endpoint { host::property("upstream\0address").ok() } else { None };
+        let end =
+            if self.has_ended { StreamEnd::Complete } else { envoy::stream_end(&host::property("response\0flags").unwrap_or_default()) };
         self.stream.handle(worker, now, Event::Log { endpoint: endpoint.as_deref(), end });
-        line.clear();
-        if let Some(summary) = self.stream.summary() {
-            // Writing to a string cannot fail.
-            let _ = write!(line, "{summary}");
-        }
+        note(&self.stream, line);
     }
 
-    fn learn_status(&mut self, worker: &mut Worker, reads: &Reads, now: Timestamp, status: u16) -> Outcome {
+    fn learn_status(&mut self, worker: &mut Worker, reads: &Reads, now: Timestamp, status: u16) {
         self.has_status = true;
         let dependency = if reads.failed_dependency { host::response_header("x-headgate-failed-dependency").ok() } else { None };
-        self.stream.handle(worker, now, Event::ResponseHeaders { status, failed_dependency: dependency.as_deref() })
+        // Its outcome would take the header away, for which it is too late here.
+        self.stream.handle(worker, now, Event::ResponseHeaders { status, failed_dependency: dependency.as_deref() });
+    }
+}
+
+/// Hands the decision to the access log; `line` is only a buffer.
+fn note(stream: &Stream, line: &mut String) {
+    if let Some(summary) = stream.summary() {
+        line.clear();
+        summary.write_to(line);
+        let _ = host::set_filter_state("headgate", line.as_bytes());
     }
 }
 
@@ -123,7 +122,13 @@ fn apply(outcome: Outcome) -> Action {
     match outcome {
         Outcome::Continue => Action::Continue,
         Outcome::ContinueWith(changes) => {
-            change_headers(Headers::Request, changes);
+            for change in changes {
+                // A header that cannot be changed is a host error, which `host` counts; the request goes on.
+                let _ = match change {
+                    HeaderOp::Set { name, value } => host::set_request_header(name, value.as_bytes()),
+                    HeaderOp::Remove { name } => host::remove_request_header(&name),
+                };
+            }
             Action::Continue
         }
         Outcome::Reply(reply) => {
@@ -133,15 +138,5 @@ fn apply(outcome: Outcome) -> Action {
                 Err(_) => Action::Continue,
             }
         }
-    }
-}
-
-/// A header that cannot be changed is a host error, which `host` counts; the request goes on.
-fn change_headers(headers: Headers, changes: Vec<HeaderOp>) {
-    for change in changes {
-        let _ = match change {
-            HeaderOp::Set { name, value } => host::set_header(headers, name, value.as_bytes()),
-            HeaderOp::Remove { name } => host::remove_header(headers, &name),
-        };
     }
 }

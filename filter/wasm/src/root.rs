@@ -182,7 +182,7 @@ impl Instance {
             self.apply_policies(now);
         }
         if has_policies || newest.limits != self.seen.limits {
-            for pool in SharedLimits::decode(blob(&self.keys.limits).as_slice()).unwrap_or_default().pools {
+            for pool in SharedLimits::decode(&*blob(&self.keys.limits)).unwrap_or_default().pools {
                 // False: no policy protects the pool yet; the next policies bring the limits up again.
                 let _ = pool.limits.map(|limits| self.worker.set_limits(Timestamp::from_nanos(pool.at_ns), &limits));
             }

@@ -18,13 +18,20 @@ const MAX_ROOTS: usize = 64;
 /// Everything in the linear memory of one VM.
 struct Vm {
     instances: Vec<Instance>,
-    /// Root contexts and the index of their instance, oldest first.
-    roots: Vec<(u32, usize)>,
-    /// The newest context and its root: Envoy creates a context right before its first callback.
-    created: (u32, u32),
+    /// Root contexts, oldest first.
+    roots: Vec<Root>,
     streams: HashMap<u32, (usize, Exchange), BuildHasherDefault<ContextHasher>>,
     /// Reused for access log lines.
     line: String,
+}
+
+/// A configuration's root context.
+struct Root {
+    id: u32,
+    /// What its requests know of it: name of the plugin and its `root_id`. Of several instances with the same the newest governs.
+    plugin: Vec<u8>,
+    /// Index of the instance.
+    instance: usize,
 }
 
 /// Context ids count up, so one multiplication spreads them.
@@ -50,7 +57,6 @@ thread_local! {
         RefCell::new(Vm {
             instances: Vec::new(),
             roots: Vec::new(),
-            created: (0, 0),
             streams: HashMap::with_hasher(BuildHasherDefault::new()),
             line: String::new(),
         })
@@ -64,7 +70,16 @@ fn with<T>(callback: impl FnOnce(&mut Vm) -> T) -> Option<T> {
 
 impl Vm {
     fn instance_of(&self, root: u32) -> Option<usize> {
-        self.roots.iter().rev().find(|(known, _)| *known == root).map(|(_, instance)| *instance)
+        self.roots.iter().rev().find(|known| known.id == root).map(|known| known.instance)
+    }
+
+    /// The instance of the request whose headers are being read. Only where a VM has several does that take host calls.
+    fn instance_of_request(&self) -> Option<usize> {
+        if self.instances.len() == 1 {
+            return Some(0);
+        }
+        let plugin = plugin();
+        self.roots.iter().rev().find(|known| known.plugin == plugin).map(|known| known.instance)
     }
 
     fn on_root(&mut self, root: u32, callback: impl FnOnce(&mut Instance)) {
@@ -94,15 +109,15 @@ impl Vm {
         if self.roots.len() >= MAX_ROOTS {
             self.roots.remove(0);
         }
-        self.roots.push((root, index));
+        self.roots.push(Root { id: root, plugin: plugin(), instance: index });
         self.on_root(root, |instance| instance.configure(root, config, &json));
         Ok(())
     }
 }
 
-/// A context exists now.
-pub(crate) fn on_context_create(context: u32, root: u32) {
-    with(|vm| vm.created = (context, root));
+/// Name and `root_id` of the plugin that the current callback is for.
+fn plugin() -> Vec<u8> {
+    ["plugin_name", "plugin_root_id"].map(|path| host::property(path).unwrap_or_default().to_vec()).join(&0)
 }
 
 /// A root context has a configuration of `size` bytes. False refuses it: the proxy answers its sender with a NACK.
@@ -125,8 +140,7 @@ pub(crate) fn on_tick(root: u32) {
 /// A request's headers are there.
 pub(crate) fn on_request_headers(context: u32) -> Action {
     with(|vm| {
-        let (created, root) = vm.created;
-        let index = if created == context { vm.instance_of(root) } else { None };
+        let index = vm.instance_of_request();
         let Some((index, instance)) = index.and_then(|index| Some((index, vm.instances.get_mut(index)?))) else {
             return Action::Continue;
         };
@@ -136,18 +150,13 @@ pub(crate) fn on_request_headers(context: u32) -> Action {
         }
         let now = host::now();
         instance.ensure_permits(now);
-        let (exchange, action) = Exchange::open(&mut instance.worker, &instance.reads, now);
-        vm.streams.insert(context, (index, exchange));
+        let (exchange, action) = Exchange::open(&mut instance.worker, &instance.reads, now, &mut vm.line);
+        if let Some(exchange) = exchange {
+            vm.streams.insert(context, (index, exchange));
+        }
         action
     })
     .unwrap_or(Action::Continue)
-}
-
-/// A response's headers are there.
-pub(crate) fn on_response_headers(context: u32, end_of_stream: bool) {
-    with(|vm| {
-        vm.on_stream(context, |instance, exchange| exchange.on_response_headers(&mut instance.worker, &instance.reads, end_of_stream))
-    });
 }
 
 /// A piece of a response's body.
@@ -163,9 +172,6 @@ pub(crate) fn on_log(context: u32) {
         let Some((index, exchange)) = vm.streams.remove(&context) else { return };
         let Some(instance) = vm.instances.get_mut(index) else { return };
         exchange.on_log(&mut instance.worker, &instance.reads, &mut vm.line);
-        if !vm.line.is_empty() {
-            let _ = host::set_filter_state("headgate", vm.line.as_bytes());
-        }
     });
 }
 

@@ -1,7 +1,7 @@
 //! The files that users copy, and the list of capabilities that they carry.
 
 use anyhow::{Result, ensure};
-use headgate_protos::plugin::{CAPABILITIES, OPTIONAL_CAPABILITIES};
+use headgate_protos::plugin::CAPABILITIES;
 use headgate_test_support::artefact::{Module, workspace_root};
 use headgate_test_support::wasm_module::Interface;
 use headgate_test_support::{EnvoyVersion, user_files};
@@ -17,8 +17,7 @@ pub(crate) async fn bootstraps_for_users_are_valid(version: EnvoyVersion) -> Res
 
 #[test]
 fn every_capability_list_is_what_the_module_uses() -> Result<()> {
-    let mut used = Interface::read(&Module::Headgate.path()?)?.capabilities();
-    used.retain(|name| !OPTIONAL_CAPABILITIES.contains(&name.as_str()));
+    let used = Interface::read(&Module::Headgate.path()?)?.capabilities();
     let listed: Vec<String> = CAPABILITIES.iter().map(|&name| name.to_owned()).collect();
     assert_eq!(used, listed, "CAPABILITIES and the module differ");
     for file in ["envoy/inline.yaml", "envoy/ecds.yaml", "examples/compose/envoy.yaml", "examples/istio/envoyfilter.yaml"] {

@@ -1,6 +1,7 @@
 //! The decision about one request as the access log shows it.
 
-use core::fmt;
+use alloc::string::String;
+use core::fmt::{self, Write};
 use core::time::Duration;
 
 use super::{Record, Verdict};
@@ -69,6 +70,79 @@ impl Record {
     }
 }
 
+impl Summary<'_> {
+    /// Appends the line to `line`, the same text as [`fmt::Display`] writes. An admitted request costs no formatting machinery: this
+    /// runs once for every request.
+    pub fn write_to(&self, line: &mut String) {
+        let Self { decision, class, tenant, denied_claim, cost_tokens, policy, policy_version, ttft } = self;
+        if *decision != Decision::Admit {
+            // Writing to a string cannot fail.
+            let _ = write!(line, "{self}");
+            return;
+        }
+        for part in ["decision=admit class=", class, " tenant=", tenant.unwrap_or("-")] {
+            line.push_str(part);
+        }
+        if *denied_claim {
+            line.push_str(" denied_claim=true");
+        }
+        for part in [" policy=", policy, "@", policy_version, " cost_tokens="] {
+            line.push_str(part);
+        }
+        push_number(line, *cost_tokens);
+        if let Some(ttft) = ttft {
+            line.push_str(" ttft_ms=");
+            let Tenths { whole, tenth } = Tenths::of_ms(*ttft);
+            push_number(line, whole);
+            if tenth > 0 {
+                line.push('.');
+                push_number(line, tenth);
+            }
+        }
+    }
+}
+
+/// A duration in milliseconds, rounded to one decimal; half a tenth goes up.
+struct Tenths {
+    whole: u64,
+    tenth: u64,
+}
+
+impl Tenths {
+    fn of_ms(duration: Duration) -> Self {
+        let tenths = u64::try_from((duration.as_nanos().saturating_add(50_000)) / 100_000).unwrap_or(u64::MAX);
+        Self { whole: tenths / 10, tenth: tenths % 10 }
+    }
+}
+
+impl fmt::Display for Tenths {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self { whole, tenth: 0 } => write!(f, "{whole}"),
+            Self { whole, tenth } => write!(f, "{whole}.{tenth}"),
+        }
+    }
+}
+
+/// Appends a number in decimal.
+fn push_number(text: &mut String, number: u64) {
+    let mut digits = [0_u8; 20];
+    let mut left = number;
+    let mut used = 0;
+    for digit in digits.iter_mut().rev() {
+        *digit = b'0' + u8::try_from(left % 10).unwrap_or(0);
+        left /= 10;
+        used += 1;
+        if left == 0 {
+            break;
+        }
+    }
+    let start = digits.len() - used;
+    for digit in digits.iter().skip(start) {
+        text.push(char::from(*digit));
+    }
+}
+
 impl fmt::Display for Summary<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { decision, class, tenant, denied_claim, cost_tokens, policy, policy_version, ttft } = self;
@@ -96,8 +170,42 @@ impl fmt::Display for Summary<'_> {
         }
         write!(f, " policy={policy}@{policy_version} cost_tokens={cost_tokens}")?;
         if let Some(ttft) = ttft {
-            write!(f, " ttft_ms={}", Number(ttft.as_secs_f64() * 1000.0))?;
+            write!(f, " ttft_ms={}", Tenths::of_ms(*ttft))?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::string::ToString;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn an_admitted_line_is_the_same_both_ways(cost_tokens: u64, ttft in prop::option::of(0..u64::MAX / 4), denied_claim: bool, known: bool) {
+            let summary = Summary {
+                decision: Decision::Admit,
+                class: "low",
+                tenant: known.then_some("acme"),
+                denied_claim,
+                cost_tokens,
+                policy: "demo",
+                policy_version: "1a2b",
+                ttft: ttft.map(Duration::from_nanos),
+            };
+            let mut line = String::new();
+            summary.write_to(&mut line);
+            prop_assert_eq!(line, summary.to_string());
+        }
+    }
+
+    #[test]
+    fn milliseconds_have_one_decimal_at_most() {
+        let text = |nanos| Tenths::of_ms(Duration::from_nanos(nanos)).to_string();
+        assert_eq!([text(0), text(49_999), text(50_000), text(949_999), text(12_340_000)], ["0", "0", "0.1", "0.9", "12.3"]);
     }
 }
