@@ -306,7 +306,7 @@ fn functions(lines: &[&str]) -> Vec<(String, usize, usize)> {
 }
 
 fn function_name(line: &str) -> Option<String> {
-    let mut words = line.trim_start().split_whitespace().peekable();
+    let mut words = line.split_whitespace().peekable();
     while let Some(word) = words.next() {
         match word {
             "fn" => return words.next().map(|name| name.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()),
