@@ -10,6 +10,10 @@ use headgate_core::time::Timestamp;
 use headgate_core::worker::Worker;
 use headgate_protos::plugin::ControlPlane;
 use prost::Message;
+use std::time::Duration;
+
+/// Between two looks at the lease; a leader is given up after four missed ones.
+const LOOK_EVERY: Duration = Duration::from_millis(80);
 
 /// What this VM has of the control plane.
 pub(crate) struct Control {
@@ -19,6 +23,8 @@ pub(crate) struct Control {
     generation: u64,
     /// While this VM leads.
     leading: Option<Leading>,
+    /// Last look at the lease.
+    looked_at: Timestamp,
 }
 
 #[derive(Debug)]
@@ -31,20 +37,22 @@ struct Leading {
 impl Control {
     /// For a VM `owner` that runs configuration `generation`.
     pub(crate) fn new(control_plane: &ControlPlane, owner: u64, generation: u64) -> Self {
-        Self { service: control_plane.to_grpc_service().encode_to_vec(), owner, generation, leading: None }
+        Self { service: control_plane.to_grpc_service().encode_to_vec(), owner, generation, leading: None, looked_at: Timestamp::ZERO }
     }
 
     /// Every tick: leads or follows.
     pub(crate) fn on_tick(&mut self, now: Timestamp, keys: &Keys, worker: &Worker) {
-        if !self.holds_lead(now, &keys.lead) {
-            if let Some(leading) = self.leading.take() {
+        if now.since(self.looked_at) >= LOOK_EVERY {
+            self.looked_at = now;
+            if self.holds_lead(now, &keys.lead) {
+                self.leading.get_or_insert_with(|| Leading::begin(keys, self.owner));
+            } else if let Some(leading) = self.leading.take() {
                 for (_, token) in leading.streams {
                     let _ = host::cancel_stream(token);
                 }
             }
-            return;
         }
-        let leading = self.leading.get_or_insert_with(|| Leading::begin(keys, self.owner));
+        let Some(leading) = &mut self.leading else { return };
         if let Some(effect) = leading.session.on_tick(now) {
             leading.carry_out(now, vec![effect], keys, &self.service);
         }

@@ -7,8 +7,9 @@ use headgate_core::request::{HeaderView, RequestInfo, VerifiedIdentity};
 use headgate_core::stream::{Decision, Event, HeaderOp, Outcome, Stream, StreamEnd};
 use headgate_core::time::Timestamp;
 use headgate_core::worker::Worker;
+use headgate_protos::plugin::AccessLog;
 
-/// What to read of a request besides its headers. Each costs a host call per request, so only what a policy in force needs.
+/// What to do for a request beyond its headers. Each costs a host call per request, so only what a policy in force needs.
 #[derive(Default)]
 pub(crate) struct Reads {
     spiffe: bool,
@@ -18,11 +19,13 @@ pub(crate) struct Reads {
     failed_dependency: bool,
     /// The status as soon as it is known, for breakers; without one it is enough at the end.
     early_status: bool,
+    /// Whether an admitted request gets a line for the access log.
+    admitted_line: bool,
 }
 
 impl Reads {
     /// What the policies of `worker` need.
-    pub(crate) fn of(worker: &Worker) -> Self {
+    pub(crate) fn of(worker: &Worker, access_log: AccessLog) -> Self {
         let needs = worker.needs();
         let claim_path =
             |claim: &ClaimName| format!("metadata\0filter_metadata\0envoy.filters.http.jwt_authn\0{}\0{}", claim.payload, claim.claim);
@@ -31,6 +34,7 @@ impl Reads {
             claims: needs.jwt_claims.iter().map(claim_path).collect(),
             endpoint: needs.endpoint,
             failed_dependency: needs.failed_dependency,
+            admitted_line: access_log == AccessLog::All,
             early_status: worker.policies().any(|policy| policy.breaker().is_some()),
         }
     }
@@ -97,7 +101,9 @@ impl Exchange {
         let end =
             if self.has_ended { StreamEnd::Complete } else { envoy::stream_end(&host::property("response\0flags").unwrap_or_default()) };
         self.stream.handle(worker, now, Event::Log { endpoint: endpoint.as_deref(), end });
-        note(&self.stream, line);
+        if reads.admitted_line {
+            note(&self.stream, line);
+        }
     }
 
     fn learn_status(&mut self, worker: &mut Worker, reads: &Reads, now: Timestamp, status: u16) {

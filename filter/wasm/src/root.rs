@@ -4,7 +4,6 @@
 //! A new plugin configuration is a new root context in the same VM. It takes the instance over, so that counters, breakers and
 //! buckets live on; the streams of the old root keep their place in the same worker.
 
-use crate::config::Config;
 use crate::control::Control;
 use crate::host;
 use crate::http::Reads;
@@ -16,6 +15,7 @@ use headgate_core::policy::Policy;
 use headgate_core::shared::{self, Keys, Revisions, SharedLimits};
 use headgate_core::time::Timestamp;
 use headgate_core::worker::Worker;
+use headgate_protos::plugin::{AccessLog, PluginConfig};
 use prost::Message;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +23,8 @@ use std::time::Duration;
 const TICK_MS: u32 = 20;
 /// Between two refreshes of the sub-leases and of the report; a slot lapses after ten of them.
 const SHARE_EVERY: Duration = Duration::from_millis(100);
+/// Between two reports of a VM that has not seen a request; its slot lapses after two of them.
+const IDLE_REPORT_EVERY: Duration = Duration::from_millis(400);
 /// Between two refreshes of the sub-leases when they do not suffice.
 const LEASE_AGAIN: Duration = Duration::from_millis(5);
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
@@ -41,6 +43,7 @@ pub(crate) struct Instance {
     owner: u64,
     /// The root whose ticks count.
     root: u32,
+    access_log: AccessLog,
     inline: Vec<Arc<Policy>>,
     delivered: Vec<Arc<Policy>>,
     seen: Revisions,
@@ -70,6 +73,7 @@ impl Instance {
             keys: Keys::new(name),
             owner,
             root: 0,
+            access_log: AccessLog::All,
             inline: Vec::new(),
             delivered: Vec::new(),
             seen: Revisions::default(),
@@ -85,11 +89,12 @@ impl Instance {
     }
 
     /// Puts a configuration in force; `json` is its text.
-    pub(crate) fn configure(&mut self, root: u32, config: Config, json: &[u8]) {
+    pub(crate) fn configure(&mut self, root: u32, config: &PluginConfig, policies: Vec<Arc<Policy>>, json: &[u8]) {
         let now = host::now();
         let generation = host::update_shared(&self.keys.generation, |bytes| Some(shared::next_generation(bytes, json))).unwrap_or(0);
-        self.inline = config.policies;
-        self.control = config.control_plane.map(|control_plane| Control::new(&control_plane, self.owner, generation));
+        self.access_log = config.access_log;
+        self.inline = policies;
+        self.control = config.control_plane.as_ref().map(|target| Control::new(target, self.owner, generation));
         self.adopt(root, now);
         // The VM that only tries the configuration out comes first and alone, so it is the one that creates the records.
         for policy in &self.inline {
@@ -118,7 +123,8 @@ impl Instance {
         if !self.permits.is_empty() && (now.since(self.leased_at) >= SHARE_EVERY || self.is_short_of_permits()) {
             self.lease(now);
         }
-        if now.since(self.reported_at) >= SHARE_EVERY {
+        let report_every = if self.permits.is_empty() { IDLE_REPORT_EVERY } else { SHARE_EVERY };
+        if now.since(self.reported_at) >= report_every {
             self.reported_at = now;
             self.report(now);
         }
@@ -143,8 +149,7 @@ impl Instance {
 
     /// Before a decision: takes permits up when there are none left, at most every 5 ms, instead of refusing until the next tick.
     pub(crate) fn ensure_permits(&mut self, now: Timestamp) {
-        let is_first = self.permits.is_empty();
-        if is_first || (self.is_short_of_permits() && now.since(self.leased_at) >= LEASE_AGAIN) {
+        if self.permits.is_empty() || (self.is_short_of_permits() && now.since(self.leased_at) >= LEASE_AGAIN) {
             self.lease(now);
         }
     }
@@ -165,7 +170,7 @@ impl Instance {
         let fallback = self.inline.iter().filter(|inline| !is_delivered(inline));
         let policies = self.delivered.iter().chain(fallback).cloned().collect();
         self.worker.set_policies(now, policies);
-        self.reads = Reads::of(&self.worker);
+        self.reads = Reads::of(&self.worker, self.access_log);
         if !self.permits.is_empty() {
             self.lease(now);
         }

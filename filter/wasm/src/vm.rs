@@ -1,6 +1,6 @@
 //! The state of one VM, and the way from a callback's numbers to the instance and the stream that it is about.
 
-use crate::config::Config;
+use crate::config;
 use crate::host::{self, Action, BufferKind, LogLevel};
 use crate::http::Exchange;
 use crate::root::Instance;
@@ -97,7 +97,7 @@ impl Vm {
 
     fn configure(&mut self, root: u32, size: usize) -> Result<(), String> {
         let json = host::buffer(BufferKind::PluginConfiguration, size).map_err(|error| format!("no configuration: {error:?}"))?;
-        let config = Config::parse(&json)?;
+        let (config, policies) = config::parse(&json)?;
         let index = match self.instances.iter().position(|instance| instance.name == config.instance) {
             Some(index) => index,
             None if self.instances.len() >= MAX_INSTANCES => return Err(format!("instance: the VM has {MAX_INSTANCES} others")),
@@ -110,7 +110,7 @@ impl Vm {
             self.roots.remove(0);
         }
         self.roots.push(Root { id: root, plugin: plugin(), instance: index });
-        self.on_root(root, |instance| instance.configure(root, config, &json));
+        self.on_root(root, |instance| instance.configure(root, &config, policies, &json));
         Ok(())
     }
 }

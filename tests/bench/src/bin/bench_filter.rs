@@ -148,8 +148,10 @@ async fn headgate(name: &'static str, answers: Answers, memory_used: f64) -> Res
     let mut control = ControlPlaneProcess::start(ControlPlaneOptions::new(Some(gpu.path()))?).await?;
     control.apply(POLICY)?;
     pin(control.process().id(), CLIENT_CORE)?;
-    let filter = HttpFilter::Wasm(WasmFilter::headgate_controlled()?);
-    let envoy = start(bootstrap(filter).with_control_plane(control.grpc())).await?;
+    let mut filter = WasmFilter::headgate_controlled()?;
+    // No access log here, so no line for it.
+    filter.configuration["accessLog"] = "refused".into();
+    let envoy = start(bootstrap(HttpFilter::Wasm(filter)).with_control_plane(control.grpc())).await?;
     let address = envoy.address();
     wait_until("the filter's first decisions", Duration::from_secs(20), || async {
         let seen = saturate(address, REQUEST.as_bytes(), 1, Duration::from_millis(20)).await?;
