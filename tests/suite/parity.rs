@@ -377,6 +377,8 @@ impl Native {
     fn over(&mut self, now: Timestamp, id: u32, flags: u64) -> Vec<Effect> {
         let Some(Exchange { mut stream, response, has_ended, ended_at, .. }) = self.streams.remove(&id) else { return Vec::new() };
         let now = ended_at.unwrap_or(now);
+        // Without a breaker most would be presumed good; this policy has one, so every status is read.
+        let _ = has_ended && !self.worker.looks_at_status(now);
         if let Some((status, failed_dependency)) = response {
             let failed_dependency = failed_dependency.then_some(b"tokenizer".as_slice());
             stream.handle(&mut self.worker, now, Event::ResponseHeaders { status, failed_dependency });
@@ -454,6 +456,25 @@ fn native_and_wasm_agree_on_every_event_of_a_tape() -> Result<()> {
     for kind in ["admit", "gpu_memory", "concurrency", "breaker_open", "remove"] {
         ensure!(seen.get(kind).is_some_and(|count| *count > 20), "the tape has too little of {kind}: {seen:?}");
     }
+    Ok(())
+}
+
+#[test]
+fn a_decision_costs_one_read_of_headers_and_clock() -> Result<()> {
+    let mut draw = Draw { rng: StdRng::seed_from_u64(SEED), now: 5_000_000_000, next_tick: 0, next_id: 0, epoch: 0, open: Vec::new() };
+    // Without permits: those are leased from shared data, at most every 5 ms and not for a request.
+    let mut wasm = Built::start(&spec(), draw.now)?;
+    for number in 0..1_000 {
+        let request = draw.request();
+        draw.now += 1_000_000;
+        if number == 1 {
+            // The first request took up the worker's part of the rates.
+            wasm.host.world().reads.clear();
+        }
+        wasm.happen(draw.now, &request)?;
+    }
+    let reads = wasm.host.world().reads.clone();
+    assert_eq!(reads, BTreeMap::from([("headers", 999), ("clock", 999)]), "reads of 999 decisions");
     Ok(())
 }
 

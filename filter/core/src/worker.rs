@@ -2,6 +2,7 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::time::Duration;
 
 use headgate_protos::v1;
 
@@ -17,6 +18,11 @@ use crate::time::Timestamp;
 
 #[cfg(test)]
 mod tests;
+
+/// Responses of which one is looked at while none fails and no breaker counts them.
+const STATUS_EVERY: u32 = 16;
+/// Time after a failure during which every response is looked at.
+const STATUS_WATCH: Duration = Duration::from_secs(10);
 
 /// What the adapter must read of a request besides its headers; each costs it a host call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +76,9 @@ pub struct Worker {
     routes: RouteTable,
     claims: Vec<ClaimName>,
     counters: v1::WorkerCounters,
+    /// Responses that were seen whole since one was last looked at.
+    unseen_responses: u32,
+    failed_at: Option<Timestamp>,
 }
 
 impl Worker {
@@ -86,6 +95,8 @@ impl Worker {
             routes: RouteTable::default(),
             claims: Vec::new(),
             counters: v1::WorkerCounters::default(),
+            unseen_responses: 0,
+            failed_at: None,
         }
     }
 
@@ -189,6 +200,27 @@ impl Worker {
             endpoint: breakers().any(|config| config.per_endpoint),
             failed_dependency: breakers().any(|config| config.per_dependency),
         }
+    }
+
+    /// Whether the adapter is to read the status of a response that it has seen to its end, instead of presuming that it is good.
+    ///
+    /// To read it is the dearest host call of a request. With a breaker in force every status is read. Without one, failures only
+    /// enter the count of failed requests and keep the drain honest: one response in [`STATUS_EVERY`] is looked at, and after a
+    /// failure of any kind all of the next [`STATUS_WATCH`], so that of a lasting failure all but the first few are counted.
+    pub fn looks_at_status(&mut self, now: Timestamp) -> bool {
+        let has_breaker = self.pools.iter().any(|pool| pool.breakers.is_some());
+        let is_watched = self.failed_at.is_some_and(|at| now.since(at) < STATUS_WATCH);
+        self.unseen_responses += 1;
+        let looks = has_breaker || is_watched || self.unseen_responses >= STATUS_EVERY;
+        if looks {
+            self.unseen_responses = 0;
+        }
+        looks
+    }
+
+    /// Notes that an admitted request has failed.
+    pub(crate) fn note_failure(&mut self, now: Timestamp) {
+        self.failed_at = Some(now);
     }
 
     /// Counts a host call that returned an unexpected status.

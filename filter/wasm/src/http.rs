@@ -92,10 +92,10 @@ impl Exchange {
     /// The request is over; its decision goes to the access log by way of `line`.
     pub(crate) fn on_log(mut self, worker: &mut Worker, reads: &Reads, line: &mut String) {
         let now = self.ended_at.unwrap_or_else(host::now);
-        if !self.has_status
-            && let Ok(text) = host::response_header(":status")
-        {
-            self.learn_status(worker, reads, now, envoy::status(&text));
+        if !self.has_status {
+            let is_presumed_good = self.has_ended && !worker.looks_at_status(now);
+            let text = if is_presumed_good { Ok(None) } else { host::response_header(":status").map(Some) };
+            let _ = text.map(|text| self.learn_status(worker, reads, now, text.map_or(200, |text| envoy::status(&text))));
         }
         let endpoint = if reads.endpoint { host::property("upstream\0address").ok() } else { None };
         let end =

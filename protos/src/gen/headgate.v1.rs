@@ -440,7 +440,8 @@ pub struct ClassReport {
     /// Admitted requests that ended with a response other than a failure.
     #[prost(uint64, tag = "4")]
     pub completed: u64,
-    /// Admitted requests that ended with 5xx or no response.
+    /// Admitted requests that ended with 500, 502, 503, 504 or no response. Without a breaker in force one whole response in 16 is
+    /// looked at, and after a failure all of the next 10 s: the first few of a lasting failure may be counted as completed.
     #[prost(uint64, tag = "5")]
     pub failed: u64,
     /// Admitted requests whose client went away first.

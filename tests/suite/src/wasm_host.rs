@@ -64,8 +64,16 @@ pub struct World {
     pub streams: BTreeMap<u32, String>,
     /// Messages that the module sent: token and bytes.
     pub sent: Vec<(u32, Vec<u8>)>,
+    /// Calls of host functions that read, by name.
+    pub reads: BTreeMap<&'static str, usize>,
     cas: u32,
     metrics: u32,
+}
+
+impl World {
+    fn count(&mut self, name: &'static str) {
+        *self.reads.entry(name).or_default() += 1;
+    }
 }
 
 /// The module with its host.
@@ -142,6 +150,7 @@ fn define(linker: &mut Linker<World>) -> Result<()> {
     })?;
     linker.func_wrap("env", "proxy_set_tick_period_milliseconds", |_: Guest, _period: u32| OK)?;
     linker.func_wrap("wasi_snapshot_preview1", "clock_time_get", |mut guest: Guest, _clock: u32, _precision: u64, at: u32| {
+        guest.data_mut().count("clock");
         let now = guest.data().now_ns;
         write(&mut guest, at, &now.to_le_bytes());
         OK
@@ -158,6 +167,7 @@ fn define(linker: &mut Linker<World>) -> Result<()> {
 /// Shared data, properties, metrics.
 fn define_state(linker: &mut Linker<World>) -> Result<()> {
     linker.func_wrap("env", "proxy_get_shared_data", |mut guest: Guest, key: u32, key_size: u32, data: u32, size: u32, cas: u32| {
+        guest.data_mut().count("shared data");
         let key = read(&guest, key, key_size);
         let Some((value, number)) = guest.data().shared.get(&key).cloned() else { return NOT_FOUND };
         write(&mut guest, cas, &number.to_le_bytes());
@@ -180,6 +190,7 @@ fn define_state(linker: &mut Linker<World>) -> Result<()> {
         },
     )?;
     linker.func_wrap("env", "proxy_get_property", |mut guest: Guest, path: u32, path_size: u32, data: u32, size: u32| {
+        guest.data_mut().count("property");
         let path = read(&guest, path, path_size);
         match guest.data().properties.get(&path).cloned() {
             Some(value) => give(&mut guest, &value, data, size),
@@ -230,6 +241,7 @@ fn define_requests(linker: &mut Linker<World>) -> Result<()> {
         give(&mut guest, &bytes, data, size)
     })?;
     linker.func_wrap("env", "proxy_get_header_map_pairs", |mut guest: Guest, _map: u32, data: u32, size: u32| {
+        guest.data_mut().count("headers");
         let bytes = serialize(&guest.data().request_headers);
         give(&mut guest, &bytes, data, size)
     })?;

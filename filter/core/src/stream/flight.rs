@@ -80,6 +80,9 @@ impl Flight {
     pub(super) fn on_end(&mut self, worker: &mut Worker, now: Timestamp, endpoint: Option<&[u8]>, end: StreamEnd) -> Option<Duration> {
         let ending = self.ending(end);
         let ttft = if ending == Ending::Completed { self.on_first_byte(worker, now) } else { None };
+        if ending == Ending::Failed {
+            worker.note_failure(now);
+        }
         let pool = worker.pool_mut(self.pool)?;
         let verdict = match (self.response, ending) {
             (Response::None, Ending::Cancelled) => Verdict::Unknown,

@@ -57,6 +57,22 @@ fn the_longest_prefix_over_all_policies_governs() {
 }
 
 #[test]
+fn without_a_breaker_one_whole_response_in_16_is_looked_at_until_one_fails() {
+    let start = Timestamp::from_millis(1);
+    let looked = |worker: &mut Worker, now: Timestamp| (0..32).filter(|_| worker.looks_at_status(now)).count();
+    let mut worker = Worker::new(1);
+    worker.set_policies(start, vec![named("none", |spec| spec.breaker = None)]);
+    assert_eq!(looked(&mut worker, start), 2);
+    let (mut stream, _) = send(&mut worker, start, VIP);
+    stream.handle(&mut worker, start, Event::ResponseHeaders { status: 503, failed_dependency: None });
+    log(&mut worker, start, &mut stream, StreamEnd::Complete);
+    assert_eq!(looked(&mut worker, start + Duration::from_secs(9)), 32, "a failure is followed by others");
+    assert_eq!(looked(&mut worker, start + Duration::from_secs(10)), 2);
+    worker.set_policies(start, vec![named("one", |spec| spec.breaker = Some(v1::CircuitBreaker::default()))]);
+    assert_eq!(looked(&mut worker, start + Duration::from_secs(10)), 32, "a breaker counts every failure");
+}
+
+#[test]
 fn a_new_version_keeps_counters_permits_limits_and_streams() {
     let now = Timestamp::from_millis(1);
     let other = named("other", |spec| {
