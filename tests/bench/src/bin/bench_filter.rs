@@ -1,8 +1,9 @@
 //! `cargo xtask bench filter`: CPU time per request that a filter adds to Envoy.
 //!
 //! One Envoy with one worker for each variant, all pinned to one core, the client on another. Rounds go through the variants in turn, so
-//! that what else the machine does falls on all alike; ratios within one run count, absolute times do not. Envoy answers by itself
-//! (`direct_response`), so nothing but Envoy and the filter is measured.
+//! that what else the machine does falls on all alike; ratios within one run count, absolute times do not. Every round starts its
+//! processes anew: where code and data happen to lie makes the same filter 10 % dearer in one process than in the next, for its whole
+//! life. Envoy answers by itself (`direct_response`), so nothing but Envoy and the filter is measured.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -33,10 +34,10 @@ const REQUEST: &str = "GET /v1/models HTTP/1.1\r\nhost: bench\r\nuser-agent: Ope
 #[command(after_help = "Example:\n  cargo xtask bench filter --rounds 6 --json filter.json")]
 struct Args {
     /// Rounds through all variants; the first 5 are the least that says something.
-    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=100))]
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
     /// Length of one measurement, in milliseconds.
-    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u64).range(100..=60_000))]
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(100..=60_000))]
     round_ms: u64,
     /// Measures these variants alone, for example no_filter,empty_filter,headgate_admitting.
     #[arg(long, value_delimiter = ',')]
@@ -50,7 +51,7 @@ struct Args {
 struct Figures {
     rounds: u32,
     cpu_us_per_request: BTreeMap<&'static str, Spread>,
-    /// What Headgate adds when admitting, over what the empty filter adds; from the medians. Absent when one of them was not measured.
+    /// What Headgate adds when admitting, over what the empty filter adds: median over the rounds. Absent when one was not measured.
     added_vs_empty: Option<f64>,
 }
 
@@ -75,8 +76,10 @@ struct Variant {
     envoy: EnvoyProcess,
     /// Control plane and GPU of the variants that have one.
     _control: Option<(ControlPlaneProcess, tempfile::TempDir)>,
-    samples: Vec<f64>,
 }
+
+/// Microseconds of CPU per request, by variant and in the order of the rounds.
+type Samples = BTreeMap<&'static str, Vec<f64>>;
 
 fn main() -> Result<()> {
     let args = Args::parse();
@@ -88,14 +91,15 @@ fn main() -> Result<()> {
 
 async fn run(args: &Args) -> Result<()> {
     let is_wanted = |name: &str| args.only.is_empty() || args.only.iter().any(|only| only == name);
-    let mut variants = start_all(is_wanted).await?;
+    let mut samples = Samples::new();
     for round in 1..=args.rounds {
-        for variant in &mut variants {
-            variant.measure(Duration::from_millis(args.round_ms)).await?;
+        for mut variant in start_all(is_wanted).await? {
+            let sample = variant.measure(Duration::from_millis(args.round_ms)).await?;
+            samples.entry(variant.name).or_default().push(sample);
         }
         eprintln!("round {round} of {}", args.rounds);
     }
-    let figures = figures(args.rounds, &variants)?;
+    let figures = figures(args.rounds, &samples);
     print_table(&figures);
     if let Some(path) = &args.json {
         fs::write(path, serde_json::to_string_pretty(&figures)?).with_context(|| format!("cannot write {}", path.display()))?;
@@ -116,7 +120,7 @@ async fn start_all(is_wanted: impl Fn(&str) -> bool) -> Result<Vec<Variant>> {
     ] {
         if is_wanted(name) {
             let envoy = start(bootstrap(filter)).await?;
-            variants.push(Variant { name, answers: Answers::Success, envoy, _control: None, samples: Vec::new() });
+            variants.push(Variant { name, answers: Answers::Success, envoy, _control: None });
         }
     }
     for (name, answers, memory_used) in [("headgate_admitting", Answers::Success, 10.0), ("headgate_refusing", Answers::Refusal, 90.0)] {
@@ -160,7 +164,7 @@ async fn headgate(name: &'static str, answers: Answers, memory_used: f64) -> Res
         Ok((is_in_force && has_only(seen, answers)).then_some(()))
     })
     .await?;
-    Ok(Variant { name, answers, envoy, _control: Some((control, folder)), samples: Vec::new() })
+    Ok(Variant { name, answers, envoy, _control: Some((control, folder)) })
 }
 
 fn has_only(seen: Saturation, answers: Answers) -> bool {
@@ -171,8 +175,8 @@ fn has_only(seen: Saturation, answers: Answers) -> bool {
 }
 
 impl Variant {
-    /// Adds one sample: CPU time of the Envoy process over the responses that it gave.
-    async fn measure(&mut self, length: Duration) -> Result<()> {
+    /// CPU time of the Envoy process over the responses that it gave, in microseconds.
+    async fn measure(&mut self, length: Duration) -> Result<f64> {
         let address = self.envoy.address();
         saturate(address, REQUEST.as_bytes(), CONNECTIONS, WARM_UP).await?;
         let before = self.envoy.process().cpu_time()?;
@@ -182,23 +186,36 @@ impl Variant {
             bail!("{}: {} admitted and {} refused: it measures something else", self.name, seen.admitted, seen.refused);
         }
         ensure!(seen.responses() > 1000, "{}: only {} responses", self.name, seen.responses());
-        self.samples.push(used.as_secs_f64() * 1e6 / seen.responses() as f64);
-        Ok(())
+        Ok(used.as_secs_f64() * 1e6 / seen.responses() as f64)
     }
 }
 
-fn figures(rounds: u32, variants: &[Variant]) -> Result<Figures> {
-    let mut spreads = BTreeMap::<&'static str, Spread>::new();
-    for variant in variants {
-        let mut samples = variant.samples.clone();
-        samples.sort_by(f64::total_cmp);
-        let (Some(min), Some(max)) = (samples.first(), samples.last()) else { bail!("{}: no samples", variant.name) };
-        spreads.insert(variant.name, Spread { median: samples[samples.len() / 2], min: *min, max: *max });
-    }
-    let median = |name: &str| spreads.get(name).map(|spread| spread.median);
-    let added = |name: &str| Some(median(name)? - median("no_filter")?);
-    let added_vs_empty = added("headgate_admitting").zip(added("empty_filter")).map(|(headgate, empty)| headgate / empty);
-    Ok(Figures { rounds, cpu_us_per_request: spreads, added_vs_empty })
+fn figures(rounds: u32, samples: &Samples) -> Figures {
+    let spreads = samples.iter().filter_map(|(name, samples)| {
+        let mut sorted = samples.clone();
+        sorted.sort_by(f64::total_cmp);
+        Some((*name, Spread { median: median(samples)?, min: *sorted.first()?, max: *sorted.last()? }))
+    });
+    Figures { rounds, cpu_us_per_request: spreads.collect(), added_vs_empty: added_vs_empty(samples) }
+}
+
+/// Median over the rounds of what Headgate adds when admitting, over the median of what the empty filter adds. What is added is taken
+/// within a round: neighbours in time see the same machine.
+fn added_vs_empty(samples: &Samples) -> Option<f64> {
+    let base = samples.get("no_filter")?;
+    let added = |name: &str| {
+        let added: Vec<f64> = samples.get(name)?.iter().zip(base).map(|(with, without)| with - without).collect();
+        median(&added)
+    };
+    Some(added("headgate_admitting")? / added("empty_filter")?)
+}
+
+/// The middle sample, or the mean of the two in the middle.
+fn median(samples: &[f64]) -> Option<f64> {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let (low, high) = (sorted.get(sorted.len().checked_sub(1)? / 2)?, sorted.get(sorted.len() / 2)?);
+    Some((low + high) / 2.0)
 }
 
 fn print_table(figures: &Figures) {
