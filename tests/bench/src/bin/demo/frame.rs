@@ -102,7 +102,7 @@ impl LevelRow {
         let state = colour.paint(&self.state);
         // The padding is computed on the bare text: colour codes have no width.
         let pad = " ".repeat(12_usize.saturating_sub(self.state.len()));
-        let threshold = if self.threshold > 0.0 { format!("{:.1}", self.threshold) } else { "learning".to_owned() };
+        let threshold = if self.threshold > 0.0 { format!("{:.1}", self.threshold) } else { "-".to_owned() };
         format!("{:<12} {state}{pad} {:>9.1} {threshold:>10} {unit}{countdown}", self.kind, self.value)
     }
 }
