@@ -19,7 +19,7 @@ mod summary;
 #[cfg(test)]
 mod tests;
 
-use flight::Flight;
+use flight::{Body, Flight};
 pub use summary::{Decision, Summary};
 
 /// Header in which a response names the dependency that failed it.
@@ -151,11 +151,13 @@ impl Stream {
         match (&mut self.phase, event) {
             (Phase::Fresh, Event::RequestHeaders(request)) => self.decide(worker, now, request),
             (Phase::InFlight(flight), Event::ResponseHeaders { status, failed_dependency }) => {
-                flight.on_headers(worker, now, status, failed_dependency);
+                let ttft = flight.on_headers(worker, now, status, failed_dependency);
+                self.note_ttft(ttft);
                 without_dependency_header(failed_dependency)
             }
             (Phase::InFlight(flight), Event::ResponseBody { len, end_of_stream }) => {
-                let ttft = if len > 0 || end_of_stream { flight.on_first_byte(worker, now) } else { None };
+                let body = if end_of_stream { Body::Ends } else { Body::GoesOn };
+                let ttft = if len > 0 || end_of_stream { flight.on_first_byte(worker, now, body) } else { None };
                 self.note_ttft(ttft);
                 Outcome::Continue
             }

@@ -51,6 +51,12 @@ pub(crate) async fn full_gpu_refuses_low_with_its_reason_and_spares_high(version
             ensure!(response.status == 200, "{class} before the trip: {}", response.status);
         }
     }
+    wait_until("time to first token of every class", PATIENCE, || async {
+        let status = mesh.control.status().await?;
+        let classes = status["pools"][0]["classes"].as_array().cloned().unwrap_or_default();
+        Ok((classes.len() == 3 && classes.iter().all(|class| class["ttft_p99_ms"].as_f64() > Some(0.0))).then_some(()))
+    })
+    .await?;
     mesh.gpu.set_memory_used(90.0)?;
     for connection in &mut connections {
         let refused = first_status(connection, "low", 429).await?;

@@ -33,44 +33,94 @@ pub(super) struct Flight {
     response: Response,
     /// Whether the failure is a dependency's, so that it says nothing about pool and endpoint.
     is_dependency_failure: bool,
-    has_first_byte: bool,
+    first_byte: FirstByte,
+}
+
+/// What is known of the first byte of the body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum FirstByte {
+    /// It has not come.
+    Awaited,
+    /// It came then, and whether it is a token is not known before the status.
+    Seen(Timestamp),
+    /// It has been counted, or it was no token.
+    Settled,
+}
+
+/// Whether the body ends with the piece at hand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Body {
+    /// It does: an error looks like that, too.
+    Ends,
+    /// It goes on.
+    GoesOn,
 }
 
 impl Flight {
     pub(super) fn new(pool: PoolRef, state: usize, started: Timestamp, passes: Passes) -> Self {
-        Self { pool, state, started, passes: Some(passes), response: Response::None, is_dependency_failure: false, has_first_byte: false }
+        Self {
+            pool,
+            state,
+            started,
+            passes: Some(passes),
+            response: Response::None,
+            is_dependency_failure: false,
+            first_byte: FirstByte::Awaited,
+        }
     }
 
-    /// Takes the response's status; a breaker hears of it at once, not when the last token is out.
-    pub(super) fn on_headers(&mut self, worker: &mut Worker, now: Timestamp, status: u16, failed_dependency: Option<&[u8]>) {
+    /// Takes the response's status; a breaker hears of it at once, not when the last token is out. The time to first token, if that
+    /// had come and only its status was missing.
+    pub(super) fn on_headers(
+        &mut self,
+        worker: &mut Worker,
+        now: Timestamp,
+        status: u16,
+        failed_dependency: Option<&[u8]>,
+    ) -> Option<Duration> {
         if status < 200 || self.response != Response::None {
-            return;
+            return None;
         }
         self.response = match status {
             500 | 502..=504 => Response::Failure,
             200..400 => Response::Good,
             _ => Response::Other,
         };
-        let Some(pool) = worker.pool_mut(self.pool) else { return };
+        let pool = worker.pool_mut(self.pool)?;
         let has_dependencies = pool.policy.breaker().is_some_and(|config| config.per_dependency);
         let culprit = failed_dependency.filter(|_| has_dependencies && self.response == Response::Failure);
         self.is_dependency_failure = culprit.is_some();
         let verdict = if self.response == Response::Failure { Verdict::Failure } else { Verdict::Success };
         self.settle(pool, now, verdict, culprit);
+        match self.first_byte {
+            FirstByte::Seen(at) => self.count_first_byte(worker, at),
+            FirstByte::Awaited | FirstByte::Settled => None,
+        }
     }
 
-    /// Takes the first byte of the body; the time to first token when this is it.
-    pub(super) fn on_first_byte(&mut self, worker: &mut Worker, now: Timestamp) -> Option<Duration> {
-        if core::mem::replace(&mut self.has_first_byte, true) {
+    /// Takes the first byte of the body; the time to first token when this is it. An adapter that learns the status only at the end
+    /// must not hold a stream's first token back until then: a body that goes on is taken for a good one.
+    pub(super) fn on_first_byte(&mut self, worker: &mut Worker, now: Timestamp, body: Body) -> Option<Duration> {
+        if self.first_byte != FirstByte::Awaited {
+            return None;
+        }
+        self.first_byte = FirstByte::Seen(now);
+        let pool = worker.pool_mut(self.pool)?;
+        let state = pool.states.get_mut(self.state)?;
+        state.waiting = state.waiting.saturating_sub(1);
+        let is_known = self.response != Response::None || body == Body::GoesOn;
+        if is_known { self.count_first_byte(worker, now) } else { None }
+    }
+
+    /// Counts the first byte that came at `at`, unless the response is known to hold no tokens.
+    fn count_first_byte(&mut self, worker: &mut Worker, at: Timestamp) -> Option<Duration> {
+        self.first_byte = FirstByte::Settled;
+        if !matches!(self.response, Response::Good | Response::None) {
             return None;
         }
         let pool = worker.pool_mut(self.pool)?;
         let state = pool.states.get_mut(self.state)?;
-        state.waiting = state.waiting.saturating_sub(1);
-        if self.response != Response::Good {
-            return None;
-        }
-        let ttft = now.since(self.started);
+        let ttft = at.since(self.started);
         state.ttft_us.record(micros(ttft));
         pool.ttft_us.record(micros(ttft));
         Some(ttft)
@@ -79,7 +129,7 @@ impl Flight {
     /// Takes the end; the time to first token when no body came.
     pub(super) fn on_end(&mut self, worker: &mut Worker, now: Timestamp, endpoint: Option<&[u8]>, end: StreamEnd) -> Option<Duration> {
         let ending = self.ending(end);
-        let ttft = if ending == Ending::Completed { self.on_first_byte(worker, now) } else { None };
+        let ttft = if ending == Ending::Completed { self.on_first_byte(worker, now, Body::GoesOn) } else { None };
         if ending == Ending::Failed {
             worker.note_failure(now);
         }
@@ -108,7 +158,7 @@ impl Flight {
 
     fn count(&self, state: &mut ClassState, now: Timestamp, ending: Ending) {
         state.in_flight = state.in_flight.saturating_sub(1);
-        if !self.has_first_byte {
+        if self.first_byte == FirstByte::Awaited {
             state.waiting = state.waiting.saturating_sub(1);
         }
         match ending {

@@ -164,6 +164,30 @@ fn a_quick_error_is_no_time_to_first_token() {
 }
 
 #[test]
+fn a_status_that_is_learned_late_neither_loses_nor_delays_the_first_token() {
+    let mut bench = Bench::new(|_| {});
+    let piece = |bench: &mut Bench, stream: &mut Stream, end_of_stream: bool| {
+        stream.handle(&mut bench.worker, bench.now, Event::ResponseBody { len: 17, end_of_stream });
+    };
+    // A stream that goes on is counted at its first piece.
+    let (mut stream, _) = bench.send(NOBODY);
+    bench.wait(100);
+    piece(&mut bench, &mut stream, false);
+    assert_eq!(bench.class("low").ttft_us.unwrap().sum, 100_000);
+    // A body in one piece may be an error: it is counted when the status is known, with the time at which it came.
+    for (status, expected) in [(503, 100_000), (200, 300_000)] {
+        let (mut stream, _) = bench.send(NOBODY);
+        bench.wait(200);
+        piece(&mut bench, &mut stream, true);
+        assert_eq!(bench.class("low").ttft_us.unwrap().sum, 100_000);
+        bench.wait(50);
+        bench.respond(&mut stream, status, None);
+        bench.log(&mut stream, StreamEnd::Complete);
+        assert_eq!(bench.class("low").ttft_us.unwrap().sum, expected, "{status}");
+    }
+}
+
+#[test]
 fn a_refusal_names_level_value_threshold_and_policy() {
     let mut bench = Bench::new(|_| {});
     bench.limit("low", v1::ClassAction::Refuse, 0.0);
