@@ -205,8 +205,8 @@ impl Worker {
     /// Whether the adapter is to read the status of a response that it has seen to its end, instead of presuming that it is good.
     ///
     /// To read it is the dearest host call of a request. With a breaker in force every status is read. Without one, failures only
-    /// enter the count of failed requests and keep the drain honest: one response in [`STATUS_EVERY`] is looked at, and after a
-    /// failure of any kind all of the next [`STATUS_WATCH`], so that of a lasting failure all but the first few are counted.
+    /// enter the count of failed requests and keep the drain honest: one response in 16 is looked at, and after a
+    /// failure of any kind all of the next 10 s, so that of a lasting failure all but the first few are counted.
     pub fn looks_at_status(&mut self, now: Timestamp) -> bool {
         let has_breaker = self.pools.iter().any(|pool| pool.breakers.is_some());
         let is_watched = self.failed_at.is_some_and(|at| now.since(at) < STATUS_WATCH);
