@@ -415,7 +415,6 @@ impl Native {
     fn lease(&mut self, now: Timestamp) {
         self.leased_at = now;
         let want = self.worker.wants(0);
-        let want = lease::Want { permits_in_use: want.permits_in_use, permits_wanted: want.permits_wanted, rate_wanted: want.rate_wanted };
         let total = self.policy.concurrency().map(|concurrency| concurrency.max_in_flight);
         let slot = self.lease.claim(now, OWNER).expect("a slot is free");
         let holding = self.lease.update(now, slot, OWNER, want, lease::Grant { permits_total: total }).expect("the slot is ours");

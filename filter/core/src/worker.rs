@@ -8,6 +8,7 @@ use headgate_protos::v1;
 
 use crate::admission::{self, Admission};
 use crate::classify::{Classified, classify};
+use crate::lease::Want;
 use crate::policy::{ClaimName, Policy};
 use crate::pool::Pool;
 use crate::report;
@@ -35,17 +36,6 @@ pub struct Needs<'a> {
     pub endpoint: bool,
     /// The response's `x-headgate-failed-dependency`.
     pub failed_dependency: bool,
-}
-
-/// What a worker would like to hold of its proxy's grant for one policy.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Want {
-    /// Permits in use now.
-    pub permits_in_use: u32,
-    /// Permits that the demand of the last 200 ms needs, with headroom; at least those in use.
-    pub permits_wanted: u32,
-    /// Requests per second offered lately; the proxy's rates are divided in proportion to it.
-    pub rate_wanted: f64,
 }
 
 /// Where a request's pool is.
@@ -181,7 +171,8 @@ impl Worker {
         }
     }
 
-    /// What the worker would like to hold.
+    /// What the worker would like to hold of its proxy's grant: the permits are those that the demand of the last 200 ms needs, with
+    /// headroom.
     #[must_use]
     pub fn wants(&self, policy_index: usize) -> Want {
         self.pools.get(policy_index).map_or_else(Want::default, |pool| {

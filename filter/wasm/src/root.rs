@@ -208,7 +208,6 @@ impl Instance {
         for (index, policy) in policies.iter().enumerate() {
             let grant = Grant { permits_total: policy.concurrency().map(|concurrency| concurrency.max_in_flight) };
             let want = self.worker.wants(index);
-            let want = Want { permits_in_use: want.permits_in_use, permits_wanted: want.permits_wanted, rate_wanted: want.rate_wanted };
             let refresh = |bytes: &[u8]| shared::refresh_lease(bytes, now, self.owner, want, grant);
             let held = host::update_shared(&self.keys.lease(policy.name()), refresh);
             if let Some((_, Holding { permits, rate_share })) = held {
