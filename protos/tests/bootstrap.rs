@@ -36,12 +36,19 @@ const DOCUMENT_MESSAGES: &[&str] = &[
     "Fallback",
     "StaticReply",
     "Refusal",
+    "Overload",
+    "AdmissionQueue",
+    "RetryBudget",
+    "Rung",
+    "Engine",
 ];
 
 /// Enum fields of those messages: message, field, enum, the adapter for how the field holds it.
 const DOCUMENT_ENUMS: &[(&str, &str, &str, &str)] = &[
     ("PriorityClass", "when_tripped", "WhenTripped", "EnumName"),
     ("GpuMemoryLevel", "source", "GpuMemorySource", "EnumName"),
+    ("Overload", "fusion", "Fusion", "EnumName"),
+    ("Rung", "kind", "RungKind", "EnumName"),
     ("CircuitBreaker", "scopes", "BreakerScope", "EnumNames"),
 ];
 

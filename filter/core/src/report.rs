@@ -25,6 +25,7 @@ pub(crate) fn pool(pool: &Pool) -> v1::PoolReport {
         breaker: breaker.into(),
         open_breakers: pool.breakers.as_ref().map(open_breakers).unwrap_or_default(),
         permits: pool.permits.total,
+        overload: None,
     }
 }
 

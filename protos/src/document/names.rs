@@ -53,4 +53,12 @@ macro_rules! document_enum {
 
 document_enum!(WhenTripped { "reserved_lane" = ReservedLane, "gradient_throttle" = GradientThrottle, "refuse" = Refuse });
 document_enum!(GpuMemorySource { "auto" = Auto, "nvml" = Nvml });
+document_enum!(Fusion { "max" = Max, "weighted" = Weighted });
+document_enum!(RungKind {
+    "cap_max_tokens" = CapMaxTokens,
+    "drop_features" = DropFeatures,
+    "delay" = Delay,
+    "switch_model" = SwitchModel,
+    "cache_first" = CacheFirst,
+});
 document_enum!(BreakerScope { "endpoint" = Endpoint, "dependency" = Dependency });

@@ -8,9 +8,9 @@ use alloc::string::ToString;
 use alloc::vec::Vec;
 
 use crate::v1::{
-    BreakerScope, CircuitBreaker, ClassCap, Classification, Concurrency, ErrorRate, Fallback, GpuMemoryLevel, GpuMemorySource,
-    GradientThrottle, Hysteresis, Identity, JwtClaim, Levels, P99Level, PriorityClass, QpsLevel, Refusal, RouteMatch, StaticReply, Tenant,
-    WhenTripped,
+    AdmissionQueue, BreakerScope, CircuitBreaker, ClassCap, Classification, Concurrency, Engine, ErrorRate, Fallback, Fusion,
+    GpuMemoryLevel, GpuMemorySource, GradientThrottle, Hysteresis, Identity, JwtClaim, Levels, Overload, P99Level, PriorityClass, QpsLevel,
+    Refusal, RetryBudget, RouteMatch, Rung, RungKind, StaticReply, Tenant, WhenTripped,
 };
 
 fn document(spec: Value) -> Value {
@@ -157,6 +157,8 @@ fn full() -> Policy {
             when_tripped: WhenTripped::GradientThrottle.into(),
             reserved_percent: Some(0),
             max_retry_after_ms: Some(1000),
+            floor_percent: Some(5),
+            max_queue_ms: Some(0),
         }],
         classification: Some(Classification {
             default_class: "high".into(),
@@ -225,8 +227,35 @@ fn full() -> Policy {
             }),
         }),
         refusal: Some(Refusal { reveal_numbers: Some(false) }),
+        overload: Some(overload()),
+        engines: vec![Engine { metrics_url: "http://127.0.0.1:8000/metrics".into() }],
     };
     Policy { name: "demo".into(), spec: Some(spec), version: String::new() }
+}
+
+fn overload() -> Overload {
+    Overload {
+        ttft_slo_ms: Some(2000),
+        tpot_slo_ms: Some(100),
+        kv_target_percent: Some(90),
+        output_weight: Some(2.5),
+        bytes_per_token: Some(4.0),
+        output_tokens: Some(256),
+        fusion: Fusion::Weighted.into(),
+        queue: Some(AdmissionQueue { max_depth_factor: Some(5.0), max_requests: Some(100), max_bytes: Some(1 << 40) }),
+        retries: Some(RetryBudget { percent: Some(10), min_rps: Some(1.0) }),
+        ladder: vec![Rung {
+            kind: RungKind::SwitchModel.into(),
+            engage_at: 1.5,
+            release_at: Some(1.0),
+            hold_ms: Some(2000),
+            classes: vec!["high".into()],
+            delay_ms: Some(100),
+            pool: "small".into(),
+            max_tokens: Some(64),
+        }],
+        fair_tenants: Some(false),
+    }
 }
 
 #[test]

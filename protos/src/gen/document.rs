@@ -10,6 +10,8 @@ pub(super) static POLICY_SPEC: Message = Message {
         Field { name: "concurrency", number: 7, list: false, kind: Kind::Message(&CONCURRENCY) },
         Field { name: "breaker", number: 8, list: false, kind: Kind::Message(&CIRCUIT_BREAKER) },
         Field { name: "refusal", number: 9, list: false, kind: Kind::Message(&REFUSAL) },
+        Field { name: "overload", number: 10, list: false, kind: Kind::Message(&OVERLOAD) },
+        Field { name: "engines", number: 11, list: true, kind: Kind::Message(&ENGINE) },
     ],
 };
 pub(super) static ROUTE_MATCH: Message = Message {
@@ -24,6 +26,8 @@ pub(super) static PRIORITY_CLASS: Message = Message {
         Field { name: "whenTripped", number: 2, list: false, kind: Kind::Enum(&[("reserved_lane", 1), ("gradient_throttle", 2), ("refuse", 3)]) },
         Field { name: "reservedPercent", number: 3, list: false, kind: Kind::Uint32 },
         Field { name: "maxRetryAfterMs", number: 4, list: false, kind: Kind::Uint32 },
+        Field { name: "floorPercent", number: 5, list: false, kind: Kind::Uint32 },
+        Field { name: "maxQueueMs", number: 6, list: false, kind: Kind::Uint32 },
     ],
 };
 pub(super) static CLASSIFICATION: Message = Message {
@@ -161,5 +165,50 @@ pub(super) static STATIC_REPLY: Message = Message {
 pub(super) static REFUSAL: Message = Message {
     fields: &[
         Field { name: "revealNumbers", number: 1, list: false, kind: Kind::Bool },
+    ],
+};
+pub(super) static OVERLOAD: Message = Message {
+    fields: &[
+        Field { name: "ttftSloMs", number: 1, list: false, kind: Kind::Uint32 },
+        Field { name: "tpotSloMs", number: 2, list: false, kind: Kind::Uint32 },
+        Field { name: "kvTargetPercent", number: 3, list: false, kind: Kind::Uint32 },
+        Field { name: "outputWeight", number: 4, list: false, kind: Kind::Double },
+        Field { name: "bytesPerToken", number: 5, list: false, kind: Kind::Double },
+        Field { name: "outputTokens", number: 6, list: false, kind: Kind::Uint32 },
+        Field { name: "fusion", number: 7, list: false, kind: Kind::Enum(&[("max", 1), ("weighted", 2)]) },
+        Field { name: "queue", number: 8, list: false, kind: Kind::Message(&ADMISSION_QUEUE) },
+        Field { name: "retries", number: 9, list: false, kind: Kind::Message(&RETRY_BUDGET) },
+        Field { name: "ladder", number: 10, list: true, kind: Kind::Message(&RUNG) },
+        Field { name: "fairTenants", number: 11, list: false, kind: Kind::Bool },
+    ],
+};
+pub(super) static ADMISSION_QUEUE: Message = Message {
+    fields: &[
+        Field { name: "maxDepthFactor", number: 1, list: false, kind: Kind::Double },
+        Field { name: "maxRequests", number: 2, list: false, kind: Kind::Uint32 },
+        Field { name: "maxBytes", number: 3, list: false, kind: Kind::Uint64 },
+    ],
+};
+pub(super) static RETRY_BUDGET: Message = Message {
+    fields: &[
+        Field { name: "percent", number: 1, list: false, kind: Kind::Uint32 },
+        Field { name: "minRps", number: 2, list: false, kind: Kind::Double },
+    ],
+};
+pub(super) static RUNG: Message = Message {
+    fields: &[
+        Field { name: "kind", number: 1, list: false, kind: Kind::Enum(&[("cap_max_tokens", 1), ("drop_features", 2), ("delay", 3), ("switch_model", 4), ("cache_first", 5)]) },
+        Field { name: "engageAt", number: 2, list: false, kind: Kind::Double },
+        Field { name: "releaseAt", number: 3, list: false, kind: Kind::Double },
+        Field { name: "holdMs", number: 4, list: false, kind: Kind::Uint32 },
+        Field { name: "classes", number: 5, list: true, kind: Kind::Text },
+        Field { name: "delayMs", number: 6, list: false, kind: Kind::Uint32 },
+        Field { name: "pool", number: 7, list: false, kind: Kind::Text },
+        Field { name: "maxTokens", number: 8, list: false, kind: Kind::Uint32 },
+    ],
+};
+pub(super) static ENGINE: Message = Message {
+    fields: &[
+        Field { name: "metricsUrl", number: 1, list: false, kind: Kind::Text },
     ],
 };

@@ -26,6 +26,9 @@ pub struct Limits {
     /// Requests that the pool completes per second when busy, over all proxies; 0 while unknown.
     #[prost(double, tag = "8")]
     pub drain_rps: f64,
+    /// Overload control; absent when the policy has none.
+    #[prost(message, optional, tag = "9")]
+    pub overload: ::core::option::Option<OverloadLimits>,
 }
 impl ::prost::Name for Limits {
     const NAME: &'static str = "Limits";
@@ -35,6 +38,85 @@ impl ::prost::Name for Limits {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "/headgate.v1.Limits".into()
+    }
+}
+/// Work of three kinds, one for each budget.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Work {
+    /// Tokens of prompts that are admitted and whose first token has not come.
+    #[prost(uint64, tag = "1")]
+    pub prefill_tokens: u64,
+    /// Tokens that admitted requests keep or will keep in the KV cache: prompt and expected output.
+    #[prost(uint64, tag = "2")]
+    pub kv_tokens: u64,
+    /// Responses in flight.
+    #[prost(uint64, tag = "3")]
+    pub streams: u64,
+}
+impl ::prost::Name for Work {
+    const NAME: &'static str = "Work";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.Work".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.Work".into()
+    }
+}
+/// What one proxy may do under overload control.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct OverloadLimits {
+    /// This proxy's budgets of work in flight; a kind that is absent (0) is unbounded.
+    #[prost(message, optional, tag = "1")]
+    pub budgets: ::core::option::Option<Work>,
+    /// Level from which on nothing is admitted: class index × 128 + cohort, 0 the most important, 1024: nothing is cut off.
+    #[prost(uint32, tag = "2")]
+    pub cut_level: u32,
+    /// Part of the work at the level just above the cut (`cutLevel` itself) that is still admitted, 0 to 1.
+    #[prost(double, tag = "3")]
+    pub cut_fraction: f64,
+    /// Saturation, 1 = the pool can do no more.
+    #[prost(double, tag = "4")]
+    pub saturation: f64,
+    /// Term that makes it so.
+    #[prost(enumeration = "SaturationTerm", tag = "5")]
+    pub binding: i32,
+    /// Epoch of the newest engine sample that went in; 0: none.
+    #[prost(uint64, tag = "6")]
+    pub sample_epoch: u64,
+    /// Work tokens that the pool finishes per second when busy, this proxy's part; 0: unknown. Drain of the ticket clock.
+    #[prost(double, tag = "7")]
+    pub drain_work_per_s: f64,
+    /// Time to first token that a request admitted now can expect once it has left the queue, in milliseconds.
+    #[prost(double, tag = "8")]
+    pub expected_ttft_ms: f64,
+    /// Budgets to which `budgets` decay when the control plane is gone.
+    #[prost(message, optional, tag = "9")]
+    pub safe_budgets: ::core::option::Option<Work>,
+    /// Rungs of the ladder that are engaged, as positions in the policy's list.
+    #[prost(uint32, repeated, tag = "10")]
+    pub rungs: ::prost::alloc::vec::Vec<u32>,
+    /// Part (0 to 1) of first attempts that retries may be; more are refused first.
+    #[prost(double, tag = "11")]
+    pub retry_ratio: f64,
+    /// Learned factor on the prompt tokens that the content length suggests; 0: 1.
+    #[prost(double, tag = "12")]
+    pub prompt_factor: f64,
+    /// Learned mean of a response's output, in tokens; 0: what the policy says.
+    #[prost(double, tag = "13")]
+    pub output_tokens: f64,
+    /// One entry a class: work tokens per second that the class is always given (its floor), this proxy's part.
+    #[prost(double, repeated, tag = "14")]
+    pub floor_work_per_s: ::prost::alloc::vec::Vec<f64>,
+}
+impl ::prost::Name for OverloadLimits {
+    const NAME: &'static str = "OverloadLimits";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.OverloadLimits".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.OverloadLimits".into()
     }
 }
 /// A level as it is.
@@ -106,6 +188,59 @@ impl ::prost::Name for ClassLimit {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "/headgate.v1.ClassLimit".into()
+    }
+}
+/// A term of the saturation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum SaturationTerm {
+    /// Not given.
+    Unspecified = 0,
+    /// Prefill backlog against its budget.
+    Prefill = 1,
+    /// KV cache against its target.
+    Kv = 2,
+    /// Streams against those that keep the time between tokens in its objective.
+    Decode = 3,
+    /// The engine's own queue against its reference.
+    EngineQueue = 4,
+    /// Queueing part of the time to first token against what the objective leaves.
+    Ttft = 5,
+    /// Time between tokens against its objective.
+    Tpot = 6,
+    /// A level of the three-level limiter: its value against its threshold.
+    Level = 7,
+}
+impl SaturationTerm {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "SATURATION_TERM_UNSPECIFIED",
+            Self::Prefill => "SATURATION_TERM_PREFILL",
+            Self::Kv => "SATURATION_TERM_KV",
+            Self::Decode => "SATURATION_TERM_DECODE",
+            Self::EngineQueue => "SATURATION_TERM_ENGINE_QUEUE",
+            Self::Ttft => "SATURATION_TERM_TTFT",
+            Self::Tpot => "SATURATION_TERM_TPOT",
+            Self::Level => "SATURATION_TERM_LEVEL",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "SATURATION_TERM_UNSPECIFIED" => Some(Self::Unspecified),
+            "SATURATION_TERM_PREFILL" => Some(Self::Prefill),
+            "SATURATION_TERM_KV" => Some(Self::Kv),
+            "SATURATION_TERM_DECODE" => Some(Self::Decode),
+            "SATURATION_TERM_ENGINE_QUEUE" => Some(Self::EngineQueue),
+            "SATURATION_TERM_TTFT" => Some(Self::Ttft),
+            "SATURATION_TERM_TPOT" => Some(Self::Tpot),
+            "SATURATION_TERM_LEVEL" => Some(Self::Level),
+            _ => None,
+        }
     }
 }
 /// A level of the limiter.
@@ -391,6 +526,9 @@ pub struct PoolReport {
     /// Permits that the worker holds of the proxy's `maxInFlight`.
     #[prost(uint32, tag = "7")]
     pub permits: u32,
+    /// Overload control; absent when the policy has none.
+    #[prost(message, optional, tag = "8")]
+    pub overload: ::core::option::Option<OverloadReport>,
 }
 impl ::prost::Name for PoolReport {
     const NAME: &'static str = "PoolReport";
@@ -400,6 +538,135 @@ impl ::prost::Name for PoolReport {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "/headgate.v1.PoolReport".into()
+    }
+}
+/// Overload control in one worker. What is not called a gauge is cumulative.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct OverloadReport {
+    /// Gauge: work in flight, as reserved and settled so far.
+    #[prost(message, optional, tag = "1")]
+    pub in_flight: ::core::option::Option<Work>,
+    /// Work admitted.
+    #[prost(message, optional, tag = "2")]
+    pub admitted: ::core::option::Option<Work>,
+    /// Work of admitted requests that is over: prefill at the first token, the rest at the end.
+    #[prost(message, optional, tag = "3")]
+    pub finished: ::core::option::Option<Work>,
+    /// Work tokens offered by level (class index × 128 + cohort): each level as the difference from the one before, ascending.
+    #[prost(uint32, repeated, tag = "4")]
+    pub offered_level_deltas: ::prost::alloc::vec::Vec<u32>,
+    /// Work tokens of those levels.
+    #[prost(uint64, repeated, tag = "5")]
+    pub offered_work: ::prost::alloc::vec::Vec<u64>,
+    /// Gauge: the queue.
+    #[prost(message, optional, tag = "6")]
+    pub queue: ::core::option::Option<QueueReport>,
+    /// Time from admission to the first token, in microseconds.
+    #[prost(message, optional, tag = "7")]
+    pub service_ttft_us: ::core::option::Option<Histogram>,
+    /// Mean time between tokens of each response with at least two pieces, in microseconds.
+    #[prost(message, optional, tag = "8")]
+    pub tpot_us: ::core::option::Option<Histogram>,
+    /// Sums for the fit of the time from admission to first token over the prompt's tokens.
+    #[prost(message, optional, tag = "9")]
+    pub ttft_fit: ::core::option::Option<FitSums>,
+    /// Tokens of output that responses had, as counted by their pieces or by `usage`.
+    #[prost(uint64, tag = "10")]
+    pub output_tokens: u64,
+    /// Responses behind `outputTokens`.
+    #[prost(uint64, tag = "11")]
+    pub responses: u64,
+    /// Requests that carried an attempt number above one.
+    #[prost(uint64, tag = "12")]
+    pub retries: u64,
+    /// Work tokens of requests that ended within their objectives.
+    #[prost(uint64, tag = "13")]
+    pub good_work: u64,
+    /// Responses of the engine itself that refused for overload (429 or 503).
+    #[prost(uint64, tag = "14")]
+    pub engine_refusals: u64,
+    /// Epoch of the limits that were in force when the report was made.
+    #[prost(uint64, tag = "15")]
+    pub limits_epoch: u64,
+}
+impl ::prost::Name for OverloadReport {
+    const NAME: &'static str = "OverloadReport";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.OverloadReport".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.OverloadReport".into()
+    }
+}
+/// The queue of one worker.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct QueueReport {
+    /// Gauge: requests that wait.
+    #[prost(uint32, tag = "1")]
+    pub requests: u32,
+    /// Gauge: bytes that they count for.
+    #[prost(uint64, tag = "2")]
+    pub bytes: u64,
+    /// Gauge: work tokens that wait.
+    #[prost(uint64, tag = "3")]
+    pub work: u64,
+    /// Gauge: how long the one that waits longest has waited, in milliseconds.
+    #[prost(uint32, tag = "4")]
+    pub oldest_ms: u32,
+    /// Requests that were released to the pool.
+    #[prost(uint64, tag = "5")]
+    pub released: u64,
+    /// Requests whose deadline passed while they waited.
+    #[prost(uint64, tag = "6")]
+    pub expired: u64,
+    /// Requests whose client went away while they waited.
+    #[prost(uint64, tag = "7")]
+    pub abandoned: u64,
+    /// Requests that were refused because the queue was full.
+    #[prost(uint64, tag = "8")]
+    pub overflowed: u64,
+    /// Time in the queue of released requests, in microseconds.
+    #[prost(message, optional, tag = "9")]
+    pub wait_us: ::core::option::Option<Histogram>,
+}
+impl ::prost::Name for QueueReport {
+    const NAME: &'static str = "QueueReport";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.QueueReport".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.QueueReport".into()
+    }
+}
+/// Sums of a least-squares line: n, Σx, Σy, Σx², Σxy. They merge by addition.
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct FitSums {
+    /// Samples.
+    #[prost(uint64, tag = "1")]
+    pub count: u64,
+    /// Σ x.
+    #[prost(double, tag = "2")]
+    pub x: f64,
+    /// Σ y.
+    #[prost(double, tag = "3")]
+    pub y: f64,
+    /// Σ x².
+    #[prost(double, tag = "4")]
+    pub xx: f64,
+    /// Σ x·y.
+    #[prost(double, tag = "5")]
+    pub xy: f64,
+}
+impl ::prost::Name for FitSums {
+    const NAME: &'static str = "FitSums";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.FitSums".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.FitSums".into()
     }
 }
 /// A breaker that is not closed.
@@ -971,6 +1238,21 @@ pub struct PolicySpec {
         serde(skip_serializing_if = "crate::document::is_default")
     )]
     pub refusal: ::core::option::Option<Refusal>,
+    /// Overload control by work tokens: budgets, cut-off, queue, ladder. Present: it decides, and the three levels become terms of the
+    /// saturation instead of acting on classes themselves. Absent: the levels act.
+    #[prost(message, optional, tag = "10")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub overload: ::core::option::Option<Overload>,
+    /// Inference engines behind the pool whose metrics the control plane reads. At most 256.
+    #[prost(message, repeated, tag = "11")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub engines: ::prost::alloc::vec::Vec<Engine>,
 }
 impl ::prost::Name for PolicySpec {
     const NAME: &'static str = "PolicySpec";
@@ -1050,6 +1332,22 @@ pub struct PriorityClass {
         serde(skip_serializing_if = "crate::document::is_default")
     )]
     pub max_retry_after_ms: ::core::option::Option<u32>,
+    /// Part of the pool's capacity that the class always gets when it asks for it, in percent; what it does not use others borrow. Only
+    /// with `overload`. Range: 0..=90; the sum over all classes is at most 90. Default: 0.
+    #[prost(uint32, optional, tag = "5")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub floor_percent: ::core::option::Option<u32>,
+    /// Longest time in the proxy's queue, in milliseconds; a request that cannot start by then is refused at once. 0: never queued. Only
+    /// with `overload.queue`. Range: 0..=600000. Default: what `overload.ttftSloMs` leaves after the expected time to first token.
+    #[prost(uint32, optional, tag = "6")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub max_queue_ms: ::core::option::Option<u32>,
 }
 impl ::prost::Name for PriorityClass {
     const NAME: &'static str = "PriorityClass";
@@ -1828,6 +2126,269 @@ impl ::prost::Name for Refusal {
         "/headgate.v1.Refusal".into()
     }
 }
+/// Overload control. The unit is the work token: a token of the prompt counts 1, a token of the output `outputWeight`.
+#[cfg_attr(feature = "document", derive(serde::Serialize))]
+#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Overload {
+    /// Objective of the time to first token, queueing in the proxy included, in milliseconds. Range: 10..=600000. Default: 2000.
+    #[prost(uint32, optional, tag = "1")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub ttft_slo_ms: ::core::option::Option<u32>,
+    /// Objective of the time between tokens, mean over a response, in milliseconds. Range: 1..=10000. Default: 100.
+    #[prost(uint32, optional, tag = "2")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub tpot_slo_ms: ::core::option::Option<u32>,
+    /// Part of the KV cache that may be filled, in percent. Range: 10..=99. Default: 90.
+    #[prost(uint32, optional, tag = "3")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub kv_target_percent: ::core::option::Option<u32>,
+    /// Weight of a token of the output against one of the prompt. Range: 0.1..=100. Default: 2.
+    #[prost(double, optional, tag = "4")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub output_weight: ::core::option::Option<f64>,
+    /// Bytes of the request's body for one token of the prompt, before anything is learned. Range: 0.5..=64. Default: 4.
+    #[prost(double, optional, tag = "5")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub bytes_per_token: ::core::option::Option<f64>,
+    /// Tokens of output that a request is taken to ask for, before anything is learned. Range: 1..=1000000. Default: 256.
+    #[prost(uint32, optional, tag = "6")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub output_tokens: ::core::option::Option<u32>,
+    /// How the terms of the saturation become one number. Default: max.
+    #[prost(enumeration = "Fusion", tag = "7")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    #[cfg_attr(
+        feature = "document",
+        serde(with = "crate::document::EnumName::<crate::v1::Fusion>")
+    )]
+    pub fusion: i32,
+    /// The queue in the proxy. Absent: no queue; what finds no budget is refused.
+    #[prost(message, optional, tag = "8")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub queue: ::core::option::Option<AdmissionQueue>,
+    /// Bound on retries. Absent: all defaults.
+    #[prost(message, optional, tag = "9")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub retries: ::core::option::Option<RetryBudget>,
+    /// The degradation ladder, in the order in which rungs engage. At most 8.
+    #[prost(message, repeated, tag = "10")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub ladder: ::prost::alloc::vec::Vec<Rung>,
+    /// Whether tenants share the pool's work equally inside a class while it is short. Default: true.
+    #[prost(bool, optional, tag = "11")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub fair_tenants: ::core::option::Option<bool>,
+}
+impl ::prost::Name for Overload {
+    const NAME: &'static str = "Overload";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.Overload".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.Overload".into()
+    }
+}
+/// The queue in the proxy: by class, then deadline, fair over tenants. It is divided among the proxy's workers.
+#[cfg_attr(feature = "document", derive(serde::Serialize))]
+#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct AdmissionQueue {
+    /// Depth as a multiple of the requests that the proxy may have in flight now. Range: 0.1..=5. Default: 5.
+    #[prost(double, optional, tag = "1")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub max_depth_factor: ::core::option::Option<f64>,
+    /// Requests, per proxy, whatever the factor allows. Range: 1..=100000. Default: 5000.
+    #[prost(uint32, optional, tag = "2")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub max_requests: ::core::option::Option<u32>,
+    /// Bytes that the headers and declared bodies of all queued requests take, per proxy. Range: 4096..=4294967296. Default: 67108864.
+    #[prost(uint64, optional, tag = "3")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub max_bytes: ::core::option::Option<u64>,
+}
+impl ::prost::Name for AdmissionQueue {
+    const NAME: &'static str = "AdmissionQueue";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.AdmissionQueue".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.AdmissionQueue".into()
+    }
+}
+/// Bound on retries over the fleet: beyond it they are refused first.
+#[cfg_attr(feature = "document", derive(serde::Serialize))]
+#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct RetryBudget {
+    /// Retries as a part of first attempts over 10 s, in percent. Range: 0..=100. Default: 10.
+    #[prost(uint32, optional, tag = "1")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub percent: ::core::option::Option<u32>,
+    /// Retries per second that are always within the budget, per proxy. Range: 0..=1e6. Default: 1.
+    #[prost(double, optional, tag = "2")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub min_rps: ::core::option::Option<f64>,
+}
+impl ::prost::Name for RetryBudget {
+    const NAME: &'static str = "RetryBudget";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.RetryBudget".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.RetryBudget".into()
+    }
+}
+/// A rung of the degradation ladder.
+#[cfg_attr(feature = "document", derive(serde::Serialize))]
+#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Rung {
+    /// What it does. Required.
+    #[prost(enumeration = "RungKind", tag = "1")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    #[cfg_attr(
+        feature = "document",
+        serde(with = "crate::document::EnumName::<crate::v1::RungKind>")
+    )]
+    pub kind: i32,
+    /// Saturation at which it engages. Range: 0.1..=10. Required.
+    #[prost(double, tag = "2")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub engage_at: f64,
+    /// Saturation below which it releases; below `engageAt`. Range: 0..=10. Default: 80 % of `engageAt`.
+    #[prost(double, optional, tag = "3")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub release_at: ::core::option::Option<f64>,
+    /// Shortest time that it stays engaged or released, in milliseconds. Range: 0..=3600000. Default: 2000.
+    #[prost(uint32, optional, tag = "4")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub hold_ms: ::core::option::Option<u32>,
+    /// Classes on which it acts, by name. Empty: all but the first. At most 8.
+    #[prost(string, repeated, tag = "5")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub classes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Longest wait that `delay` imposes, in milliseconds. Range: 100..=60000. Default: 10000.
+    #[prost(uint32, optional, tag = "6")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub delay_ms: ::core::option::Option<u32>,
+    /// Pool to which `switch_model` sends requests; required there, an error elsewhere.
+    #[prost(string, tag = "7")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub pool: ::prost::alloc::string::String,
+    /// Bound that `cap_max_tokens` sets. Range: 1..=1000000. Default: 1024.
+    #[prost(uint32, optional, tag = "8")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub max_tokens: ::core::option::Option<u32>,
+}
+impl ::prost::Name for Rung {
+    const NAME: &'static str = "Rung";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.Rung".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.Rung".into()
+    }
+}
+/// An inference engine whose metrics the control plane reads.
+#[cfg_attr(feature = "document", derive(serde::Serialize))]
+#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Engine {
+    /// Address of its metrics page, `<http://HOST:PORT/PATH`.> At most 512 bytes. Required.
+    #[prost(string, tag = "1")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub metrics_url: ::prost::alloc::string::String,
+}
+impl ::prost::Name for Engine {
+    const NAME: &'static str = "Engine";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.Engine".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.Engine".into()
+    }
+}
 /// What a tripped level does to a class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -1927,6 +2488,84 @@ impl BreakerScope {
             "BREAKER_SCOPE_UNSPECIFIED" => Some(Self::Unspecified),
             "BREAKER_SCOPE_ENDPOINT" => Some(Self::Endpoint),
             "BREAKER_SCOPE_DEPENDENCY" => Some(Self::Dependency),
+            _ => None,
+        }
+    }
+}
+/// How the terms of the saturation become one number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Fusion {
+    /// The default, the same as `max`.
+    Unspecified = 0,
+    /// The largest term; it binds and is shown.
+    Max = 1,
+    /// Weights learned by softmax over each term's contribution; recalibrated when their confidence drifts.
+    Weighted = 2,
+}
+impl Fusion {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "FUSION_UNSPECIFIED",
+            Self::Max => "FUSION_MAX",
+            Self::Weighted => "FUSION_WEIGHTED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "FUSION_UNSPECIFIED" => Some(Self::Unspecified),
+            "FUSION_MAX" => Some(Self::Max),
+            "FUSION_WEIGHTED" => Some(Self::Weighted),
+            _ => None,
+        }
+    }
+}
+/// What a rung does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum RungKind {
+    /// Not given: an error.
+    Unspecified = 0,
+    /// Caps `max_tokens` in the request's body. Unavailable as long as the filter does not edit bodies: it is reported and passed over.
+    CapMaxTokens = 1,
+    /// Switches costly features of the request off in its body. Unavailable, as above.
+    DropFeatures = 2,
+    /// Makes the classes wait in the queue even while there is room for them, at most `delayMs`.
+    Delay = 3,
+    /// Sends the classes to a smaller model: `x-headgate-pool: NAME`, on which Envoy routes anew.
+    SwitchModel = 4,
+    /// Serves from a cache where there is one: `cache-control: only-if-cached`.
+    CacheFirst = 5,
+}
+impl RungKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "RUNG_KIND_UNSPECIFIED",
+            Self::CapMaxTokens => "RUNG_KIND_CAP_MAX_TOKENS",
+            Self::DropFeatures => "RUNG_KIND_DROP_FEATURES",
+            Self::Delay => "RUNG_KIND_DELAY",
+            Self::SwitchModel => "RUNG_KIND_SWITCH_MODEL",
+            Self::CacheFirst => "RUNG_KIND_CACHE_FIRST",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "RUNG_KIND_UNSPECIFIED" => Some(Self::Unspecified),
+            "RUNG_KIND_CAP_MAX_TOKENS" => Some(Self::CapMaxTokens),
+            "RUNG_KIND_DROP_FEATURES" => Some(Self::DropFeatures),
+            "RUNG_KIND_DELAY" => Some(Self::Delay),
+            "RUNG_KIND_SWITCH_MODEL" => Some(Self::SwitchModel),
+            "RUNG_KIND_CACHE_FIRST" => Some(Self::CacheFirst),
             _ => None,
         }
     }

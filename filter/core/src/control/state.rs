@@ -134,6 +134,7 @@ impl PoolState {
             levels: self.levels.iter().map(LevelStatus::to_wire).collect(),
             classes: self.classes.iter().map(|class| class.to_wire(frame.share, frame.safe_share)).collect(),
             drain_rps: self.drain_rps,
+            overload: None,
         }
     }
 }

@@ -174,6 +174,10 @@ pub struct Class {
     pub reserved_percent: u32,
     /// Longest time that a refused client is told to wait, 1 s to 10 min.
     pub max_retry_after: Duration,
+    /// Part of the pool's capacity that the class always gets when it asks for it, in percent, 0 to 90.
+    pub floor_percent: u32,
+    /// Longest time in the proxy's queue, 0 to 10 min; `None`: what the objective leaves.
+    pub max_queue: Option<Duration>,
 }
 
 /// What a tripped level does to a class.

@@ -19,7 +19,7 @@ pub(crate) fn sha256_hex(text: &[u8]) -> String {
 }
 
 fn class(name: &str, when_tripped: v1::WhenTripped, reserved_percent: Option<u32>) -> v1::PriorityClass {
-    v1::PriorityClass { name: name.to_string(), when_tripped: when_tripped.into(), reserved_percent, max_retry_after_ms: None }
+    v1::PriorityClass { name: name.to_string(), when_tripped: when_tripped.into(), reserved_percent, ..Default::default() }
 }
 
 fn tenant(name: &str, class: &str, may_claim: &[&str], identities: &[v1::Identity]) -> v1::Tenant {

@@ -12,17 +12,20 @@ use sha2::{Digest, Sha256};
 mod check;
 mod config;
 mod error;
+mod overload;
 mod validate;
 mod validate_breaker;
 mod validate_classes;
 mod validate_identities;
 mod validate_levels;
+mod validate_overload;
 
 pub use config::{
     BreakerConfig, Class, ConcurrencyConfig, ErrorRateConfig, Fallback, GpuMemoryConfig, GpuMemorySource, HysteresisConfig, Levels,
     P99Config, QpsConfig, StaticReply, ThrottleConfig, WhenTripped,
 };
 pub use error::{FieldError, PolicyErrors, Problem};
+pub use overload::{Fusion, OverloadConfig, QueueConfig, RetryConfig, RungConfig, RungKind};
 
 /// Index of a class in [`Policy::classes`]; 0 is the most important, so a smaller id is a higher class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -141,6 +144,8 @@ pub struct Policy {
     pub(crate) throttle: ThrottleConfig,
     pub(crate) concurrency: Option<ConcurrencyConfig>,
     pub(crate) breaker: Option<BreakerConfig>,
+    pub(crate) overload: Option<OverloadConfig>,
+    pub(crate) engines: Vec<String>,
     pub(crate) reveal_numbers: bool,
 }
 
@@ -231,6 +236,18 @@ impl Policy {
     #[must_use]
     pub fn concurrency(&self) -> Option<ConcurrencyConfig> {
         self.concurrency
+    }
+
+    /// Overload control; `None`: the levels act themselves.
+    #[must_use]
+    pub fn overload(&self) -> Option<&OverloadConfig> {
+        self.overload.as_ref()
+    }
+
+    /// Addresses of the metrics pages of the engines behind the pool.
+    #[must_use]
+    pub fn engines(&self) -> &[String] {
+        &self.engines
     }
 
     /// Circuit breaker; `None`: none.

@@ -18,6 +18,10 @@ fn errors_of(change: impl FnOnce(&mut v1::Policy)) -> Vec<String> {
     }
 }
 
+fn overload(policy: &mut v1::Policy) -> &mut v1::Overload {
+    spec(policy).overload.get_or_insert_default()
+}
+
 fn spec(wire: &mut v1::Policy) -> &mut v1::PolicySpec {
     wire.spec.as_mut().unwrap()
 }
@@ -86,6 +90,81 @@ const BROKEN: &[(Break, &[&str])] = &[
         &["classes: reservedPercent 100 in sum is not allowed: the reserved percentages of all classes add up to at most 90"],
     ),
     (|p| spec(p).classes[2].max_retry_after_ms = Some(999), &["classes[2].maxRetryAfterMs: 999 is outside 1000..=600000"]),
+    (
+        |p| spec(p).classes[1].floor_percent = Some(20),
+        &["classes[1].floorPercent: 20 is not allowed: a floor needs `overload`, which measures the pool's capacity"],
+    ),
+    (
+        |p| spec(p).classes[1].max_queue_ms = Some(20),
+        &["classes[1].maxQueueMs: 20 is not allowed: there is no queue without `overload.queue`"],
+    ),
+    (
+        |p| {
+            overload(p).ttft_slo_ms = Some(9);
+            overload(p).tpot_slo_ms = Some(0);
+            overload(p).kv_target_percent = Some(100);
+            overload(p).output_weight = Some(0.0);
+            overload(p).bytes_per_token = Some(f64::NAN);
+            overload(p).output_tokens = Some(0);
+            overload(p).fusion = 3;
+            spec(p).classes[0].floor_percent = Some(60);
+            spec(p).classes[1].floor_percent = Some(60);
+        },
+        &[
+            "classes: floorPercent 120 in sum is not allowed: the floors of all classes add up to at most 90",
+            "overload.ttftSloMs: 9 is outside 10..=600000",
+            "overload.tpotSloMs: 0 is outside 1..=10000",
+            "overload.kvTargetPercent: 100 is outside 10..=99",
+            "overload.outputWeight: 0 is outside 0.1..=100",
+            "overload.bytesPerToken: NaN is outside 0.5..=64",
+            "overload.outputTokens: 0 is outside 1..=1000000",
+            "overload.fusion: \"3\" is not one of max, weighted",
+        ],
+    ),
+    (
+        |p| {
+            let queue = v1::AdmissionQueue { max_depth_factor: Some(6.0), max_requests: Some(0), max_bytes: Some(1) };
+            overload(p).queue = Some(queue);
+            overload(p).retries = Some(v1::RetryBudget { percent: Some(101), min_rps: Some(-1.0) });
+        },
+        &[
+            "overload.queue.maxBytes: 1 is outside 4096..=4294967296",
+            "overload.queue.maxDepthFactor: 6 is outside 0.1..=5",
+            "overload.queue.maxRequests: 0 is outside 1..=100000",
+            "overload.retries.percent: 101 is outside 0..=100",
+            "overload.retries.minRps: -1 is outside 0..=1000000",
+        ],
+    ),
+    (
+        |p| {
+            let rung = |kind: v1::RungKind| v1::Rung { kind: kind.into(), engage_at: 1.0, ..Default::default() };
+            overload(p).ladder = vec![
+                v1::Rung { release_at: Some(1.0), ..rung(v1::RungKind::Delay) },
+                v1::Rung { engage_at: 0.0, ..rung(v1::RungKind::Unspecified) },
+                rung(v1::RungKind::SwitchModel),
+                v1::Rung { pool: "other".into(), classes: vec!["best".into()], ..rung(v1::RungKind::CacheFirst) },
+            ];
+        },
+        &[
+            "overload.ladder[0].releaseAt: 1 is not allowed: a rung releases below the saturation at which it engages",
+            "overload.ladder[1].engageAt: 0 is outside 0.1..=10",
+            "overload.ladder[1].kind: is required",
+            "overload.ladder[2].pool: is required",
+            "overload.ladder[3].classes[0]: \"best\" is not one of high, medium, low",
+            "overload.ladder[3].pool: other is not allowed: only switch_model sends requests to another pool",
+        ],
+    ),
+    (
+        |p| {
+            let engine = |url: &str| v1::Engine { metrics_url: url.into() };
+            spec(p).engines = vec![engine(""), engine("ftp://a"), engine("http://a/metrics"), engine("http://a/metrics")];
+        },
+        &[
+            "engines[0].metricsUrl: is required",
+            "engines[1].metricsUrl: \"ftp://a\" is not an address that begins with http://",
+            "engines[3].metricsUrl: \"http://a/metrics\" is already used by engines[2].metricsUrl",
+        ],
+    ),
     (
         |p| spec(p).classes[2].name = "High".into(),
         &[

@@ -12,7 +12,7 @@ use headgate_protos::v1;
 use super::check::{Checker, Form, join};
 use super::config::{ConcurrencyConfig, ThrottleConfig};
 use super::error::Problem;
-use super::{Policy, PolicyErrors, Route, validate_breaker, validate_classes, validate_levels, version_of};
+use super::{Policy, PolicyErrors, Route, validate_breaker, validate_classes, validate_levels, validate_overload, version_of};
 
 const MAX_ROUTES: usize = 32;
 const MAX_PATH_BYTES: usize = 256;
@@ -50,7 +50,7 @@ pub(super) fn policy(wire: &v1::Policy) -> Result<Policy, PolicyErrors> {
     if spec.is_none() {
         check.report(String::from("spec"), Problem::Missing);
     }
-    let v1::PolicySpec { pool, routes, classes, classification, levels, throttle, concurrency, breaker, refusal } =
+    let v1::PolicySpec { pool, routes, classes, classification, levels, throttle, concurrency, breaker, refusal, overload, engines } =
         spec.as_ref().unwrap_or(&empty);
     if spec.is_some() {
         check.text("", "pool", pool, &POOL);
@@ -63,6 +63,11 @@ pub(super) fn policy(wire: &v1::Policy) -> Result<Policy, PolicyErrors> {
     let concurrency = concurrency.as_ref().map(|wire| self::concurrency(&mut check, *wire));
     let breaker = breaker.as_ref().map(|wire| validate_breaker::breaker(&mut check, wire, pool));
     let reveal_numbers = refusal.as_ref().is_none_or(|v1::Refusal { reveal_numbers }| reveal_numbers.unwrap_or(true));
+    let overload = overload.as_ref().map(|wire| validate_overload::overload(&mut check, wire, &classes, pool));
+    if overload.is_none() {
+        validate_classes::without_overload(&mut check, &classes);
+    }
+    let engines = validate_overload::engines(&mut check, engines);
     check.optional_text("", "version", version, &VERSION);
     match check.finish() {
         Some(errors) => Err(errors),
@@ -79,6 +84,8 @@ pub(super) fn policy(wire: &v1::Policy) -> Result<Policy, PolicyErrors> {
             throttle,
             concurrency,
             breaker,
+            overload,
+            engines,
             reveal_numbers,
         }),
     }

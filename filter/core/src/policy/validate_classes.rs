@@ -4,6 +4,7 @@ use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::time::Duration;
 
 use headgate_protos::v1;
 
@@ -16,7 +17,8 @@ use super::{Cap, ClassId, Classification, IdentityIndex, Tenant, TenantId};
 
 const MAX_CLASSES: usize = 8;
 const MAX_RESERVED_PERCENT: u32 = 90;
-const DEFAULT_MAX_RETRY_AFTER: core::time::Duration = core::time::Duration::from_secs(30);
+const MAX_FLOOR_PERCENT: u32 = 90;
+const DEFAULT_MAX_RETRY_AFTER: Duration = Duration::from_secs(30);
 const MAX_TENANTS: usize = 1024;
 const MAX_CAPS: usize = 64;
 const MAX_MODEL_BYTES: usize = 256;
@@ -60,11 +62,30 @@ pub(super) fn classes(check: &mut Checker, wire: &[v1::PriorityClass]) -> Vec<Cl
         let rule = "the reserved percentages of all classes add up to at most 90";
         check.report(String::from("classes"), Problem::Conflict { got: format!("reservedPercent {reserved} in sum"), rule });
     }
+    let floors: u32 = classes.iter().map(|class| class.floor_percent).sum();
+    if floors > MAX_FLOOR_PERCENT {
+        let rule = "the floors of all classes add up to at most 90";
+        check.report(String::from("classes"), Problem::Conflict { got: format!("floorPercent {floors} in sum"), rule });
+    }
     classes
 }
 
+/// Reports what means nothing in a policy without `overload`.
+pub(super) fn without_overload(check: &mut Checker, classes: &[Class]) {
+    for (index, class) in classes.iter().enumerate() {
+        if class.floor_percent > 0 {
+            let rule = "a floor needs `overload`, which measures the pool's capacity";
+            check.report(format!("classes[{index}].floorPercent"), Problem::Conflict { got: format!("{}", class.floor_percent), rule });
+        }
+        if let Some(max_queue) = class.max_queue {
+            let rule = "there is no queue without `overload.queue`";
+            check.report(format!("classes[{index}].maxQueueMs"), Problem::Conflict { got: format!("{}", max_queue.as_millis()), rule });
+        }
+    }
+}
+
 fn class(check: &mut Checker, index: usize, wire: &v1::PriorityClass, seen: &mut BTreeMap<String, String>) -> Class {
-    let v1::PriorityClass { name, when_tripped, reserved_percent, max_retry_after_ms } = wire;
+    let v1::PriorityClass { name, when_tripped, reserved_percent, max_retry_after_ms, floor_percent, max_queue_ms } = wire;
     let at = format!("classes[{index}]");
     check.text(&at, "name", name, &CLASS_NAME);
     if !name.is_empty() {
@@ -89,7 +110,10 @@ fn class(check: &mut Checker, index: usize, wire: &v1::PriorityClass, seen: &mut
         check.report(join(&at, "reservedPercent"), Problem::Conflict { got: format!("{reserved_percent}"), rule });
     }
     let max_retry_after = check.millis(&at, "maxRetryAfterMs", *max_retry_after_ms, DEFAULT_MAX_RETRY_AFTER, 1000..=600_000);
-    Class { name: name.clone(), when_tripped: when_tripped.unwrap_or(WhenTripped::Refuse), reserved_percent, max_retry_after }
+    let floor_percent = check.whole(&at, "floorPercent", *floor_percent, 0, 0..=MAX_FLOOR_PERCENT);
+    let max_queue = max_queue_ms.map(|ms| check.millis(&at, "maxQueueMs", Some(ms), Duration::ZERO, 0..=600_000));
+    let when_tripped = when_tripped.unwrap_or(WhenTripped::Refuse);
+    Class { name: name.clone(), when_tripped, reserved_percent, max_retry_after, floor_percent, max_queue }
 }
 
 pub(super) fn classification(check: &mut Checker, wire: Option<&v1::Classification>, classes: &[Class]) -> Classified {
@@ -111,7 +135,7 @@ pub(super) fn classification(check: &mut Checker, wire: Option<&v1::Classificati
 }
 
 /// The class called `name`; an error that lists the classes when there is none.
-fn class_of(check: &mut Checker, field: String, name: &str, classes: &[Class]) -> Option<ClassId> {
+pub(super) fn class_of(check: &mut Checker, field: String, name: &str, classes: &[Class]) -> Option<ClassId> {
     if name.is_empty() {
         check.report(field, Problem::Missing);
         return None;
