@@ -116,6 +116,7 @@ impl Draw {
             levels: vec![level],
             classes: classes.to_vec(),
             drain_rps: 50.0,
+            overload: None,
         }
     }
 
