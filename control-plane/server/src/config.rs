@@ -9,6 +9,8 @@ use std::time::Duration;
 
 mod raw;
 
+pub use headgate_core::fleet::LimitsLifetime;
+
 pub use self::raw::{FileError, RawConfig};
 
 /// A valid configuration.
@@ -61,15 +63,6 @@ pub enum LogFormat {
     Text,
     /// A JSON object for each event.
     Json,
-}
-
-/// How long limits hold after receipt, and how they end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LimitsLifetime {
-    /// Time for which they hold, 200 ms to 600 s.
-    pub ttl: Duration,
-    /// Time over which they then decay to the safe share, 0 to 600 s.
-    pub decay: Duration,
 }
 
 /// All that is wrong with a configuration, in the order of the flags. `Display` gives one error a line.

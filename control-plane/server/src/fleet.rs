@@ -6,33 +6,16 @@
 //! | limits: the control loop | discovery |
 //! | proxies: load reporting and discovery (NACKs) | control loop, policy service, HTTP |
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use headgate_protos::v1;
+pub use headgate_core::fleet::{
+    GONE_AFTER, LimitsTable, MAX_POLICIES_PER_PROXY, MAX_PROXIES, PolicySet, PoolLimits, ProxyShare, StoredPolicy,
+};
 use tokio::sync::watch;
 
-pub use self::limits::{LimitsTable, PoolLimits, ProxyShare};
-pub use self::proxies::{GONE_AFTER, MAX_POLICIES_PER_PROXY, MAX_PROXIES, PolicyReach, Proxies, ProxyView};
+pub use self::proxies::{PolicyReach, Proxies, ProxyView};
 
-mod limits;
 mod proxies;
-
-/// A stored policy.
-#[derive(Clone, Debug, PartialEq)]
-pub struct StoredPolicy {
-    /// The policy with its version; valid by the shared validator.
-    pub policy: v1::Policy,
-    /// Time of the last change, in milliseconds since the Unix epoch.
-    pub changed_at_unix_ms: u64,
-}
-
-/// All policies in force, by name.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct PolicySet {
-    /// The policies; shared, since every subscriber holds the set.
-    pub policies: BTreeMap<String, Arc<StoredPolicy>>,
-}
 
 /// The shared state. Cheap to clone; all clones are one fleet.
 #[derive(Clone, Debug)]

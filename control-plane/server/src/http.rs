@@ -10,14 +10,14 @@ use axum::response::{Html, IntoResponse};
 use axum::routing::get;
 use axum::{Json, Router};
 use headgate_core::control::{ClassAction, ClassDecision};
+use headgate_core::fleet::{ClassView, Ledger, PoolControlView, PoolView};
 use headgate_core::level::{LevelKind, LevelStatus};
 use tokio::sync::watch;
 
 use crate::clock::{Clock, unix_ms};
-use crate::control_loop::{ControlView, PoolControlView, SharedLedger};
+use crate::control_loop::{ControlView, SharedLedger};
 use crate::device::DeviceState;
 use crate::fleet::Fleet;
-use crate::ledger::{ClassView, Ledger, PoolView};
 use crate::status::{ClassStatus, GpuStatus, LevelView, PoolStatus, ProxyStatus, StatusDocument, TripView, source_text};
 
 mod metrics;

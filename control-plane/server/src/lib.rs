@@ -13,7 +13,6 @@ pub mod discovery;
 pub mod document;
 pub mod fleet;
 pub mod http;
-pub mod ledger;
 pub mod load_reporting;
 pub mod policy_service;
 pub mod resources;

@@ -17,6 +17,7 @@ pub mod control;
 pub mod discovery;
 pub mod envoy;
 pub mod estimator;
+pub mod fleet;
 pub mod histogram;
 pub mod key_cache;
 pub mod leader;

@@ -4,19 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use headgate_core::fleet::{GONE_AFTER, MAX_POLICIES_PER_PROXY, MAX_PROXIES};
 use headgate_protos::v1;
 
-/// Proxies that are remembered at once; a further one is served but not accounted for.
-pub const MAX_PROXIES: usize = 20_000;
-/// Policies and refusals that are remembered of one proxy.
-pub const MAX_POLICIES_PER_PROXY: usize = 256;
 /// Refusals in one answer about a policy (`policy_service.proto`).
 const MAX_REJECTIONS: usize = 64;
 /// Longest remembered error text, in bytes.
 const MAX_ERROR_BYTES: usize = 4096;
-/// Silence after which a proxy counts as gone.
-pub const GONE_AFTER: Duration = Duration::from_secs(5);
-
 /// The proxies of the fleet, by `node.id`.
 #[derive(Debug, Default)]
 pub struct Proxies {

@@ -1,6 +1,7 @@
 //! The arithmetic of the books.
 
 use std::sync::Arc;
+use std::vec;
 
 use proptest::prelude::*;
 

@@ -1,6 +1,9 @@
 //! How a fleet-wide rate is split among proxies.
 
-use std::collections::HashMap;
+use alloc::borrow::ToOwned;
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+use alloc::vec::Vec;
 
 use crate::fleet::ProxyShare;
 
@@ -12,7 +15,7 @@ const EQUAL_PART: f64 = 0.05;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Shares {
     /// By `node.id`.
-    pub by_node: HashMap<String, ProxyShare>,
+    pub by_node: BTreeMap<String, ProxyShare>,
     /// Part of a proxy that has not reported yet. With no proxy at all it is everything.
     pub newcomer: ProxyShare,
 }
@@ -26,7 +29,7 @@ impl Shares {
     pub fn of<'a>(demands: impl Iterator<Item = (&'a str, f64)>) -> Self {
         let demands: Vec<(&str, f64)> = demands.collect();
         if demands.is_empty() {
-            return Self { by_node: HashMap::new(), newcomer: ProxyShare { rate: 1.0, safe: 1.0 } };
+            return Self { by_node: BTreeMap::new(), newcomer: ProxyShare { rate: 1.0, safe: 1.0 } };
         }
         let count = demands.len() as f64;
         let sum: f64 = demands.iter().map(|(_, demand)| demand).sum();
@@ -42,6 +45,8 @@ impl Shares {
 
 #[cfg(test)]
 mod tests {
+    use std::string::ToString;
+
     use super::*;
     use proptest::prelude::*;
 

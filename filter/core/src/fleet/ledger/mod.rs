@@ -6,16 +6,19 @@
 //! what is recent: a difference over a long gap (a proxy seen for the first time, a stream that was away) says nothing about the
 //! rate now and would look like a burst.
 
-use std::collections::{BTreeMap, HashMap};
-use std::time::Duration;
+use alloc::borrow::ToOwned;
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::time::Duration;
 
-use headgate_core::estimator::SlidingHistogram;
-use headgate_core::histogram::Histogram;
-use headgate_core::reason::Reason;
-use headgate_core::time::Timestamp;
 use headgate_protos::v1;
 
-use crate::fleet::{GONE_AFTER, MAX_POLICIES_PER_PROXY, MAX_PROXIES, PolicySet};
+use super::{GONE_AFTER, MAX_POLICIES_PER_PROXY, MAX_PROXIES, PolicySet};
+use crate::estimator::SlidingHistogram;
+use crate::histogram::Histogram;
+use crate::reason::Reason;
+use crate::time::Timestamp;
 
 mod node;
 mod share;
@@ -42,7 +45,7 @@ const VIEW_SLICES: u32 = 10;
 #[derive(Default)]
 pub struct Ledger {
     pools: BTreeMap<String, PoolBook>,
-    nodes: HashMap<String, Node>,
+    nodes: BTreeMap<String, Node>,
     workers: v1::WorkerCounters,
     unaccounted: u64,
 }
@@ -138,7 +141,7 @@ impl Ledger {
     /// Takes the policies in force: only their pools and classes are accounted for, so names in a report cannot grow the books.
     /// What persists keeps its totals.
     pub fn set_policies(&mut self, policies: &PolicySet) {
-        let mut before = std::mem::take(&mut self.pools);
+        let mut before = core::mem::take(&mut self.pools);
         for stored in policies.policies.values() {
             let Some(spec) = &stored.policy.spec else { continue };
             // The first policy of a pool, by name, has it; the store refuses a second.
@@ -243,7 +246,7 @@ impl PoolBook {
     }
 
     fn with_classes(mut self, classes: &[v1::PriorityClass]) -> Self {
-        let mut before = std::mem::take(&mut self.classes);
+        let mut before = core::mem::take(&mut self.classes);
         for class in classes {
             let kept = before.iter().position(|book| book.name == class.name).map(|at| before.swap_remove(at));
             let mut book = kept.unwrap_or_else(|| ClassBook::new(&class.name));

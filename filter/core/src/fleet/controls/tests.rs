@@ -1,14 +1,13 @@
 //! The pure part of the loop, stepped by hand.
 
 use std::sync::Arc;
+use std::vec;
 
-use headgate_core::level::{LevelKind, LevelState};
 use headgate_protos::v1;
 
 use super::*;
-use crate::device::SourceState;
-use crate::fleet::StoredPolicy;
-use crate::ledger::ClassView;
+use crate::fleet::{ClassView, ControlCounters, StoredPolicy};
+use crate::level::{LevelKind, LevelState};
 
 const LIFETIME: LimitsLifetime = LimitsLifetime { ttl: Duration::from_secs(3), decay: Duration::from_secs(10) };
 const EPOCH: u64 = 1_700_000_000_000;
@@ -30,31 +29,12 @@ fn policies(gpu_memory: v1::GpuMemoryLevel) -> PolicySet {
     PolicySet { policies: [("demo".to_owned(), Arc::new(StoredPolicy { policy, changed_at_unix_ms: 0 }))].into() }
 }
 
-/// Devices with the given use in percent, `GPU-0` first.
-fn devices(now: Timestamp, used_percent: &[u64]) -> DeviceState {
-    let device = |(index, used): (usize, &u64)| DeviceSample {
-        index: u32::try_from(index).unwrap(),
-        uuid: format!("GPU-{index}").into(),
-        name: "test".into(),
-        memory_used_bytes: *used << 30,
-        memory_reserved_bytes: 0,
-        memory_total_bytes: 100 << 30,
-    };
-    DeviceState {
-        source: "test",
-        state: SourceState::Sampling,
-        sampled_at: Some(now),
-        devices: used_percent.iter().enumerate().map(device).collect(),
-        details: Vec::new(),
-    }
-}
-
 /// A pool whose first report came at zero and that has served steadily since.
 fn loads(now: Timestamp) -> BTreeMap<String, PoolView> {
     let requests = now.as_nanos() / 10_000_000;
     let class = |name: &str| ClassView {
         class: name.to_owned(),
-        control: crate::ledger::ControlCounters { offered: requests, admitted: requests, completed: requests },
+        control: ControlCounters { offered: requests, admitted: requests, completed: requests },
         in_flight: 2,
         ..ClassView::default()
     };
@@ -71,9 +51,14 @@ fn shares(_: &str) -> Shares {
     Shares::of([("node", 1.0)].into_iter())
 }
 
-fn step(controls: &mut Controls, now_ms: u64, used_percent: &[u64]) -> Option<LimitsTable> {
+/// A device with the given use in percent.
+fn memory(now: Timestamp, used_percent: u64) -> impl Fn(&GpuMemoryConfig) -> Option<GpuMemorySample> {
+    move |_| Some(GpuMemorySample { at: now, used_bytes: used_percent << 30, total_bytes: 100 << 30, source: SignalSource::Nvml })
+}
+
+fn step(controls: &mut Controls, now_ms: u64, used_percent: u64) -> Option<LimitsTable> {
     let now = Timestamp::from_millis(now_ms);
-    controls.step(now, &StepInputs { loads: &loads(now), devices: &devices(now, used_percent), shares: &shares })
+    controls.step(now, &StepInputs { loads: &loads(now), gpu_memory: &memory(now, used_percent), shares: &shares })
 }
 
 fn started() -> Controls {
@@ -83,14 +68,14 @@ fn started() -> Controls {
 }
 
 /// Steps every 100 ms up to `until_ms` at the given use; returns what was pushed, with its time.
-fn run(controls: &mut Controls, from_ms: u64, until_ms: u64, used_percent: &[u64]) -> Vec<(u64, LimitsTable)> {
+fn run(controls: &mut Controls, from_ms: u64, until_ms: u64, used_percent: u64) -> Vec<(u64, LimitsTable)> {
     (from_ms..=until_ms).step_by(100).filter_map(|now| step(controls, now, used_percent).map(|table| (now, table))).collect()
 }
 
 #[test]
 fn nothing_is_pushed_before_the_load_is_known() {
     let mut controls = started();
-    let pushed = run(&mut controls, 0, 1500, &[95]);
+    let pushed = run(&mut controls, 0, 1500, 95);
     assert_eq!(pushed.first().map(|(at, _)| *at), Some(1000));
 }
 
@@ -99,7 +84,7 @@ fn a_pool_that_nobody_reports_gets_its_limits_all_the_same() {
     let mut controls = started();
     let first = (0..40_u64).find(|tick| {
         let now = Timestamp::from_millis(tick * 100);
-        let inputs = StepInputs { loads: &BTreeMap::new(), devices: &devices(now, &[10]), shares: &shares };
+        let inputs = StepInputs { loads: &BTreeMap::new(), gpu_memory: &memory(now, 10), shares: &shares };
         controls.step(now, &inputs).is_some()
     });
     assert_eq!(first, Some(20), "two seconds");
@@ -108,8 +93,8 @@ fn a_pool_that_nobody_reports_gets_its_limits_all_the_same() {
 #[test]
 fn a_crossing_is_pushed_in_the_very_step_that_sees_it() {
     let mut controls = started();
-    run(&mut controls, 0, 3000, &[50]);
-    let table = step(&mut controls, 3010, &[80]).expect("a push");
+    run(&mut controls, 0, 3000, 50);
+    let table = step(&mut controls, 3010, 80).unwrap();
     let limits = table.for_node("node", "pool").unwrap();
     let memory = limits.levels.iter().find(|level| level.kind() == v1::LevelKind::GpuMemory).unwrap();
     assert_eq!(memory.state(), v1::LevelState::Tripped);
@@ -122,7 +107,7 @@ fn a_crossing_is_pushed_in_the_very_step_that_sees_it() {
 #[test]
 fn a_calm_pool_is_pushed_only_to_renew_its_lifetime() {
     let mut controls = started();
-    let pushed = run(&mut controls, 0, 6000, &[50]);
+    let pushed = run(&mut controls, 0, 6000, 50);
     let times: Vec<u64> = pushed.iter().map(|(at, _)| *at).filter(|at| *at > 2000).collect();
     assert!(times.windows(2).all(|pair| pair[1] - pair[0] == 500), "{times:?}");
 }
@@ -131,35 +116,26 @@ fn a_calm_pool_is_pushed_only_to_renew_its_lifetime() {
 fn epochs_grow_from_the_calendar_and_above_what_any_filter_has() {
     let mut controls = started();
     let epochs = |pushed: Vec<(u64, LimitsTable)>| pushed.iter().map(|(_, table)| table.pools["pool"].fleet.epoch).collect::<Vec<_>>();
-    let first = epochs(run(&mut controls, 0, 3000, &[50]));
+    let first = epochs(run(&mut controls, 0, 3000, 50));
     assert!(first[0] > EPOCH && first.windows(2).all(|pair| pair[0] < pair[1]), "{first:?}");
     controls.raise_epoch("demo", EPOCH + 5_000_000);
-    assert!(epochs(run(&mut controls, 3100, 4000, &[50]))[0] > EPOCH + 5_000_000);
+    assert!(epochs(run(&mut controls, 3100, 4000, 50))[0] > EPOCH + 5_000_000);
     controls.raise_epoch("demo", u64::MAX);
-    assert!(epochs(run(&mut controls, 4100, 5000, &[50]))[0] < EPOCH + 6_000_000, "an absurd epoch is not believed");
-}
-
-#[test]
-fn the_fullest_device_of_the_pool_counts() {
-    let state = devices(Timestamp::ZERO, &[20, 90, 40]);
-    let none: [&str; 0] = [];
-    assert_eq!(fullest(&none, &state).unwrap().used_bytes, 90 << 30);
-    assert_eq!(fullest(&["GPU-0", "GPU-2"], &state).unwrap().used_bytes, 40 << 30);
-    assert!(fullest(&["GPU-9"], &state).is_none());
+    assert!(epochs(run(&mut controls, 4100, 5000, 50))[0] < EPOCH + 6_000_000, "an absurd epoch is not believed");
 }
 
 #[test]
 fn the_most_demanding_policy_sets_the_sampling_period() {
     let mut controls = started();
-    assert_eq!(controls.device_period(), Duration::from_millis(100));
+    assert_eq!(controls.device_period(), Some(Duration::from_millis(100)));
     controls.set_policies(Timestamp::ZERO, EPOCH, &policies(v1::GpuMemoryLevel { sample_ms: Some(20), ..Default::default() }));
-    assert_eq!(controls.device_period(), Duration::from_millis(20));
+    assert_eq!(controls.device_period(), Some(Duration::from_millis(20)));
 }
 
 #[test]
 fn a_changed_policy_keeps_a_tripped_level_and_a_deleted_one_leaves_the_table() {
     let mut controls = started();
-    run(&mut controls, 0, 2000, &[90]);
+    run(&mut controls, 0, 2000, 90);
     controls.set_policies(Timestamp::from_millis(2000), EPOCH, &policies(v1::GpuMemoryLevel { sample_ms: Some(50), ..Default::default() }));
     let state = controls.views()["pool"].state.clone();
     assert_eq!(state.level(LevelKind::GpuMemory).unwrap().state, LevelState::Tripped);

@@ -1,15 +1,18 @@
 //! One proxy in the books: the newest report of each of its worker VMs, and its recent demand.
 
-use std::collections::HashMap;
-use std::time::Duration;
+use alloc::borrow::ToOwned;
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::time::Duration;
 
-use headgate_core::histogram::Histogram;
-use headgate_core::reason::Reason;
-use headgate_core::time::Timestamp;
 use headgate_protos::v1;
 
 use super::{ClassTotals, LIVE};
 use crate::fleet::{GONE_AFTER, MAX_POLICIES_PER_PROXY};
+use crate::histogram::Histogram;
+use crate::reason::Reason;
+use crate::time::Timestamp;
 
 /// VMs remembered of one proxy, dead ones included: a late report of a dead VM must not count anew.
 const MAX_VMS: usize = 256;
@@ -23,15 +26,15 @@ const DEMAND_TIME: f64 = 1.0;
 pub(super) struct Node {
     /// Time of its newest report; `None` before the first.
     pub(super) heard_at: Option<Timestamp>,
-    vms: HashMap<(u32, u64), Vm>,
-    demands: HashMap<String, Demand>,
+    vms: BTreeMap<(u32, u64), Vm>,
+    demands: BTreeMap<String, Demand>,
 }
 
 /// The newest report of one VM.
 struct Vm {
     heard_at: Timestamp,
     at_ns: u64,
-    pools: HashMap<String, v1::PoolReport>,
+    pools: BTreeMap<String, v1::PoolReport>,
     counters: v1::WorkerCounters,
 }
 
@@ -114,7 +117,7 @@ impl Node {
 
     /// Demand for `pool` now, in requests per second.
     pub(super) fn demand(&self, now: Timestamp, pool: &str) -> f64 {
-        self.demands.get(pool).map_or(0.0, |demand| demand.rate * (-now.since(demand.at).as_secs_f64() / DEMAND_TIME).exp())
+        self.demands.get(pool).map_or(0.0, |demand| demand.rate * libm::exp(-now.since(demand.at).as_secs_f64() / DEMAND_TIME))
     }
 
     fn make_room(&mut self, key: &(u32, u64)) {

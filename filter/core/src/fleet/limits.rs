@@ -1,7 +1,8 @@
 //! What the control loop has computed, and each proxy's part of it.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+use alloc::sync::Arc;
 
 use headgate_protos::v1;
 
@@ -18,7 +19,7 @@ pub struct PoolLimits {
     /// The limits of the whole fleet: rates and bursts are totals over all proxies.
     pub fleet: v1::Limits,
     /// Parts of the proxies that report load for the pool, by `node.id`. Their sum is at most one.
-    pub shares: HashMap<String, ProxyShare>,
+    pub shares: BTreeMap<String, ProxyShare>,
     /// Part of a proxy that has not reported yet.
     pub newcomer: ProxyShare,
 }
@@ -62,6 +63,9 @@ impl PoolLimits {
 
 #[cfg(test)]
 mod tests {
+    use std::borrow::ToOwned;
+    use std::vec;
+
     use super::*;
 
     #[test]

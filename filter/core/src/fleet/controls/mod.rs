@@ -1,0 +1,223 @@
+//! The control loop of all pools: one `PoolController` each, and the rule when its result is worth a push.
+//!
+//! **Restart.** A control plane that has just begun knows neither rates nor percentiles, and what it would push could only be a
+//! guess. The filters hold their last limits meanwhile (`ttl_ms`). So nothing is pushed for a pool until its load has been
+//! reported for a second, or, with no report at all, until two seconds have passed.
+
+use alloc::borrow::ToOwned;
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use super::{LimitsLifetime, LimitsTable, PolicySet, PoolLimits, PoolView, Shares};
+use crate::control::{ClassLoad, LimitsFrame, PoolController, PoolState, Signals};
+use crate::histogram::Histogram;
+use crate::level::{GpuMemorySample, SignalSource};
+use crate::policy::{GpuMemoryConfig, Policy, PolicyErrors};
+use crate::time::Timestamp;
+
+mod material;
+#[cfg(test)]
+mod tests;
+
+use self::material::{Material, material};
+
+/// Longest time between two pushes of a pool: values for people, and the filters' TTL anew.
+const REFRESH: Duration = Duration::from_millis(500);
+/// Time from the first report about a pool to the first push.
+const LEARNING: Duration = Duration::from_secs(1);
+/// Time to the first push when nobody reports.
+const SILENCE: Duration = Duration::from_secs(2);
+/// How far ahead a filter's epoch may be and still be believed: a calendar that was set back by up to a year.
+const MAX_EPOCH_LEAD: u64 = 366 * 86_400 * 1000;
+
+/// One pool, for people.
+#[derive(Clone, Debug)]
+pub struct PoolControlView {
+    /// Policy that protects it.
+    pub policy: String,
+    /// Version of that policy.
+    pub version: String,
+    /// What the controller found.
+    pub state: PoolState,
+    /// Epoch of the newest pushed limits; 0 before the first.
+    pub epoch: u64,
+}
+
+/// The pure part of the loop.
+pub struct Controls {
+    lifetime: LimitsLifetime,
+    pools: BTreeMap<String, PoolControl>,
+}
+
+/// One pool.
+struct PoolControl {
+    policy: Policy,
+    controller: PoolController,
+    created_at: Timestamp,
+    epoch: u64,
+    pushed: Option<Pushed>,
+}
+
+struct Pushed {
+    limits: Arc<PoolLimits>,
+    at: Timestamp,
+}
+
+/// What one step reads.
+pub struct StepInputs<'a> {
+    /// Load of every pool.
+    pub loads: &'a BTreeMap<String, PoolView>,
+    /// Newest sample of the GPU memory that a pool's level watches.
+    pub gpu_memory: &'a dyn Fn(&GpuMemoryConfig) -> Option<GpuMemorySample>,
+    /// How each pool's rates are split.
+    pub shares: &'a dyn Fn(&str) -> Shares,
+}
+
+// === impl Controls ===
+
+impl Controls {
+    /// Without pools.
+    pub fn new(lifetime: LimitsLifetime) -> Self {
+        Self { lifetime, pools: BTreeMap::new() }
+    }
+
+    /// Takes the policies in force; a pool that persists keeps its controller. `epoch` is where a new pool's numbering begins.
+    /// Returns the policies that are not valid, by name: they are left out.
+    pub fn set_policies(&mut self, now: Timestamp, epoch: u64, policies: &PolicySet) -> Vec<(String, PolicyErrors)> {
+        let mut invalid = Vec::new();
+        let mut before = core::mem::take(&mut self.pools);
+        for stored in policies.policies.values() {
+            let policy = match Policy::try_from_wire(&stored.policy) {
+                Ok(policy) => policy,
+                Err(errors) => {
+                    invalid.push((stored.policy.name.clone(), errors));
+                    continue;
+                }
+            };
+            if self.pools.contains_key(policy.pool()) {
+                continue;
+            }
+            let pool = policy.pool().to_owned();
+            let control = match before.remove(&pool) {
+                Some(mut kept) => {
+                    kept.controller.set_policy(now, &policy);
+                    kept.policy = policy;
+                    kept
+                }
+                None => PoolControl { controller: PoolController::new(now, &policy), policy, created_at: now, epoch, pushed: None },
+            };
+            self.pools.insert(pool, control);
+        }
+        invalid
+    }
+
+    /// How often the devices must be asked: as often as the most demanding policy wants; `None` when no policy looks at them.
+    pub fn device_period(&self) -> Option<Duration> {
+        let levels = self.pools.values().map(|pool| &pool.policy.levels().gpu_memory);
+        levels.filter(|level| level.enabled).map(|level| level.sample).min()
+    }
+
+    /// Raises the numbering of `policy`'s pool above `seen`, an epoch that a filter has: after a calendar was set back, the filter
+    /// would ignore everything below it.
+    pub fn raise_epoch(&mut self, policy: &str, seen: u64) {
+        for pool in self.pools.values_mut().filter(|pool| pool.policy.name() == policy) {
+            if seen > pool.epoch && seen - pool.epoch <= MAX_EPOCH_LEAD {
+                pool.epoch = seen;
+            }
+        }
+    }
+
+    /// One step of every pool. Returns the table to push when any pool's limits are worth it, or a pool is gone.
+    pub fn step(&mut self, now: Timestamp, inputs: &StepInputs<'_>) -> Option<LimitsTable> {
+        let nothing = PoolView::default();
+        let mut is_worth_it = false;
+        for (name, pool) in &mut self.pools {
+            let load = inputs.loads.get(name).unwrap_or(&nothing);
+            pool.compute(now, load, inputs.gpu_memory);
+            if pool.may_push(now, load) {
+                is_worth_it |= pool.offer(now, name, self.lifetime, (inputs.shares)(name));
+            }
+        }
+        is_worth_it.then(|| self.table())
+    }
+
+    /// The limits that have been pushed, of all pools.
+    pub fn table(&self) -> LimitsTable {
+        let pushed = self.pools.iter().filter_map(|(name, pool)| pool.pushed.as_ref().map(|pushed| (name.clone(), pushed.limits.clone())));
+        LimitsTable { pools: pushed.collect() }
+    }
+
+    /// The pools, for people.
+    pub fn views(&self) -> BTreeMap<String, PoolControlView> {
+        let view = |pool: &PoolControl| PoolControlView {
+            policy: pool.policy.name().to_owned(),
+            version: pool.policy.version().to_owned(),
+            state: pool.controller.state().clone(),
+            epoch: pool.pushed.as_ref().map_or(0, |pushed| pushed.limits.fleet.epoch),
+        };
+        self.pools.iter().map(|(name, pool)| (name.clone(), view(pool))).collect()
+    }
+}
+
+// === impl PoolControl ===
+
+impl PoolControl {
+    fn compute(&mut self, now: Timestamp, load: &PoolView, gpu_memory: &dyn Fn(&GpuMemoryConfig) -> Option<GpuMemorySample>) {
+        let classes: Vec<ClassLoad> = self.policy.classes().iter().map(|class| class_load(load, &class.name)).collect();
+        let empty = Histogram::new();
+        let signals = Signals {
+            // The books only grow while this program runs.
+            series: 0,
+            gpu_memory: gpu_memory(&self.policy.levels().gpu_memory),
+            classes: &classes,
+            ttft_us: load.ttft.as_ref().unwrap_or(&empty),
+            source: SignalSource::Filters,
+        };
+        self.controller.step(now, &signals);
+    }
+
+    fn may_push(&self, now: Timestamp, load: &PoolView) -> bool {
+        if self.pushed.is_some() {
+            return true;
+        }
+        match load.first_report_at {
+            Some(at) => now.since(at) >= LEARNING,
+            None => now.since(self.created_at) >= SILENCE,
+        }
+    }
+
+    /// Pushes the controller's state if that is worth it; returns whether it was.
+    fn offer(&mut self, now: Timestamp, pool: &str, lifetime: LimitsLifetime, shares: Shares) -> bool {
+        let frame = LimitsFrame {
+            pool,
+            epoch: self.epoch + 1,
+            policy_version: self.policy.version(),
+            share: 1.0,
+            safe_share: 1.0,
+            ttl: lifetime.ttl,
+            decay: lifetime.decay,
+        };
+        let limits = PoolLimits { fleet: self.controller.state().to_wire(&frame), shares: shares.by_node, newcomer: shares.newcomer };
+        let is_due = self.pushed.as_ref().is_none_or(|pushed| now.since(pushed.at) >= REFRESH.min(lifetime.ttl / 3));
+        let is_material = self.pushed.as_ref().is_none_or(|pushed| material(&pushed.limits, &limits) == Material::Yes);
+        if !is_due && !is_material {
+            return false;
+        }
+        self.epoch += 1;
+        self.pushed = Some(Pushed { limits: Arc::new(limits), at: now });
+        true
+    }
+}
+
+fn class_load(load: &PoolView, class: &str) -> ClassLoad {
+    let Some(view) = load.classes.iter().find(|view| view.class == class) else { return ClassLoad::default() };
+    ClassLoad {
+        offered: view.control.offered,
+        admitted: view.control.admitted,
+        completed: view.control.completed,
+        in_flight: u32::try_from(view.in_flight).unwrap_or(u32::MAX),
+    }
+}
