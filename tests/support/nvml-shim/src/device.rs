@@ -6,13 +6,13 @@
 #[cfg(test)]
 mod tests;
 
-use std::ffi::{c_char, c_uint, c_ulonglong};
+use std::ffi::{c_char, c_int, c_uint, c_ulonglong};
 use std::mem::size_of;
 
 use nvml_wrapper_sys::bindings as nvml;
-use nvml_wrapper_sys::bindings::{nvmlDevice_t, nvmlReturn_t};
+use nvml_wrapper_sys::bindings::{field_id, nvmlDevice_t, nvmlReturn_t};
 
-use crate::abi::{Code, query, store, store_string};
+use crate::abi::{Code, guard, query, store, store_string};
 use crate::state::{Device, State};
 
 /// More devices than any machine has; a handle beyond it was never given out.
@@ -159,6 +159,66 @@ pub unsafe extern "C" fn nvmlDeviceGetTemperature(
         }
         // SAFETY: NVML's contract for `temperature`.
         unsafe { store(temperature, known(device(handle)?.temperature_c)?) }
+    })
+}
+
+/// `nvmlDeviceGetTemperatureThreshold` in degrees Celsius: shutdown, slowdown, memory and GPU maximum; no acoustic thresholds.
+///
+/// # Safety
+/// NVML's contract, see the module.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetTemperatureThreshold(
+    handle: nvmlDevice_t,
+    threshold: nvml::nvmlTemperatureThresholds_t,
+    temperature: *mut c_uint,
+) -> nvmlReturn_t {
+    query(|| {
+        let device = device(handle)?;
+        let answer = match threshold {
+            nvml::nvmlTemperatureThresholds_enum_NVML_TEMPERATURE_THRESHOLD_SHUTDOWN => device.temperature_shutdown_c,
+            nvml::nvmlTemperatureThresholds_enum_NVML_TEMPERATURE_THRESHOLD_SLOWDOWN => device.temperature_slowdown_c,
+            nvml::nvmlTemperatureThresholds_enum_NVML_TEMPERATURE_THRESHOLD_MEM_MAX => device.memory_temperature_max_c,
+            nvml::nvmlTemperatureThresholds_enum_NVML_TEMPERATURE_THRESHOLD_GPU_MAX => device.temperature_max_c,
+            other if other < nvml::nvmlTemperatureThresholds_enum_NVML_TEMPERATURE_THRESHOLD_COUNT => None,
+            _ => return Err(Code::INVALID_ARGUMENT),
+        };
+        // SAFETY: NVML's contract for `temperature`.
+        unsafe { store(temperature, known(answer)?) }
+    })
+}
+
+/// `nvmlDeviceGetFieldValues`: memory temperature and row remapping; each value has a return code of its own.
+///
+/// # Safety
+/// NVML's contract, see the module; `values` is null or valid for reads and writes of `count` entries.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetFieldValues(handle: nvmlDevice_t, count: c_int, values: *mut nvml::nvmlFieldValue_t) -> nvmlReturn_t {
+    query(|| {
+        let device = device(handle)?;
+        let count = usize::try_from(count).ok().filter(|count| *count > 0).ok_or(Code::INVALID_ARGUMENT)?;
+        if values.is_null() {
+            return Err(Code::INVALID_ARGUMENT);
+        }
+        for index in 0..count {
+            // SAFETY: `values` is not null and `index < count`, so by this function's contract the entry is there.
+            let entry = unsafe { &mut *values.add(index) };
+            let answer = field(&device, entry.fieldId);
+            entry.valueType = nvml::nvmlValueType_enum_NVML_VALUE_TYPE_UNSIGNED_INT;
+            entry.nvmlReturn = guard(|| answer.map(drop));
+            entry.value = nvml::nvmlValue_t { uiVal: answer.unwrap_or(0) };
+        }
+        Ok(())
+    })
+}
+
+fn field(device: &Device, id: c_uint) -> Result<c_uint, Code> {
+    known(match id {
+        field_id::NVML_FI_DEV_MEMORY_TEMP => device.memory_temperature_c,
+        field_id::NVML_FI_DEV_REMAPPED_COR => device.rows_remapped_correctable,
+        field_id::NVML_FI_DEV_REMAPPED_UNC => device.rows_remapped_uncorrectable,
+        field_id::NVML_FI_DEV_REMAPPED_PENDING => device.row_remap_pending.map(c_uint::from),
+        field_id::NVML_FI_DEV_REMAPPED_FAILURE => device.row_remap_failed.map(c_uint::from),
+        _ => None,
     })
 }
 

@@ -40,6 +40,11 @@ pub(crate) struct Device {
     pub(crate) gpu_utilization_percent: Option<u32>,
     pub(crate) memory_utilization_percent: Option<u32>,
     pub(crate) temperature_c: Option<u32>,
+    pub(crate) memory_temperature_c: Option<u32>,
+    pub(crate) temperature_shutdown_c: Option<u32>,
+    pub(crate) temperature_slowdown_c: Option<u32>,
+    pub(crate) temperature_max_c: Option<u32>,
+    pub(crate) memory_temperature_max_c: Option<u32>,
     pub(crate) power_mw: Option<u32>,
     pub(crate) power_limit_mw: Option<u32>,
     pub(crate) total_energy_mj: Option<u64>,
@@ -51,6 +56,10 @@ pub(crate) struct Device {
     pub(crate) throttle_reasons: Option<u64>,
     pub(crate) ecc_errors_corrected: Option<u64>,
     pub(crate) ecc_errors_uncorrected: Option<u64>,
+    pub(crate) rows_remapped_correctable: Option<u32>,
+    pub(crate) rows_remapped_uncorrectable: Option<u32>,
+    pub(crate) row_remap_pending: Option<bool>,
+    pub(crate) row_remap_failed: Option<bool>,
     /// 0 is off, 1 is on.
     pub(crate) mig_mode: Option<u32>,
     /// `nvmlPstates_t`, 0..=15.

@@ -6,9 +6,11 @@ use std::sync::{Mutex, PoisonError};
 use headgate_nvml_shim::STATE_VARIABLE;
 use nvml_wrapper::Nvml;
 use nvml_wrapper::bitmasks::device::ThrottleReasons;
-use nvml_wrapper::enum_wrappers::device::{Clock, TemperatureSensor};
-use nvml_wrapper::enums::device::UsedGpuMemory;
+use nvml_wrapper::enum_wrappers::device::{Clock, TemperatureSensor, TemperatureThreshold};
+use nvml_wrapper::enums::device::{SampleValue, UsedGpuMemory};
 use nvml_wrapper::error::NvmlError;
+use nvml_wrapper::structs::device::FieldId;
+use nvml_wrapper::sys_exports::field_id;
 
 const UUID: &str = "GPU-11111111-2222-3333-4444-555555555555";
 
@@ -51,7 +53,8 @@ fn device(used: u64) -> String {
     format!(
         r#"{{"driver_version": "580.95.05", "cuda_driver_version": 13000, "devices": [{{
             "uuid": "{UUID}", "name": "Test GPU", "memory_total_bytes": 1000, "memory_used_bytes": {used}, "memory_reserved_bytes": 50,
-            "gpu_utilization_percent": 97, "memory_utilization_percent": 41, "temperature_c": 61, "power_mw": 450000, "power_limit_mw": 700000,
+            "gpu_utilization_percent": 97, "memory_utilization_percent": 41, "temperature_c": 61, "memory_temperature_c": 66,
+            "temperature_shutdown_c": 95, "temperature_slowdown_c": 92, "rows_remapped_correctable": 2, "row_remap_pending": false, "power_mw": 450000, "power_limit_mw": 700000,
             "sm_clock_mhz": 1755, "sm_clock_max_mhz": 1980, "mem_clock_mhz": 2619, "throttle_reasons": 4, "mig_mode": 0,
             "processes": [{{"pid": 42, "name": "engine", "used_memory_bytes": 300}}, {{"pid": 43}}]}}]}}"#
     )
@@ -75,6 +78,25 @@ fn reads_every_figure_of_a_device() {
         assert_eq!(device.clock_info(Clock::Memory).unwrap(), 2619);
         assert_eq!(device.current_throttle_reasons().unwrap(), ThrottleReasons::SW_POWER_CAP);
         assert_eq!(device.mig_mode().unwrap().current, 0);
+    });
+}
+
+#[test]
+fn answers_each_field_and_threshold_for_itself() {
+    with_state(&device(300), |nvml, _| {
+        let device = nvml.device_by_index(0).unwrap();
+        assert_eq!(device.temperature_threshold(TemperatureThreshold::Slowdown).unwrap(), 92);
+        assert!(matches!(device.temperature_threshold(TemperatureThreshold::MemoryMax), Err(NvmlError::NotSupported)));
+        let ids = [
+            field_id::NVML_FI_DEV_MEMORY_TEMP,
+            field_id::NVML_FI_DEV_REMAPPED_COR,
+            field_id::NVML_FI_DEV_REMAPPED_UNC,
+            field_id::NVML_FI_DEV_REMAPPED_PENDING,
+        ];
+        let values: Vec<_> =
+            device.field_values_for(&ids.map(FieldId)).unwrap().into_iter().map(|value| value.unwrap().value.ok()).collect();
+        let known = |value| Some(SampleValue::U32(value));
+        assert_eq!(values, [known(66), known(2), None, known(0)]);
     });
 }
 

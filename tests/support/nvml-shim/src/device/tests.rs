@@ -20,6 +20,7 @@ fn every_export_has_the_signature_of_nvml_h() {
         nvmlDeviceGetCurrentClocksThrottleReasons nvmlDeviceGetCurrentClocksEventReasons nvmlDeviceGetPerformanceState
         nvmlDeviceGetIndex nvmlDeviceGetMinorNumber nvmlDeviceIsMigDeviceHandle nvmlDeviceGetMaxMigDeviceCount nvmlDeviceGetMigMode
         nvmlDeviceGetName nvmlDeviceGetUUID nvmlDeviceGetSerial nvmlDeviceGetTemperature
+        nvmlDeviceGetTemperatureThreshold nvmlDeviceGetFieldValues
         nvmlDeviceGetClockInfo nvmlDeviceGetMaxClockInfo nvmlDeviceGetTotalEccErrors nvmlDeviceGetComputeRunningProcesses_v3
     }
 }
