@@ -37,15 +37,16 @@ enum Command {
     #[command(after_help = "Examples:\n  headgate serve\n  headgate serve --grpc 0.0.0.0:18000 --data-dir /var/lib/headgate\n  \
                             headgate serve --config headgate.yaml    # keys are the flags: `data-dir: /var/lib/headgate`\n\n\
                             Flags win over the environment (HEADGATE_*), the environment over the file.")]
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
     /// Apply, check, read, delete and watch policies
     #[command(after_help = EXIT_CODES)]
     Policy(policy::PolicyArgs),
     /// Show levels, classes, GPUs and proxies of a running control plane
     #[command(after_help = "Examples:\n  headgate status\n  headgate status --watch\n  headgate status --json | jq '.pools[].levels'")]
     Status(status::StatusArgs),
-    /// Show this machine's GPUs as the control plane would see them; no GPU is an answer, not an error
-    #[command(after_help = "Examples:\n  headgate gpu\n  headgate gpu --json\n  headgate gpu --nvml-lib /usr/lib/libnvidia-ml.so.1")]
+    /// Show or record this machine's GPUs as the control plane would see them; no GPU is an answer, not an error
+    #[command(after_help = "Examples:\n  headgate gpu\n  headgate gpu --json\n  headgate gpu --nvml-lib /usr/lib/libnvidia-ml.so.1\n  \
+                            headgate gpu --record day.jsonl --seconds 600 --period-ms 100")]
     Gpu(gpu::GpuArgs),
 }
 
@@ -55,7 +56,7 @@ struct ServeArgs {
     #[arg(long, env = "HEADGATE_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     /// No GPU telemetry: the same as --nvml-lib off
-    #[arg(long, conflicts_with = "nvml_lib")]
+    #[arg(long, conflicts_with_all = ["nvml_lib", "device_tape"])]
     no_nvml: bool,
     #[command(flatten)]
     settings: RawConfig,
@@ -136,7 +137,7 @@ impl Command {
             Self::Serve(args) => Ok(crate::serve::run(args.config()?).await?),
             Self::Policy(args) => policy::run(args, format).await,
             Self::Status(args) => status::run(args, format).await,
-            Self::Gpu(args) => gpu::run(&args, format),
+            Self::Gpu(args) => gpu::run(&args, format).await,
         }
     }
 }

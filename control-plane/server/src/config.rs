@@ -23,7 +23,7 @@ pub struct Config {
     /// Directory of the policy store.
     pub data_dir: PathBuf,
     /// Where GPU telemetry comes from.
-    pub nvml: NvmlLibrary,
+    pub devices: DeviceOrigin,
     /// How Envoy gets the filter.
     pub filter: FilterDelivery,
     /// File to which the bound ports are written.
@@ -34,14 +34,16 @@ pub struct Config {
     pub lifetime: LimitsLifetime,
 }
 
-/// Which NVML library is loaded.
+/// Who answers for the GPUs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NvmlLibrary {
-    /// The driver's, by its usual name.
-    Auto,
-    /// This file.
-    Path(PathBuf),
-    /// None: there is no GPU telemetry.
+pub enum DeviceOrigin {
+    /// The driver's NVML library, by its usual name.
+    Driver,
+    /// This NVML library.
+    Library(PathBuf),
+    /// This recording, played over and over.
+    Tape(PathBuf),
+    /// Nobody: there is no GPU telemetry.
     Off,
 }
 
@@ -127,6 +129,7 @@ impl TryFrom<RawConfig> for Config {
             http,
             data_dir,
             nvml_lib,
+            device_tape,
             filter_wasm,
             control_cluster,
             control_authority,
@@ -140,7 +143,7 @@ impl TryFrom<RawConfig> for Config {
             grpc: errors.address("grpc", grpc, "127.0.0.1:18000"),
             http: errors.address("http", http, "127.0.0.1:18080"),
             data_dir: errors.path("data-dir", data_dir, "headgate-data"),
-            nvml: errors.nvml(nvml_lib),
+            devices: errors.devices(nvml_lib, device_tape),
             filter: FilterDelivery {
                 wasm: errors.path("filter-wasm", filter_wasm, "/etc/headgate/headgate.wasm"),
                 control_cluster: errors.text("control-cluster", control_cluster, "headgate-control"),
@@ -207,15 +210,19 @@ impl Errors {
         text
     }
 
-    fn nvml(&mut self, given: Option<String>) -> NvmlLibrary {
-        match given.as_deref() {
-            None | Some("auto") => NvmlLibrary::Auto,
-            Some("off") => NvmlLibrary::Off,
+    /// A tape stands instead of NVML, whatever the environment says of the library.
+    fn devices(&mut self, library: Option<String>, tape: Option<PathBuf>) -> DeviceOrigin {
+        if let Some(tape) = tape {
+            return DeviceOrigin::Tape(self.path("device-tape", Some(tape), ""));
+        }
+        match library.as_deref() {
+            None | Some("auto") => DeviceOrigin::Driver,
+            Some("off") => DeviceOrigin::Off,
             Some("") => {
                 self.0.push(ConfigError::Empty { flag: "nvml-lib" });
-                NvmlLibrary::Off
+                DeviceOrigin::Off
             }
-            Some(path) => NvmlLibrary::Path(PathBuf::from(path)),
+            Some(path) => DeviceOrigin::Library(PathBuf::from(path)),
         }
     }
 
@@ -247,7 +254,7 @@ mod tests {
         let config = Config::try_from(RawConfig::default()).unwrap();
         assert_eq!(config.grpc.to_string(), "127.0.0.1:18000");
         assert_eq!(config.http.to_string(), "127.0.0.1:18080");
-        assert_eq!(config.nvml, NvmlLibrary::Auto);
+        assert_eq!(config.devices, DeviceOrigin::Driver);
         assert_eq!(config.lifetime.ttl, Duration::from_secs(3));
     }
 
@@ -270,6 +277,14 @@ mod tests {
                 "--limits-ttl-ms: 10 is outside 200..=600000",
             ]
         );
+    }
+
+    #[test]
+    fn a_tape_stands_instead_of_the_library() {
+        let raw = RawConfig { nvml_lib: Some("off".to_owned()), device_tape: Some("a.jsonl".into()), ..RawConfig::default() };
+        assert_eq!(Config::try_from(raw).unwrap().devices, DeviceOrigin::Tape("a.jsonl".into()));
+        let nameless = RawConfig { device_tape: Some(PathBuf::new()), ..RawConfig::default() };
+        assert_eq!(Config::try_from(nameless).unwrap_err().to_string(), "--device-tape: is empty");
     }
 
     #[test]

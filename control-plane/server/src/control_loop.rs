@@ -158,6 +158,7 @@ mod tests {
             memory_used_bytes: *used << 30,
             memory_reserved_bytes: 0,
             memory_total_bytes: 100 << 30,
+            ..DeviceSample::default()
         };
         DeviceState {
             source: "test",

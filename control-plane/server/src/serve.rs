@@ -17,6 +17,7 @@ use tonic::transport::server::TcpIncoming;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::control_loop::{ControlLoop, ControlView, SharedLedger};
+use crate::device::tape::TapeError;
 use crate::device::{self, Sampler};
 use crate::fleet::Fleet;
 use crate::http::{self, Observatory};
@@ -44,6 +45,9 @@ pub enum ServeError {
     /// The policy store cannot be opened.
     #[error("--data-dir: {0}")]
     Store(#[from] StoreError),
+    /// The recording of GPUs cannot be used.
+    #[error("--device-tape: {0}")]
+    Tape(#[from] TapeError),
     /// The ports file cannot be written.
     #[error("--ports-file: cannot write {path}: {source}")]
     PortsFile {
@@ -120,7 +124,8 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
 
     let (clock, fleet, ledger, shutdown) = (Clock::start(), Fleet::new(), SharedLedger::default(), CancellationToken::new());
     let store = Store::open(&config.data_dir, fleet.clone())?;
-    let sampler = Sampler::start(device::open(&config.nvml), clock).map_err(|source| system("start the GPU sampling thread", source))?;
+    let sampler =
+        Sampler::start(device::open(&config.devices)?, clock).map_err(|source| system("start the GPU sampling thread", source))?;
     let (view, control) = watch::channel(Arc::new(ControlView::default()));
     let control_loop = ControlLoop {
         fleet: fleet.clone(),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::device::{DeviceDetail, DeviceSample, DeviceState, SampleError, SourceState};
+use crate::device::{DeviceActivity, DeviceDetail, DeviceSample, DeviceState, SampleError, SourceState};
 use crate::fleet::ProxyView;
 
 /// The whole document.
@@ -125,6 +125,9 @@ pub struct GpuStatus {
     pub memory_total_bytes: u64,
     /// Memory in use, in percent of the total.
     pub memory_used_percent: f64,
+    /// How hard it works.
+    #[serde(flatten)]
+    pub activity: DeviceActivity,
     /// UUID and everything else.
     #[serde(flatten)]
     pub detail: DeviceDetail,
@@ -185,6 +188,7 @@ impl GpuStatus {
             memory_reserved_bytes: sample.memory_reserved_bytes,
             memory_total_bytes: sample.memory_total_bytes,
             memory_used_percent: percent(sample.memory_used_bytes, sample.memory_total_bytes),
+            activity: sample.activity.clone(),
             detail: detail.cloned().unwrap_or_else(|| DeviceDetail { uuid: sample.uuid.to_string(), ..DeviceDetail::default() }),
         }
     }

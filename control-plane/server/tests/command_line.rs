@@ -22,7 +22,7 @@ spec:
 fn headgate() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_headgate"));
     // What the developer's own shell has set must not reach a test.
-    for name in ["HEADGATE_SERVER", "HEADGATE_STATUS_URL", "HEADGATE_CONFIG", "HEADGATE_NVML_LIB"] {
+    for name in ["HEADGATE_SERVER", "HEADGATE_STATUS_URL", "HEADGATE_CONFIG", "HEADGATE_NVML_LIB", "HEADGATE_DEVICE_TAPE"] {
         command.env_remove(name);
     }
     command
@@ -138,6 +138,26 @@ fn a_missing_file_is_1_and_is_named() {
     let output = run(&["policy", "validate", "-f", "/nowhere/policy.yaml"]);
     assert_eq!(code(&output), 1);
     assert!(stderr(&output).contains("/nowhere/policy.yaml"));
+}
+
+#[test]
+fn without_a_gpu_there_is_nothing_to_record_and_no_file_is_made() {
+    let directory = tempfile::tempdir().unwrap();
+    let tape = directory.path().join("tape.jsonl");
+    let output = run(&["gpu", "--nvml-lib", "/nowhere/libnvidia-ml.so", "--record", tape.to_str().unwrap()]);
+    assert_eq!(code(&output), 1);
+    assert!(stderr(&output).starts_with("error: nothing to record: no device: /nowhere/libnvidia-ml.so"), "{}", stderr(&output));
+    assert!(!tape.exists());
+    assert_eq!(code(&run(&["gpu", "--seconds", "5"])), 2, "a length without a recording is wrong usage");
+}
+
+#[test]
+fn a_tape_that_cannot_be_played_is_named_with_its_flag() {
+    let directory = tempfile::tempdir().unwrap();
+    let serve = ["serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--device-tape", "/nowhere/tape.jsonl", "--data-dir"];
+    let output = run(&[&serve[..], &[directory.path().to_str().unwrap()]].concat());
+    assert_eq!(code(&output), 1);
+    assert!(stderr(&output).contains("error: --device-tape: cannot read /nowhere/tape.jsonl: "), "{}", stderr(&output));
 }
 
 #[test]

@@ -1,13 +1,17 @@
-//! `headgate gpu`: this machine's GPUs.
+//! `headgate gpu`: this machine's GPUs, shown or recorded.
+
+use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
 
 use super::table::{Align, Table};
 use super::{CliError, Format, print, print_json};
-use crate::config::NvmlLibrary;
-use crate::device::{self, DeviceSource, SampleError};
+use crate::config::DeviceOrigin;
+use crate::device::{self, DeviceSource, SampleError, ThrottleReasons};
 use crate::status::GpuStatus;
+
+mod record;
 
 /// Arguments of `headgate gpu`.
 #[derive(Args, Debug)]
@@ -15,6 +19,15 @@ pub(super) struct GpuArgs {
     /// NVML library: a path, or `auto` (the driver's)
     #[arg(long, env = "HEADGATE_NVML_LIB", value_name = "PATH|auto", default_value = "auto")]
     nvml_lib: String,
+    /// Record to FILE what the sampler of `headgate serve` would see, instead of showing it; `serve --device-tape` plays it
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
+    /// Time to record, in seconds; Ctrl-C ends it sooner
+    #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400), requires = "record")]
+    seconds: u64,
+    /// Time between two samples, in milliseconds
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(20..=60_000), requires = "record")]
+    period_ms: u64,
 }
 
 #[derive(Serialize)]
@@ -23,14 +36,22 @@ struct Report {
     gpu_source: String,
 }
 
-/// Prints the GPUs. No GPU is an answer.
-pub(super) fn run(args: &GpuArgs, format: Format) -> Result<(), CliError> {
-    let library = match args.nvml_lib.as_str() {
-        "auto" => NvmlLibrary::Auto,
-        "off" => NvmlLibrary::Off,
-        path => NvmlLibrary::Path(path.into()),
+/// Prints the GPUs, or records them.
+pub(super) async fn run(args: &GpuArgs, format: Format) -> Result<(), CliError> {
+    let origin = match args.nvml_lib.as_str() {
+        "auto" => DeviceOrigin::Driver,
+        "off" => DeviceOrigin::Off,
+        path => DeviceOrigin::Library(path.into()),
     };
-    let mut source = device::open(&library);
+    let source = device::open(&origin).map_err(|error| CliError::Refused(error.to_string()))?;
+    match &args.record {
+        Some(file) => record::run(source, file, args.seconds, args.period_ms, format).await,
+        None => show(source, format),
+    }
+}
+
+/// No GPU is an answer.
+fn show(mut source: Box<dyn DeviceSource>, format: Format) -> Result<(), CliError> {
     let report = match ask(source.as_mut()) {
         Ok(gpus) => Report { gpu_source: crate::status::sampling_text(source.name(), gpus.len()), gpus },
         Err(error) => Report { gpus: Vec::new(), gpu_source: crate::status::failing_text(&error) },
@@ -56,14 +77,14 @@ pub(super) fn table(gpus: &[GpuStatus]) -> Table {
         ("UUID", Align::Left),
         ("MEMORY", Align::Right),
         ("USED", Align::Right),
-        ("UTIL", Align::Right),
+        ("ACTIVE", Align::Right),
         ("TEMP", Align::Right),
         ("POWER", Align::Right),
         ("SM CLOCK", Align::Right),
         ("HELD DOWN BY", Align::Left),
     ]);
     for gpu in gpus {
-        let detail = &gpu.detail;
+        let (activity, detail) = (&gpu.activity, &gpu.detail);
         let shown = |value: Option<u32>, unit: &str| value.map_or_else(|| "-".to_owned(), |value| format!("{value}{unit}"));
         table.row(vec![
             gpu.index.to_string(),
@@ -71,14 +92,18 @@ pub(super) fn table(gpus: &[GpuStatus]) -> Table {
             detail.uuid.clone(),
             format!("{:.1}/{:.1} GiB", gib(gpu.memory_used_bytes), gib(gpu.memory_total_bytes)),
             format!("{:.1}%", gpu.memory_used_percent),
-            shown(detail.utilization_percent, "%"),
-            shown(detail.temperature_celsius, " C"),
-            detail.power_milliwatts.map_or_else(|| "-".to_owned(), |power| format!("{} W", power / 1000)),
-            shown(detail.sm_clock_mhz, " MHz"),
-            detail.throttle_reasons.as_ref().map_or_else(|| "-".to_owned(), |reasons| reasons.join(",")),
+            shown(activity.kernel_active_percent, "%"),
+            shown(activity.temperature_celsius, " C"),
+            activity.power_milliwatts.map_or_else(|| "-".to_owned(), |power| format!("{} W", power / 1000)),
+            shown(activity.sm_clock_mhz, " MHz"),
+            activity.throttle_reasons.map_or_else(|| "-".to_owned(), listed),
         ]);
     }
     table
+}
+
+fn listed(reasons: ThrottleReasons) -> String {
+    reasons.names().collect::<Vec<_>>().join(",")
 }
 
 fn gib(bytes: u64) -> f64 {

@@ -21,6 +21,9 @@ pub struct RawConfig {
     /// NVML library: a path, `auto` (the driver's), or `off` [default: auto]
     #[arg(long, env = "HEADGATE_NVML_LIB", value_name = "PATH|auto|off")]
     pub nvml_lib: Option<String>,
+    /// Recording of GPUs to play over and over instead of asking NVML; `headgate gpu --record` makes one
+    #[arg(long, env = "HEADGATE_DEVICE_TAPE", value_name = "FILE")]
+    pub device_tape: Option<PathBuf>,
     /// Path of the filter's .wasm file as Envoy sees it, for the filter configuration served by ECDS
     /// [default: /etc/headgate/headgate.wasm]
     #[arg(long, env = "HEADGATE_FILTER_WASM", value_name = "PATH")]
@@ -90,6 +93,7 @@ impl RawConfig {
             http: self.http.or(fallback.http),
             data_dir: self.data_dir.or(fallback.data_dir),
             nvml_lib: self.nvml_lib.or(fallback.nvml_lib),
+            device_tape: self.device_tape.or(fallback.device_tape),
             filter_wasm: self.filter_wasm.or(fallback.filter_wasm),
             control_cluster: self.control_cluster.or(fallback.control_cluster),
             control_authority: self.control_authority.or(fallback.control_authority),

@@ -1,6 +1,6 @@
 //! The source without devices: always says why.
 
-use super::{DeviceDetail, DeviceSample, DeviceSource, SampleError};
+use super::{DeviceDetail, DeviceSample, DeviceSource, DriverInfo, SampleError};
 
 /// A source that never has a device.
 #[derive(Debug)]
@@ -20,6 +20,10 @@ impl NoDevices {
 impl DeviceSource for NoDevices {
     fn name(&self) -> &'static str {
         "none"
+    }
+
+    fn driver(&mut self) -> Result<DriverInfo, SampleError> {
+        Err(self.reason.clone())
     }
 
     fn sample(&mut self) -> Result<Vec<DeviceSample>, SampleError> {

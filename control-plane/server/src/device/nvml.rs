@@ -3,20 +3,36 @@
 //! The library is loaded at run time, so one binary runs with and without a GPU. After a failure the library is initialised anew:
 //! handles do not survive a lost device or a reloaded driver.
 
+use std::cmp::Reverse;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use nvml_wrapper::bitmasks::device::ThrottleReasons;
-use nvml_wrapper::enum_wrappers::device::{Clock, EccCounter, MemoryError, TemperatureSensor};
+use nvml_wrapper::Device;
+use nvml_wrapper::bitmasks::device::ThrottleReasons as Bits;
+use nvml_wrapper::enum_wrappers::device::{Clock, EccCounter, MemoryError, TemperatureSensor, TemperatureThreshold};
+use nvml_wrapper::enums::device::{SampleValue, UsedGpuMemory};
 use nvml_wrapper::error::NvmlError;
+use nvml_wrapper::struct_wrappers::device::ProcessInfo;
+use nvml_wrapper::structs::device::FieldId;
+use nvml_wrapper::sys_exports::field_id;
 
-use super::{DeviceDetail, DeviceSample, DeviceSource, SampleError};
+use super::{
+    DeviceActivity, DeviceDetail, DeviceProcess, DeviceSample, DeviceSource, DriverInfo, MAX_PROCESSES, SampleError, ThrottleReasons,
+};
 
 /// Soname of the driver's library; the name without version belongs to the development package, which need not be there.
 const DRIVER_LIBRARY: &str = "libnvidia-ml.so.1";
 
 /// `NVML_DEVICE_MIG_ENABLE` of nvml.h.
 const MIG_ENABLED: u32 = 1;
+
+/// Rows replaced for correctable and for uncorrectable errors, whether one waits for a reset, whether one could not be replaced.
+const ROW_REMAP_FIELDS: [u32; 4] = [
+    field_id::NVML_FI_DEV_REMAPPED_COR,
+    field_id::NVML_FI_DEV_REMAPPED_UNC,
+    field_id::NVML_FI_DEV_REMAPPED_PENDING,
+    field_id::NVML_FI_DEV_REMAPPED_FAILURE,
+];
 
 /// NVML as a device source.
 pub(super) struct Nvml {
@@ -60,6 +76,10 @@ impl DeviceSource for Nvml {
         "nvml"
     }
 
+    fn driver(&mut self) -> Result<DriverInfo, SampleError> {
+        self.ask(|session| Ok(session.driver()))
+    }
+
     fn sample(&mut self) -> Result<Vec<DeviceSample>, SampleError> {
         self.ask(Session::sample)
     }
@@ -86,67 +106,129 @@ impl Session {
         if devices.is_empty() { Err(SampleError::NoDevice) } else { Ok(Self { nvml, devices }) }
     }
 
+    fn driver(&self) -> DriverInfo {
+        DriverInfo {
+            driver_version: self.nvml.sys_driver_version().ok(),
+            nvml_version: self.nvml.sys_nvml_version().ok(),
+            cuda_version: self.nvml.sys_cuda_driver_version().ok().and_then(|version| u32::try_from(version).ok()),
+        }
+    }
+
     fn sample(&self) -> Result<Vec<DeviceSample>, SampleError> {
-        (0_u32..)
-            .zip(&self.devices)
-            .map(|(index, identity)| {
-                let memory =
-                    self.nvml.device_by_index(index).and_then(|device| device.memory_info()).map_err(|error| lost(index, &error))?;
-                Ok(DeviceSample {
-                    index,
-                    uuid: identity.uuid.clone(),
-                    name: identity.name.clone(),
-                    memory_used_bytes: memory.used,
-                    memory_reserved_bytes: memory.reserved,
-                    memory_total_bytes: memory.total,
-                })
-            })
-            .collect()
+        self.each(sample)
     }
 
     fn inspect(&self) -> Result<Vec<DeviceDetail>, SampleError> {
-        (0_u32..)
-            .zip(&self.devices)
-            .map(|(index, identity)| {
-                let device = self.nvml.device_by_index(index).map_err(|error| lost(index, &error))?;
-                Ok(detail(&device, &identity.uuid))
-            })
-            .collect()
+        self.each(|device, _, identity| Ok(detail(device, &identity.uuid)))
+    }
+
+    /// Asks every device; one that cannot be found is lost.
+    fn each<T>(&self, ask: impl Fn(&Device<'_>, u32, &Identity) -> Result<T, SampleError>) -> Result<Vec<T>, SampleError> {
+        let devices = (0_u32..).zip(&self.devices);
+        let asked = devices.map(|(index, identity)| {
+            let device = self.nvml.device_by_index(index).map_err(|error| lost(index, &error))?;
+            ask(&device, index, identity)
+        });
+        asked.collect()
     }
 }
 
-fn detail(device: &nvml_wrapper::Device<'_>, uuid: &str) -> DeviceDetail {
-    let utilization = device.utilization_rates().ok();
+/// Memory is what the limits stand on: a device that does not tell it is lost. All else may be missing.
+fn sample(device: &Device<'_>, index: u32, identity: &Identity) -> Result<DeviceSample, SampleError> {
+    let memory = device.memory_info().map_err(|error| lost(index, &error))?;
+    Ok(DeviceSample {
+        index,
+        uuid: identity.uuid.clone(),
+        name: identity.name.clone(),
+        memory_used_bytes: memory.used,
+        memory_reserved_bytes: memory.reserved,
+        memory_total_bytes: memory.total,
+        activity: activity(device),
+    })
+}
+
+fn activity(device: &Device<'_>) -> DeviceActivity {
+    let active = device.utilization_rates().ok();
+    let [memory_temperature] = fields(device, [field_id::NVML_FI_DEV_MEMORY_TEMP]);
+    DeviceActivity {
+        kernel_active_percent: active.as_ref().map(|active| active.gpu),
+        memory_active_percent: active.as_ref().map(|active| active.memory),
+        sm_clock_mhz: device.clock_info(Clock::SM).ok(),
+        memory_clock_mhz: device.clock_info(Clock::Memory).ok(),
+        throttle_reasons: device.current_throttle_reasons().ok().map(throttle_reasons),
+        power_milliwatts: device.power_usage().ok(),
+        temperature_celsius: device.temperature(TemperatureSensor::Gpu).ok(),
+        // A device whose memory has no sensor reports 0.
+        memory_temperature_celsius: memory_temperature.and_then(|celsius| u32::try_from(celsius).ok()).filter(|celsius| *celsius > 0),
+    }
+}
+
+fn detail(device: &Device<'_>, uuid: &str) -> DeviceDetail {
+    let threshold = |threshold| device.temperature_threshold(threshold).ok();
+    let ecc = |error| device.total_ecc_errors(error, EccCounter::Volatile).ok();
+    let [correctable, uncorrectable, pending, failed] = fields(device, ROW_REMAP_FIELDS);
+    let processes = device.running_compute_processes().ok();
     DeviceDetail {
         uuid: uuid.to_owned(),
-        utilization_percent: utilization.as_ref().map(|rates| rates.gpu),
-        memory_utilization_percent: utilization.as_ref().map(|rates| rates.memory),
-        temperature_celsius: device.temperature(TemperatureSensor::Gpu).ok(),
-        power_milliwatts: device.power_usage().ok(),
-        power_limit_milliwatts: device.enforced_power_limit().ok(),
-        sm_clock_mhz: device.clock_info(Clock::SM).ok(),
         sm_clock_max_mhz: device.max_clock_info(Clock::SM).ok(),
-        memory_clock_mhz: device.clock_info(Clock::Memory).ok(),
-        throttle_reasons: device.current_throttle_reasons().ok().map(throttle_names),
-        ecc_uncorrected: device.total_ecc_errors(MemoryError::Uncorrected, EccCounter::Volatile).ok(),
+        memory_clock_max_mhz: device.max_clock_info(Clock::Memory).ok(),
+        power_limit_milliwatts: device.enforced_power_limit().ok(),
+        temperature_max_celsius: threshold(TemperatureThreshold::GpuMax),
+        temperature_slowdown_celsius: threshold(TemperatureThreshold::Slowdown),
+        temperature_shutdown_celsius: threshold(TemperatureThreshold::Shutdown),
+        memory_temperature_max_celsius: threshold(TemperatureThreshold::MemoryMax),
+        ecc_corrected: ecc(MemoryError::Corrected),
+        ecc_uncorrected: ecc(MemoryError::Uncorrected),
+        rows_remapped_correctable: correctable,
+        rows_remapped_uncorrectable: uncorrectable,
+        row_remap_pending: pending.map(|pending| pending != 0),
+        row_remap_failed: failed.map(|failed| failed != 0),
         mig_enabled: device.mig_mode().ok().map(|mode| mode.current == MIG_ENABLED),
-        compute_processes: device.running_compute_processes_count().ok(),
+        compute_processes: processes.as_ref().map(Vec::len),
+        processes: processes.map(largest),
     }
 }
 
-/// Stable names of what holds the clocks down.
-fn throttle_names(reasons: ThrottleReasons) -> Vec<String> {
-    const NAMES: [(ThrottleReasons, &str); 8] = [
-        (ThrottleReasons::APPLICATIONS_CLOCKS_SETTING, "applications_clocks_setting"),
-        (ThrottleReasons::SW_POWER_CAP, "sw_power_cap"),
-        (ThrottleReasons::HW_SLOWDOWN, "hw_slowdown"),
-        (ThrottleReasons::SYNC_BOOST, "sync_boost"),
-        (ThrottleReasons::SW_THERMAL_SLOWDOWN, "sw_thermal_slowdown"),
-        (ThrottleReasons::HW_THERMAL_SLOWDOWN, "hw_thermal_slowdown"),
-        (ThrottleReasons::HW_POWER_BRAKE_SLOWDOWN, "hw_power_brake_slowdown"),
-        (ThrottleReasons::DISPLAY_CLOCK_SETTING, "display_clock_setting"),
+/// The values of fields, of which each may be missing, in one call.
+fn fields<const N: usize>(device: &Device<'_>, ids: [u32; N]) -> [Option<u64>; N] {
+    let values = device.field_values_for(&ids.map(FieldId)).unwrap_or_default();
+    let mut values = values.into_iter().map(|value| match value.ok()?.value.ok()? {
+        SampleValue::U32(value) => Some(u64::from(value)),
+        SampleValue::U64(value) => Some(value),
+        SampleValue::I64(value) => u64::try_from(value).ok(),
+        SampleValue::F64(_) => None,
+    });
+    ids.map(|_| values.next().flatten())
+}
+
+fn largest(processes: Vec<ProcessInfo>) -> Vec<DeviceProcess> {
+    let memory = |used| match used {
+        UsedGpuMemory::Used(bytes) => Some(bytes),
+        UsedGpuMemory::Unavailable => None,
+    };
+    let mut processes: Vec<DeviceProcess> = processes
+        .into_iter()
+        .map(|process| DeviceProcess { pid: process.pid, memory_used_bytes: memory(process.used_gpu_memory) })
+        .collect();
+    processes.sort_by_key(|process| (Reverse(process.memory_used_bytes), process.pid));
+    processes.truncate(MAX_PROCESSES);
+    processes
+}
+
+/// NVML's bits in our names. Bits that a newer driver adds are left out.
+fn throttle_reasons(reasons: Bits) -> ThrottleReasons {
+    const NAMES: [(Bits, ThrottleReasons); 8] = [
+        (Bits::APPLICATIONS_CLOCKS_SETTING, ThrottleReasons::APPLICATIONS_CLOCKS_SETTING),
+        (Bits::SW_POWER_CAP, ThrottleReasons::SW_POWER_CAP),
+        (Bits::HW_SLOWDOWN, ThrottleReasons::HW_SLOWDOWN),
+        (Bits::SYNC_BOOST, ThrottleReasons::SYNC_BOOST),
+        (Bits::SW_THERMAL_SLOWDOWN, ThrottleReasons::SW_THERMAL_SLOWDOWN),
+        (Bits::HW_THERMAL_SLOWDOWN, ThrottleReasons::HW_THERMAL_SLOWDOWN),
+        (Bits::HW_POWER_BRAKE_SLOWDOWN, ThrottleReasons::HW_POWER_BRAKE_SLOWDOWN),
+        (Bits::DISPLAY_CLOCK_SETTING, ThrottleReasons::DISPLAY_CLOCK_SETTING),
     ];
-    NAMES.iter().filter(|(reason, _)| reasons.contains(*reason)).map(|(_, name)| (*name).to_owned()).collect()
+    let ours = NAMES.iter().filter(|(theirs, _)| reasons.contains(*theirs)).map(|(_, ours)| *ours);
+    ours.fold(ThrottleReasons::default(), ThrottleReasons::with)
 }
 
 fn lost(index: u32, error: &NvmlError) -> SampleError {
@@ -166,7 +248,7 @@ mod tests {
 
     #[test]
     fn idleness_is_no_throttle_reason() {
-        assert!(throttle_names(ThrottleReasons::GPU_IDLE).is_empty());
-        assert_eq!(throttle_names(ThrottleReasons::SW_POWER_CAP | ThrottleReasons::GPU_IDLE), ["sw_power_cap"]);
+        assert_eq!(throttle_reasons(Bits::GPU_IDLE), ThrottleReasons::default());
+        assert_eq!(throttle_reasons(Bits::SW_POWER_CAP | Bits::GPU_IDLE), ThrottleReasons::SW_POWER_CAP);
     }
 }

@@ -183,6 +183,7 @@ impl Task {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::DriverInfo;
 
     /// Answers from a list, one entry a sample; waits for the test to hand out the next.
     struct Scripted {
@@ -194,16 +195,13 @@ mod tests {
             "scripted"
         }
 
+        fn driver(&mut self) -> Result<DriverInfo, SampleError> {
+            Ok(DriverInfo::default())
+        }
+
         fn sample(&mut self) -> Result<Vec<DeviceSample>, SampleError> {
             let used = self.answers.recv().unwrap_or(Err(SampleError::Off))?;
-            Ok(vec![DeviceSample {
-                index: 0,
-                uuid: "GPU-1".into(),
-                name: "scripted".into(),
-                memory_used_bytes: used,
-                memory_reserved_bytes: 0,
-                memory_total_bytes: 100,
-            }])
+            Ok(vec![DeviceSample { uuid: "GPU-1".into(), memory_used_bytes: used, memory_total_bytes: 100, ..DeviceSample::default() }])
         }
 
         fn inspect(&mut self) -> Result<Vec<DeviceDetail>, SampleError> {

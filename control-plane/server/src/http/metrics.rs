@@ -146,11 +146,11 @@ impl Scrape {
         };
         out.gauges("headgate_gpu_memory_used_bytes", "Used GPU memory", rows(|gpu| Some(gpu.memory_used_bytes as f64)))?;
         out.gauges("headgate_gpu_memory_total_bytes", "Installed GPU memory", rows(|gpu| Some(gpu.memory_total_bytes as f64)))?;
-        let utilization = rows(|gpu| gpu.detail.utilization_percent.map(|percent| f64::from(percent) / 100.0));
-        out.gauges("headgate_gpu_utilization_ratio", "Time in which a kernel ran", utilization)?;
-        let temperature = rows(|gpu| gpu.detail.temperature_celsius.map(f64::from));
+        let active = rows(|gpu| gpu.activity.kernel_active_percent.map(|percent| f64::from(percent) / 100.0));
+        out.gauges("headgate_gpu_kernel_active_ratio", "Time in which at least one kernel ran", active)?;
+        let temperature = rows(|gpu| gpu.activity.temperature_celsius.map(f64::from));
         out.gauges("headgate_gpu_temperature_celsius", "Temperature of the chip", temperature)?;
-        let power = rows(|gpu| gpu.detail.power_milliwatts.map(|power| f64::from(power) / 1000.0));
+        let power = rows(|gpu| gpu.activity.power_milliwatts.map(|power| f64::from(power) / 1000.0));
         out.gauges("headgate_gpu_power_watts", "Power drawn", power)?;
         let ecc = self.status.gpus.iter().filter_map(|gpu| {
             gpu.detail.ecc_uncorrected.map(|count| (vec![("gpu", gpu.index.to_string()), ("uuid", gpu.detail.uuid.clone())], count))

@@ -1,0 +1,149 @@
+//! Tapes written, read and played.
+
+use std::io::Cursor;
+use std::sync::mpsc as channel;
+
+use super::replay::within;
+use super::*;
+use crate::device::{DeviceActivity, DeviceSource, ThrottleReasons};
+
+const HEADER: &str = r#"{"headgate_device_tape":1,"recorded_at_unix_ms":0,"source":"nvml","driver":{},"period_ms":100,"devices":[]}"#;
+
+fn read(text: &str) -> Result<Tape, TapeError> {
+    Tape::read(Cursor::new(text), Path::new("x.jsonl"))
+}
+
+fn tape(lines: &[&str]) -> Tape {
+    read(&format!("{HEADER}\n{}\n", lines.join("\n"))).unwrap()
+}
+
+fn problem(text: &str) -> String {
+    read(text).unwrap_err().to_string()
+}
+
+fn sample(used: u64) -> DeviceSample {
+    let activity = DeviceActivity { throttle_reasons: Some(ThrottleReasons::SW_POWER_CAP), ..DeviceActivity::default() };
+    DeviceSample {
+        uuid: "GPU-1".into(),
+        name: "test".into(),
+        memory_used_bytes: used,
+        memory_total_bytes: 100,
+        activity,
+        index: 0,
+        memory_reserved_bytes: 1,
+    }
+}
+
+/// Says what a test hands it.
+struct Scripted {
+    answers: channel::Receiver<Result<u64, SampleError>>,
+}
+
+impl DeviceSource for Scripted {
+    fn name(&self) -> &'static str {
+        "scripted"
+    }
+
+    fn driver(&mut self) -> Result<DriverInfo, SampleError> {
+        Ok(DriverInfo { driver_version: Some("1.2".to_owned()), ..DriverInfo::default() })
+    }
+
+    fn sample(&mut self) -> Result<Vec<DeviceSample>, SampleError> {
+        self.answers.try_recv().unwrap().map(|used| vec![sample(used)])
+    }
+
+    fn inspect(&mut self) -> Result<Vec<DeviceDetail>, SampleError> {
+        Ok(vec![DeviceDetail { uuid: "GPU-1".to_owned(), ecc_uncorrected: Some(3), ..DeviceDetail::default() }])
+    }
+}
+
+#[test]
+fn what_was_recorded_is_what_is_read() {
+    let (script, answers) = channel::channel();
+    let lost = SampleError::Lost { index: 0, problem: "fell off the bus".to_owned() };
+    for answer in [Ok(1), Ok(40), Err(lost.clone()), Ok(50)] {
+        script.send(answer).unwrap();
+    }
+    let mut source = Scripted { answers };
+    let header = Header::of(&mut source, Duration::from_millis(20)).unwrap();
+    let (mut recorder, mut calls, dropped) = Recorder::new(Box::new(source));
+    assert_eq!(recorder.sample().unwrap(), [sample(40)], "the recorder passes on what the source says");
+    let details = recorder.inspect().unwrap();
+    assert_eq!(recorder.sample(), Err(lost.clone()));
+    assert_eq!(recorder.sample().unwrap(), [sample(50)]);
+
+    let mut file = Vec::new();
+    let mut writer = TapeWriter::begin(&mut file, &header).unwrap();
+    while let Ok(call) = calls.try_recv() {
+        assert_eq!(writer.write(&call).unwrap(), Written::Whole);
+    }
+    let bytes = writer.end().unwrap();
+    assert_eq!((bytes, dropped.count()), (file.len() as u64, 0));
+
+    let tape = read(std::str::from_utf8(&file).unwrap()).unwrap();
+    assert_eq!(tape.header(), &header);
+    assert_eq!(tape.header().driver.driver_version.as_deref(), Some("1.2"));
+    assert_eq!(tape.header().devices[0].uuid, "GPU-1");
+    let answers: Vec<_> = tape.samples().iter().map(|moment| moment.answer.clone()).collect();
+    assert_eq!(answers, [Ok(vec![sample(40)]), Err(lost), Ok(vec![sample(50)])]);
+    assert_eq!(tape.details()[0].answer, Ok(details));
+}
+
+#[test]
+fn a_recorder_that_nobody_empties_drops_calls_and_still_answers() {
+    let (script, answers) = channel::channel();
+    let (mut recorder, calls, dropped) = Recorder::new(Box::new(Scripted { answers }));
+    for used in 0..300 {
+        script.send(Ok(used)).unwrap();
+        assert_eq!(recorder.sample().unwrap()[0].memory_used_bytes, used);
+    }
+    assert_eq!((calls.len(), dropped.count()), (256, 44));
+}
+
+#[test]
+fn each_moment_has_the_answer_of_the_call_that_had_begun() {
+    let tape = tape(&[
+        r#"{"at_us":100000,"took_us":2000,"samples":[]}"#,
+        r#"{"at_us":200000,"took_us":1500000,"sample_failed":"no_device"}"#,
+        r#"{"at_us":1700000,"took_us":0,"samples":[]}"#,
+    ]);
+    let at = |ms: u64| {
+        let moment = tape.samples.at(Duration::from_millis(ms)).unwrap();
+        (moment.ready_at.as_millis(), moment.answer.is_ok())
+    };
+    assert_eq!(at(0), (102, true), "before the first call there is only the first");
+    assert_eq!(at(199), (102, true));
+    assert_eq!(at(200), (1700, false), "the driver hung for 1.5 s");
+    assert_eq!(at(1699), (1700, false));
+    assert_eq!(at(1700), (1700, true));
+    assert_eq!(tape.length(), Duration::from_millis(1800));
+    assert_eq!(within(Duration::from_millis(3900), tape.length()), Duration::from_millis(300), "it begins anew");
+}
+
+#[test]
+fn a_tape_plays_as_a_source_and_says_that_it_is_one() {
+    let mut source = TapeSource::new(tape(&[r#"{"at_us":0,"took_us":0,"sample_failed":"no_device"}"#]));
+    assert_eq!(source.name(), "tape");
+    assert_eq!(source.sample(), Err(SampleError::NoDevice));
+    assert_eq!(source.inspect(), Ok(Vec::new()), "a tape without details knows none");
+}
+
+#[test]
+fn a_last_line_without_its_end_is_left_out() {
+    let whole = format!("{HEADER}\n{}\n", r#"{"at_us":0,"took_us":0,"samples":[]}"#);
+    let cut = format!("{whole}{}", r#"{"at_us":100,"took_us":0,"samp"#);
+    assert_eq!(read(&cut).unwrap(), read(&whole).unwrap());
+}
+
+#[test]
+fn what_is_wrong_with_a_tape_is_said_with_its_line() {
+    assert!(problem("").starts_with("x.jsonl: no tape of version 1: "), "{}", problem(""));
+    assert_eq!(problem(&format!("{}\n", HEADER.replace("tape\":1", "tape\":2"))), "x.jsonl: no tape of version 1: version 2");
+    assert_eq!(problem(&format!("{HEADER}\n")), "x.jsonl: holds no sample");
+    let garbage = problem(&format!("{HEADER}\n{{}}\n"));
+    assert!(garbage.starts_with("x.jsonl:2: "), "{garbage}");
+    let backwards = format!("{HEADER}\n{}\n{}\n", r#"{"at_us":5,"took_us":0,"samples":[]}"#, r#"{"at_us":4,"took_us":0,"samples":[]}"#);
+    assert_eq!(problem(&backwards), "x.jsonl:3: at_us 4 is before that of the line above");
+    let endless = format!("{HEADER}\n{}", "x".repeat(2 << 20));
+    assert!(problem(&endless).contains("a line is longer than 1 MiB"), "{}", problem(&endless));
+}
