@@ -25,6 +25,7 @@ pub mod lease;
 pub mod level;
 mod limits;
 pub mod metrics;
+pub mod overload;
 mod permits;
 pub mod policy;
 mod pool;
