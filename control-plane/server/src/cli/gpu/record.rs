@@ -1,11 +1,12 @@
 //! `headgate gpu --record`: the production sampler, with a tape beside it.
 
 use std::fs::File;
-use std::io::{self, BufWriter};
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
 use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -45,7 +46,7 @@ struct Costs {
     failures: usize,
 }
 
-/// Records `source` to `file` for `seconds`, until the tape is full or until Ctrl-C.
+/// Records `source` to `file` for `seconds`, until the tape is full or until SIGINT or SIGTERM.
 pub(super) async fn run(
     mut source: Box<dyn DeviceSource>,
     file: &Path,
@@ -57,8 +58,7 @@ pub(super) async fn run(
     let period = Duration::from_millis(period_ms);
     let header =
         Header::of(source.as_mut(), period).map_err(|error| CliError::Refused(format!("nothing to record: no device: {error}")))?;
-    let out = BufWriter::new(File::create(file).map_err(failed)?);
-    let mut tape = TapeWriter::begin(out, &header).map_err(failed)?;
+    let mut tape = TapeWriter::begin(File::create(file).map_err(failed)?, &header).map_err(failed)?;
 
     let deadline = Instant::now() + Duration::from_secs(seconds);
     let (recorder, mut calls, dropped) = Recorder::new(source);
@@ -86,20 +86,20 @@ pub(super) async fn run(
     }
 }
 
-/// Writes what comes until the deadline, Ctrl-C or the end of the tape; returns whether the tape is full.
+/// Writes what comes until the deadline, a signal or the end of the tape; returns whether the tape is full.
 async fn write_calls(
-    tape: &mut TapeWriter<BufWriter<File>>,
+    tape: &mut TapeWriter<File>,
     calls: &mut mpsc::Receiver<Call>,
     costs: &mut Costs,
     deadline: Instant,
 ) -> io::Result<bool> {
-    let interrupted = tokio::signal::ctrl_c();
-    tokio::pin!(interrupted);
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     loop {
         let call = tokio::select! {
             biased;
             () = tokio::time::sleep_until(deadline) => return Ok(false),
-            _ = &mut interrupted => return Ok(false),
+            _ = interrupt.recv() => return Ok(false),
+            _ = terminate.recv() => return Ok(false),
             Some(call) = calls.recv() => call,
             else => return Ok(false),
         };

@@ -28,7 +28,8 @@ pub struct Recorder {
 #[derive(Clone, Debug, Default)]
 pub struct Dropped(Arc<AtomicU64>);
 
-/// Writes a tape of at most [`MAX_TAPE_BYTES`].
+/// Writes a tape of at most [`MAX_TAPE_BYTES`], each line in one piece: without a buffer under it, a recorder that is killed loses
+/// nothing.
 #[derive(Debug)]
 pub struct TapeWriter<W> {
     out: W,
@@ -142,7 +143,7 @@ impl<W: Write> TapeWriter<W> {
         self.line(call)
     }
 
-    /// Ends the tape: all of it is with the operating system. Returns its size in bytes.
+    /// Ends the tape; returns its size in bytes.
     ///
     /// # Errors
     /// When the output does not take it.

@@ -1,0 +1,103 @@
+//! Recording GPUs and playing the recording, with the built programs and NVML's real ABI.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::Result;
+use headgate_test_support::artefact;
+use headgate_test_support::control_plane::ControlPlaneOptions;
+use headgate_test_support::nvml::STATE_VARIABLE;
+use headgate_test_support::process::Process;
+use headgate_test_support::{ControlPlaneProcess, NvmlDevice, NvmlState, wait_until};
+use serde_json::Value;
+
+/// Longest wait for anything.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+const POLICY: &str = "\
+apiVersion: headgate.dev/v1
+kind: AdmissionPolicy
+metadata: {name: demo}
+spec:
+  pool: demo
+  classes:
+    - {name: high, whenTripped: reserved_lane}
+    - {name: low, whenTripped: refuse}
+  levels:
+    gpuMemory: {sampleMs: 20, tripPercent: 75}
+    hysteresis: {recoverPercent: 90, recoveryMs: 100}
+";
+
+fn record(state: &NvmlState, tape: &Path, folder: &Path) -> Result<Process> {
+    let mut command = Command::new(artefact::program("headgate")?);
+    command.args(["gpu", "--period-ms", "20", "--record"]).arg(tape);
+    command.env("HEADGATE_NVML_LIB", artefact::nvml_shim()?).env(STATE_VARIABLE, state.path());
+    Process::spawn("recorder", &mut command, &folder.join("log"))
+}
+
+/// The whole lines of the tape so far.
+fn lines(tape: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(tape).unwrap_or_default();
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    whole.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+async fn recorded(tape: &Path, is_there: impl Fn(&Value) -> bool) -> Result<()> {
+    wait_until("line on the tape", PATIENCE, || std::future::ready(Ok(lines(tape).iter().any(&is_there).then_some(())))).await
+}
+
+async fn play(tape: PathBuf) -> Result<ControlPlaneProcess> {
+    let args = vec!["--device-tape".to_owned(), tape.display().to_string()];
+    let control = ControlPlaneProcess::start(ControlPlaneOptions { nvml_state: None, filter: "headgate.wasm".into(), args }).await?;
+    control.apply(POLICY)?;
+    Ok(control)
+}
+
+async fn level_is(control: &ControlPlaneProcess, wanted: &str) -> Result<Value> {
+    wait_until(&format!("level {wanted}"), PATIENCE, || async {
+        let status = control.status().await?;
+        let levels = status["pools"][0]["levels"].as_array().cloned().unwrap_or_default();
+        let level = levels.into_iter().find(|level| level["kind"] == "gpu_memory");
+        Ok(level.filter(|level| level["state"] == wanted))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_recording_of_a_gpu_that_fills_and_is_lost_plays_as_that_gpu() {
+    let folder = tempfile::tempdir().unwrap();
+    let tape = folder.path().join("tape.jsonl");
+    let state = NvmlState::create(&folder.path().join("nvml.json"), &[NvmlDevice::with_memory_used(0, 20.0)]).unwrap();
+    let mut recorder = record(&state, &tape, folder.path()).unwrap();
+    let total = 80_u64 << 30;
+    let used = |line: &Value, bytes: u64| line["samples"][0]["memory_used_bytes"].as_u64() == Some(bytes);
+    recorded(&tape, |line| used(line, total / 5)).await.unwrap();
+    state.set_memory_used(90.0).unwrap();
+    recorded(&tape, |line| used(line, total / 10 * 9)).await.unwrap();
+    state.set(&[]).unwrap();
+    recorded(&tape, |line| line["sample_failed"].is_object()).await.unwrap();
+    assert!(recorder.terminate(PATIENCE).await.unwrap().success(), "{}", recorder.log());
+
+    let lines = lines(&tape);
+    assert_eq!((&lines[0]["headgate_device_tape"], &lines[0]["source"]), (&1.into(), &"nvml".into()));
+    assert_eq!(lines[0]["driver"]["driver_version"], "570.00.00");
+    assert_eq!(
+        (&lines[1]["samples"][0]["sm_clock_mhz"], &lines[1]["samples"][0]["throttle_reasons"]),
+        (&1980.into(), &serde_json::json!([]))
+    );
+    assert_eq!(lines[2]["details"][0]["power_limit_milliwatts"], 700_000);
+    assert!(lines.windows(2).skip(1).all(|pair| pair[0]["at_us"].as_u64() <= pair[1]["at_us"].as_u64()), "time goes forward");
+
+    let control = play(tape).await.unwrap();
+    let tripped = level_is(&control, "tripped").await.unwrap();
+    assert_eq!((&tripped["value"], &tripped["threshold"]), (&90.0.into(), &75.0.into()));
+    wait_until("lost GPU", PATIENCE, || async {
+        let source = control.status().await?["gpu_source"].as_str().unwrap_or_default().to_owned();
+        Ok(source.starts_with("no device: GPU 0 is lost").then_some(()))
+    })
+    .await
+    .unwrap();
+    level_is(&control, "ok").await.unwrap();
+}
