@@ -44,8 +44,10 @@ fn lines(tape: &Path) -> Vec<Value> {
     whole.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-async fn recorded(tape: &Path, is_there: impl Fn(&Value) -> bool) -> Result<()> {
-    wait_until("line on the tape", PATIENCE, || std::future::ready(Ok(lines(tape).iter().any(&is_there).then_some(())))).await
+/// Waits for `count` such lines on the tape.
+async fn recorded(tape: &Path, count: usize, is_one: impl Fn(&Value) -> bool) -> Result<()> {
+    let is_there = || lines(tape).iter().filter(|line| is_one(line)).count() >= count;
+    wait_until("lines on the tape", PATIENCE, || std::future::ready(Ok(is_there().then_some(())))).await
 }
 
 async fn play(tape: PathBuf) -> Result<ControlPlaneProcess> {
@@ -73,11 +75,12 @@ async fn a_recording_of_a_gpu_that_fills_and_is_lost_plays_as_that_gpu() {
     let mut recorder = record(&state, &tape, folder.path()).unwrap();
     let total = 80_u64 << 30;
     let used = |line: &Value, bytes: u64| line["samples"][0]["memory_used_bytes"].as_u64() == Some(bytes);
-    recorded(&tape, |line| used(line, total / 5)).await.unwrap();
+    // Longer than the level takes to recover, for the tape plays over and over.
+    recorded(&tape, 20, |line| used(line, total / 5)).await.unwrap();
     state.set_memory_used(90.0).unwrap();
-    recorded(&tape, |line| used(line, total / 10 * 9)).await.unwrap();
+    recorded(&tape, 5, |line| used(line, total / 10 * 9)).await.unwrap();
     state.set(&[]).unwrap();
-    recorded(&tape, |line| line["sample_failed"].is_object()).await.unwrap();
+    recorded(&tape, 1, |line| line["sample_failed"].is_object()).await.unwrap();
     assert!(recorder.terminate(PATIENCE).await.unwrap().success(), "{}", recorder.log());
 
     let lines = lines(&tape);
