@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, unix_ms};
 use crate::device::{DEFAULT_PERIOD, DeviceSample, DeviceState, SamplerControl};
+use crate::engine::{Engines, PoolEngines};
 use crate::fleet::{Fleet, PolicySet};
 
 /// Longest time between two steps.
@@ -31,6 +32,8 @@ pub struct SharedLedger(Arc<Mutex<Ledger>>);
 pub struct ControlView {
     /// The pools, by name.
     pub pools: BTreeMap<String, PoolControlView>,
+    /// The engines of each pool that has any, by the pool's name.
+    pub engines: BTreeMap<String, PoolEngines>,
     /// Time of the step on the monotonic clock.
     pub at: Timestamp,
     /// How long the last step took.
@@ -49,6 +52,8 @@ pub struct ControlLoop {
     pub devices: watch::Receiver<Arc<DeviceState>>,
     /// Sets how often the devices are asked.
     pub sampler: SamplerControl,
+    /// The engines.
+    pub engines: Engines,
     /// The monotonic clock.
     pub clock: Clock,
     /// How long limits hold.
@@ -109,12 +114,13 @@ impl ControlLoop {
         }
     }
 
-    fn take_policies(&self, controls: &mut Controls, policies: &PolicySet) {
+    fn take_policies(&mut self, controls: &mut Controls, policies: &PolicySet) {
         self.ledger.lock().set_policies(policies);
         for (policy, errors) in controls.set_policies(self.clock.now(), unix_ms(), policies) {
             tracing::error!(policy, %errors, "a stored policy is not valid; it is left out");
         }
         self.sampler.set_period(controls.device_period().unwrap_or(DEFAULT_PERIOD));
+        self.engines.set(controls.engines().flat_map(|(_, urls)| urls).map(String::as_str));
         // Pools that are gone leave at once; a filter must not go on with the limits of a policy that was deleted.
         self.fleet.publish_limits(controls.table());
     }
@@ -124,13 +130,15 @@ impl ControlLoop {
         let at = self.clock.now();
         let loads = self.ledger.lock().view(at);
         let devices = self.devices.borrow_and_update().clone();
+        let board = self.engines.board();
+        let engines = controls.engines().map(|(pool, urls)| (pool.to_owned(), PoolEngines::read(&board, at, urls))).collect();
         let shares = |pool: &str| self.ledger.lock().shares(at, pool);
         let gpu_memory = |config: &GpuMemoryConfig| fullest(&config.devices, &devices);
         let table = controls.step(at, &StepInputs { loads: &loads, gpu_memory: &gpu_memory, shares: &shares });
         if let Some(table) = table {
             self.fleet.publish_limits(table);
         }
-        self.view.send_replace(Arc::new(ControlView { pools: controls.views(), at, step: began.elapsed(), steps }));
+        self.view.send_replace(Arc::new(ControlView { pools: controls.views(), engines, at, step: began.elapsed(), steps }));
     }
 
     fn keep_house(&self, controls: &mut Controls, now: Timestamp) {

@@ -11,6 +11,7 @@ pub mod control_loop;
 pub mod device;
 pub mod discovery;
 pub mod document;
+pub mod engine;
 pub mod fleet;
 pub mod http;
 pub mod load_reporting;

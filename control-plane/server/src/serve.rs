@@ -19,6 +19,7 @@ use crate::config::Config;
 use crate::control_loop::{ControlLoop, ControlView, SharedLedger};
 use crate::device::tape::TapeError;
 use crate::device::{self, Sampler};
+use crate::engine::Engines;
 use crate::fleet::Fleet;
 use crate::http::{self, Observatory};
 use crate::store::{Store, StoreError};
@@ -132,6 +133,7 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         ledger: ledger.clone(),
         devices: sampler.state(),
         sampler: sampler.control(),
+        engines: Engines::new(clock),
         clock,
         lifetime: config.lifetime,
         view,

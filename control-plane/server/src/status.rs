@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::device::{DeviceActivity, DeviceDetail, DeviceSample, DeviceState, SampleError, SourceState};
+use crate::engine::{EngineView, Health};
 use crate::fleet::ProxyView;
 
 /// The whole document.
@@ -39,6 +40,40 @@ pub struct PoolStatus {
     pub drain_rps: f64,
     /// Proxies that report the pool.
     pub proxies: usize,
+    /// The engines behind the pool, in the policy's order.
+    #[serde(default)]
+    pub engines: Vec<EngineStatus>,
+}
+
+/// One engine behind a pool.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct EngineStatus {
+    /// Address of its metrics page.
+    pub url: String,
+    /// `starting`, `ok`, `stale` (older than three periods: it has left the decision) or `failing`.
+    pub state: String,
+    /// Why it fails; empty when it does not.
+    pub problem: String,
+    /// Age of the last good reading, in milliseconds; absent before the first.
+    pub age_ms: Option<u64>,
+    /// Number of that reading; grows with every good reading of any engine.
+    pub epoch: u64,
+    /// How long the last attempt took, in milliseconds.
+    pub took_ms: f64,
+    /// Attempts so far.
+    pub readings: u64,
+    /// Failed attempts so far.
+    pub failures: u64,
+    /// Requests in the batch.
+    pub running: Option<u64>,
+    /// Requests in the engine's own queue.
+    pub waiting: Option<u64>,
+    /// Use of the KV cache, in percent.
+    pub kv_used_percent: Option<f64>,
+    /// Tokens that the KV cache holds.
+    pub kv_total_tokens: Option<u64>,
+    /// Preemptions since the control plane began.
+    pub preemptions: u64,
 }
 
 /// One level.
@@ -190,6 +225,30 @@ impl GpuStatus {
             memory_used_percent: percent(sample.memory_used_bytes, sample.memory_total_bytes),
             activity: sample.activity.clone(),
             detail: detail.cloned().unwrap_or_else(|| DeviceDetail { uuid: sample.uuid.to_string(), ..DeviceDetail::default() }),
+        }
+    }
+}
+
+// === impl EngineStatus ===
+
+impl From<&EngineView> for EngineStatus {
+    fn from(view: &EngineView) -> Self {
+        let reading = view.state.reading.clone().unwrap_or_default();
+        let problem = if let Health::Failing(error) = &view.state.health { error.to_string() } else { String::new() };
+        Self {
+            url: view.url.clone(),
+            state: view.word().to_owned(),
+            problem,
+            age_ms: view.age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
+            epoch: view.state.epoch,
+            took_ms: view.state.took.as_secs_f64() * 1000.0,
+            readings: view.state.readings,
+            failures: view.state.failures,
+            running: reading.running,
+            waiting: reading.waiting,
+            kv_used_percent: reading.kv_use.map(|part| part * 100.0),
+            kv_total_tokens: reading.kv_total_tokens,
+            preemptions: view.state.preemptions,
         }
     }
 }

@@ -40,7 +40,11 @@ async fn serve(directory: &tempfile::TempDir) -> (Running, Channel) {
 }
 
 async fn apply(channel: &Channel) -> v1::Policy {
-    let source = v1::PolicySource { source: Some(v1::policy_source::Source::Document(POLICY.to_owned())) };
+    apply_document(channel, POLICY.to_owned()).await
+}
+
+async fn apply_document(channel: &Channel, document: String) -> v1::Policy {
+    let source = v1::PolicySource { source: Some(v1::policy_source::Source::Document(document)) };
     let request = v1::ApplyPolicyRequest { source: Some(source), ..Default::default() };
     PolicyServiceClient::new(channel.clone()).apply_policy(request).await.unwrap().into_inner().policy.unwrap()
 }
@@ -111,6 +115,44 @@ async fn reports_go_in_and_limits_status_and_metrics_come_out() {
     assert!(metrics.ends_with("# EOF\n"));
     assert_eq!(get(&running, "/readyz").await, "ready\n");
     assert!(get(&running, "/").await.contains("<title>Headgate</title>"));
+    running.stop().await;
+}
+
+/// Reads the status until `wanted` holds, for at most ten seconds.
+async fn status_with(running: &Running, wanted: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
+    let began = Instant::now();
+    loop {
+        let status = serde_json::from_str(&get(running, "/throttle/status").await).unwrap();
+        if wanted(&status) {
+            return status;
+        }
+        assert!(began.elapsed() < Duration::from_secs(10), "{status}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn the_page_of_an_engine_comes_out_in_status_and_metrics() {
+    let page = "vllm:num_requests_running 42\nvllm:num_requests_waiting 7\nvllm:kv_cache_usage_perc 0.5\n\
+                vllm:cache_config_info{block_size=\"16\",num_gpu_blocks=\"100\"} 1\n";
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/metrics", listener.local_addr().unwrap());
+    let engine = axum::Router::new().route("/metrics", axum::routing::get(move || async move { page }));
+    let engine = tokio::spawn(async move { axum::serve(listener, engine).await });
+
+    let directory = tempfile::tempdir().unwrap();
+    let (running, channel) = serve(&directory).await;
+    apply_document(&channel, format!("{POLICY}  engines: [{{metricsUrl: \"{url}\"}}]\n")).await;
+    let status = status_with(&running, |status| status["pools"][0]["engines"][0]["state"] == "ok").await;
+    let seen = &status["pools"][0]["engines"][0];
+    assert_eq!((&seen["running"], &seen["waiting"], &seen["kv_total_tokens"]), (&42.into(), &7.into(), &1600.into()));
+    let metrics = get(&running, "/metrics").await;
+    let line = format!("headgate_engine_kv_used_ratio{{pool=\"demo\",engine=\"{url}\"}} 0.5");
+    assert!(metrics.contains(&line), "{metrics}");
+
+    engine.abort();
+    let status = status_with(&running, |status| status["pools"][0]["engines"][0]["state"] == "failing").await;
+    assert!(status["pools"][0]["engines"][0]["problem"].as_str().unwrap().starts_with("no answer: "), "{status}");
     running.stop().await;
 }
 

@@ -7,7 +7,7 @@ use clap::Args;
 use super::connect::HttpArgs;
 use super::table::{Align, Table};
 use super::{CliError, Format, gpu, print};
-use crate::status::{ClassStatus, LevelView, PoolStatus, StatusDocument};
+use crate::status::{ClassStatus, EngineStatus, LevelView, PoolStatus, StatusDocument};
 
 /// Arguments of `headgate status`.
 #[derive(Args, Debug)]
@@ -83,7 +83,40 @@ fn pool(pool: &PoolStatus) -> String {
         ("REFUSED", Align::Left),
     ]);
     pool.classes.iter().for_each(|class| classes.row(class_row(class)));
-    [head, levels.render(), classes.render()].join("\n\n")
+    let mut parts = vec![head, levels.render(), classes.render()];
+    if !pool.engines.is_empty() {
+        parts.push(engines(&pool.engines).render());
+    }
+    parts.join("\n\n")
+}
+
+fn engines(engines: &[EngineStatus]) -> Table {
+    let mut table = Table::new(&[
+        ("ENGINE", Align::Left),
+        ("STATE", Align::Left),
+        ("AGE", Align::Right),
+        ("RUNNING", Align::Right),
+        ("WAITING", Align::Right),
+        ("KV USED", Align::Right),
+        ("KV TOKENS", Align::Right),
+        ("PREEMPTIONS", Align::Right),
+        ("PROBLEM", Align::Left),
+    ]);
+    let count = |value: Option<u64>| value.map_or_else(|| "-".to_owned(), |value| value.to_string());
+    for engine in engines {
+        table.row(vec![
+            engine.url.clone(),
+            engine.state.clone(),
+            engine.age_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms} ms")),
+            count(engine.running),
+            count(engine.waiting),
+            engine.kv_used_percent.map_or_else(|| "-".to_owned(), |percent| format!("{percent:.0} %")),
+            count(engine.kv_total_tokens),
+            engine.preemptions.to_string(),
+            if engine.problem.is_empty() { "-".to_owned() } else { engine.problem.clone() },
+        ]);
+    }
+    table
 }
 
 fn level_row(level: &LevelView) -> Vec<String> {
@@ -152,6 +185,17 @@ mod tests {
         let text = render(&StatusDocument { gpu_source: "no device: off".to_owned(), ..StatusDocument::default() });
         assert!(text.contains("headgate policy apply -f FILE"), "{text}");
         assert!(text.contains("no proxy is connected"), "{text}");
+    }
+
+    #[test]
+    fn an_engine_that_fails_says_why() {
+        let (url, problem) = ("http://10.0.0.7:8000/metrics".to_owned(), "no whole answer within 250 ms".to_owned());
+        let engine = EngineStatus { url, state: "failing".to_owned(), problem, ..EngineStatus::default() };
+        let text = pool(&PoolStatus { engines: vec![engine], ..PoolStatus::default() });
+        assert!(
+            text.contains("http://10.0.0.7:8000/metrics  failing    -        -        -        -          -            0  no whole"),
+            "{text}"
+        );
     }
 
     #[test]

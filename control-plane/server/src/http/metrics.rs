@@ -19,6 +19,8 @@ use crate::device::SourceState;
 use crate::fleet::PolicyReach;
 use crate::status::{ClassStatus, LevelView, PoolStatus, StatusDocument};
 
+mod engines;
+
 /// Type of the text.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -191,6 +193,7 @@ impl Collector for Scrape {
         self.encode_levels(&mut out)?;
         self.encode_classes(&mut out)?;
         self.encode_pools(&mut out)?;
+        engines::encode(&self.status.pools, &mut out)?;
         self.encode_gpus(&mut out)?;
         self.encode_fleet(&mut out)
     }

@@ -120,6 +120,12 @@ impl Controls {
         levels.filter(|level| level.enabled).map(|level| level.sample).min()
     }
 
+    /// The pools whose policy names engines, each with the addresses of their metrics pages.
+    pub fn engines(&self) -> impl Iterator<Item = (&str, &[String])> {
+        let pools = self.pools.iter().map(|(name, pool)| (name.as_str(), pool.policy.engines()));
+        pools.filter(|(_, urls)| !urls.is_empty())
+    }
+
     /// Raises the numbering of `policy`'s pool above `seen`, an epoch that a filter has: after a calendar was set back, the filter
     /// would ignore everything below it.
     pub fn raise_epoch(&mut self, policy: &str, seen: u64) {
