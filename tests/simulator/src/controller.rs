@@ -7,6 +7,7 @@ use headgate_core::time::Timestamp;
 use crate::engine::Engine;
 use crate::rng::Rng;
 use crate::setup::{Fault, Setup};
+use crate::world::Requests;
 
 /// Identity of a request while it lives: a small index, given anew once the request is over. A retry is a request of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -168,8 +169,8 @@ pub enum Effect {
         /// What comes back.
         token: u64,
     },
-    /// See [`Ctx::release`].
-    Release(RequestId),
+    /// See [`Ctx::release`] and [`Ctx::release_to`].
+    Release(RequestId, Option<u16>),
     /// See [`Ctx::refuse`].
     Refuse(RequestId, Option<Duration>),
 }
@@ -182,12 +183,13 @@ pub struct Ctx<'a> {
     pub(crate) engines: &'a [Engine],
     pub(crate) setup: &'a Setup,
     pub(crate) waiting: u32,
+    pub(crate) requests: &'a Requests,
 }
 
 impl<'a> Ctx<'a> {
     /// A context outside any world, for tests of one algorithm: what it asks for is appended to `effects`.
     pub fn detached(now: Timestamp, setup: &'a Setup, engines: &'a [Engine], rng: &'a mut Rng, effects: &'a mut Vec<Effect>) -> Self {
-        Self { now, effects, rng, engines, setup, waiting: 0 }
+        Self { now, effects, rng, engines, setup, waiting: 0, requests: Requests::NONE }
     }
 
     /// Virtual time.
@@ -202,7 +204,12 @@ impl<'a> Ctx<'a> {
 
     /// Sends a waiting request to the pool, after this callback.
     pub fn release(&mut self, id: RequestId) {
-        self.effects.push(Effect::Release(id));
+        self.effects.push(Effect::Release(id, None));
+    }
+
+    /// Sends a waiting request to an engine of the algorithm's choice, past the world's balancer. For the clairvoyant oracle alone.
+    pub fn release_to(&mut self, id: RequestId, engine: u16) {
+        self.effects.push(Effect::Release(id, Some(engine)));
     }
 
     /// Refuses a waiting request, after this callback.
@@ -223,6 +230,12 @@ impl<'a> Ctx<'a> {
     /// Facts of the world: topology, classes with their objectives, network.
     pub fn setup(&self) -> &'a Setup {
         self.setup
+    }
+
+    /// Time that an admitted request spent in its engine's own queue; `None` while it is there or is not with an engine.
+    pub fn engine_queueing(&self, id: RequestId) -> Option<Duration> {
+        let (engine, slot) = self.requests.place(id)?;
+        self.engines.get(usize::from(engine))?.queueing(slot)
     }
 
     /// Requests that wait for a release now, over all sites.

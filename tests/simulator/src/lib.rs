@@ -11,6 +11,8 @@ pub mod engine;
 pub mod observe;
 pub mod rng;
 pub mod setup;
+pub mod world;
 
 pub use controller::{Arrival, Controller, Ctx, Ending, RequestId, Site, Verdict};
 pub use setup::Setup;
+pub use world::{Totals, Violation, World};

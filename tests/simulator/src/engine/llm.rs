@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 
 use headgate_core::time::Timestamp;
 
-use super::{EngineCounters, Output, seconds};
+use super::{EngineCounters, Output, Running, seconds};
 use crate::controller::RequestId;
 
 mod sequences;
@@ -159,18 +159,43 @@ impl Llm {
         self.backlog
     }
 
+    /// The sequences in the batch, newest first.
+    pub(super) fn in_batch(&self) -> impl Iterator<Item = Running> + '_ {
+        self.sequences.running().map(|slot| {
+            let sequence = self.sequences.get(slot);
+            let made = match sequence.phase {
+                Phase::Decode { since, .. } => sequence.made + (self.tokens - since) as u32,
+                _ => sequence.made,
+            };
+            Running { id: sequence.id, prompt_tokens: sequence.prompt, made, output_tokens: sequence.output }
+        })
+    }
+
+    /// What a step would take now that computes `prompt_tokens`.
+    pub(super) fn step_s(&self, prompt_tokens: u32) -> f64 {
+        let config = &self.config;
+        let decode = config.per_sequence_s * f64::from(self.decoding) + config.per_kv_token_s * self.decoding_tokens as f64;
+        config.base_s + decode + config.per_prefill_token_s * f64::from(prompt_tokens)
+    }
+
+    /// Time from submission to the first step that worked on it.
+    pub(super) fn queueing(&self, slot: u32) -> Option<std::time::Duration> {
+        let sequence = self.sequences.get(slot);
+        sequence.scheduled_at.map(|at| at.since(sequence.submitted_at))
+    }
+
     pub(super) fn counters(&self) -> &EngineCounters {
         &self.counters
     }
 
-    pub(super) fn submit(&mut self, id: RequestId, prompt_tokens: u32, output_tokens: u32) -> Option<u32> {
+    pub(super) fn submit(&mut self, now: Timestamp, id: RequestId, prompt_tokens: u32, output_tokens: u32) -> Option<u32> {
         let (prompt, output) = (prompt_tokens.max(1), output_tokens.max(1));
         let fits = u64::from(prompt) + u64::from(output) <= self.config.kv_tokens();
         if !fits || self.queued >= self.config.max_queue {
             self.counters.refused += 1;
             return None;
         }
-        let slot = self.sequences.insert(id, prompt, output);
+        let slot = self.sequences.insert(now, id, prompt, output);
         self.queue.push_back(slot);
         self.queued += 1;
         self.backlog += u64::from(prompt);
@@ -236,15 +261,12 @@ impl Llm {
         let preemptions = self.counters.preemptions;
         self.give_blocks_to_decodes();
         let mut budget = self.config.step_tokens.saturating_sub(self.decoding);
-        let (decoding, decoding_tokens) = (self.decoding, self.decoding_tokens);
         let mut prompt_tokens = self.continue_prefills(&mut budget);
         // What preemption freed belongs to those that run: admitting now would take it from them again.
         if self.counters.preemptions == preemptions {
-            prompt_tokens += self.admit(&mut budget);
+            prompt_tokens += self.admit(now, &mut budget);
         }
-        let config = &self.config;
-        let decode = config.per_sequence_s * f64::from(decoding) + config.per_kv_token_s * decoding_tokens as f64;
-        let took = factor * (config.base_s + decode + config.per_prefill_token_s * f64::from(prompt_tokens));
+        let took = factor * self.step_s(prompt_tokens);
         self.counters.prefill_tokens += u64::from(prompt_tokens);
         self.counters.steps += 1;
         self.step_ends_at = Some(now + seconds(took).max(std::time::Duration::from_micros(1)));
@@ -284,7 +306,7 @@ impl Llm {
         total
     }
 
-    fn admit(&mut self, budget: &mut u32) -> u32 {
+    fn admit(&mut self, now: Timestamp, budget: &mut u32) -> u32 {
         let mut total = 0;
         while *budget > 0 && self.running() < self.config.max_sequences {
             let Some(&slot) = self.queue.front() else { break };
@@ -301,7 +323,9 @@ impl Llm {
             self.queue.pop_front();
             self.queued -= 1;
             self.free_blocks -= blocks;
-            self.sequences.get_mut(slot).phase = Phase::Prefill { done: 0, blocks, scheduled: tokens };
+            let sequence = self.sequences.get_mut(slot);
+            sequence.phase = Phase::Prefill { done: 0, blocks, scheduled: tokens };
+            sequence.scheduled_at.get_or_insert(now);
             self.sequences.link_running(slot);
             self.prefill.push(slot);
             *budget -= tokens;

@@ -60,6 +60,19 @@ pub struct EngineCounters {
     pub steps: u64,
 }
 
+/// A request in an engine's batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Running {
+    /// Which.
+    pub id: RequestId,
+    /// Tokens of its prompt.
+    pub prompt_tokens: u32,
+    /// Output tokens made so far.
+    pub made: u32,
+    /// Output tokens that it will have.
+    pub output_tokens: u32,
+}
+
 /// Index of a request within its engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot(pub(crate) u32);
@@ -169,6 +182,42 @@ impl Engine {
         self.factor
     }
 
+    /// The requests in the batch of an LLM engine, newest first; nothing for a plain server.
+    pub fn batch(&self) -> impl Iterator<Item = Running> + '_ {
+        match &self.model {
+            Model::Llm(llm) => Some(llm.in_batch()),
+            Model::Plain(_) => None,
+        }
+        .into_iter()
+        .flatten()
+    }
+
+    /// What a step would take now that computes `prompt_tokens` besides the batch; the time of service of a plain server.
+    pub fn step_time(&self, prompt_tokens: u32) -> Duration {
+        match &self.model {
+            Model::Llm(llm) => seconds(self.factor * llm.step_s(prompt_tokens)),
+            Model::Plain(plain) => plain.config().service.mul_f64(self.factor),
+        }
+    }
+
+    /// Time that a request spent in the engine's own queue; `None` while it is there.
+    pub fn queueing(&self, slot: Slot) -> Option<Duration> {
+        match &self.model {
+            Model::Llm(llm) => llm.queueing(slot.0),
+            Model::Plain(plain) => plain.queueing(slot.0),
+        }
+    }
+
+    /// Whether it serves.
+    pub fn is_alive(&self) -> bool {
+        !self.is_lost
+    }
+
+    /// Memory of the GPU in use, `0..=1`: an engine that preallocates its cache shows 0.9 from idle to collapse.
+    pub fn memory_use(&self) -> f64 {
+        0.9
+    }
+
     /// Whether it is gone.
     pub fn is_lost(&self) -> bool {
         self.is_lost
@@ -180,7 +229,7 @@ impl Engine {
             return None;
         }
         match &mut self.model {
-            Model::Llm(llm) => llm.submit(id, prompt_tokens, output_tokens),
+            Model::Llm(llm) => llm.submit(now, id, prompt_tokens, output_tokens),
             Model::Plain(plain) => plain.submit(now, id, prompt_tokens, self.factor),
         }
         .map(Slot)

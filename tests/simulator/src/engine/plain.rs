@@ -36,6 +36,8 @@ impl Default for PlainConfig {
 struct Job {
     id: RequestId,
     tokens: u32,
+    submitted_at: Timestamp,
+    served_at: Option<Timestamp>,
     place: Place,
 }
 
@@ -89,6 +91,11 @@ impl Plain {
         self.queued
     }
 
+    pub(super) fn queueing(&self, slot: u32) -> Option<Duration> {
+        let job = self.jobs.get(slot as usize)?;
+        job.served_at.map(|at| at.since(job.submitted_at))
+    }
+
     pub(super) fn counters(&self) -> &EngineCounters {
         &self.counters
     }
@@ -98,7 +105,7 @@ impl Plain {
             self.counters.refused += 1;
             return None;
         }
-        let job = Job { id, tokens, place: Place::Queue };
+        let job = Job { id, tokens, submitted_at: now, served_at: None, place: Place::Queue };
         let slot = match self.free.pop() {
             Some(slot) => {
                 self.jobs[slot as usize] = job;
@@ -172,6 +179,7 @@ impl Plain {
             self.running += 1;
             self.counters.steps += 1;
             let number = self.counters.steps;
+            job.served_at = Some(now);
             job.place = Place::Service { number };
             let median = self.config.service.as_secs_f64() + self.config.per_token_s * f64::from(job.tokens);
             let took = if self.config.sigma > 0.0 { self.rng.log_normal(median, self.config.sigma) } else { median };

@@ -1,5 +1,7 @@
 //! The sequences of an engine: a slab with two intrusive lists, those that run in order of admission and those that end at a step.
 
+use headgate_core::time::Timestamp;
+
 use crate::controller::RequestId;
 
 /// No sequence.
@@ -35,6 +37,9 @@ pub(super) struct Sequence {
     pub(super) output: u32,
     /// Tokens made before the present decode phase.
     pub(super) made: u32,
+    pub(super) submitted_at: Timestamp,
+    /// Begin of the first step that worked on it.
+    pub(super) scheduled_at: Option<Timestamp>,
     pub(super) phase: Phase,
     older: u32,
     newer: u32,
@@ -75,9 +80,20 @@ impl Sequences {
         Self { slab: Vec::new(), free: Vec::new(), newest: NONE, due: vec![NONE; BUCKETS] }
     }
 
-    pub(super) fn insert(&mut self, id: RequestId, prompt: u32, output: u32) -> u32 {
-        let sequence =
-            Sequence { id, prompt, output, made: 0, phase: Phase::Queued, older: NONE, newer: NONE, due_before: NONE, due_after: NONE };
+    pub(super) fn insert(&mut self, now: Timestamp, id: RequestId, prompt: u32, output: u32) -> u32 {
+        let sequence = Sequence {
+            id,
+            prompt,
+            output,
+            made: 0,
+            submitted_at: now,
+            scheduled_at: None,
+            phase: Phase::Queued,
+            older: NONE,
+            newer: NONE,
+            due_before: NONE,
+            due_after: NONE,
+        };
         match self.free.pop() {
             Some(slot) => {
                 self.slab[slot as usize] = sequence;
