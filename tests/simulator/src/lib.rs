@@ -6,10 +6,13 @@
 //! Request path: client → proxy worker ([`Site`], where the controller decides) → the world's balancer (power of two choices by
 //! outstanding requests, the same for every controller) → engine.
 
+pub mod baselines;
 pub mod controller;
 pub mod engine;
+pub mod measure;
 pub mod observe;
 pub mod rng;
+pub mod scenarios;
 pub mod setup;
 pub mod world;
 

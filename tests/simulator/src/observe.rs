@@ -1,5 +1,7 @@
 //! What a run tells those who measure it.
 
+use std::time::Duration;
+
 use headgate_core::time::Timestamp;
 
 use crate::controller::{Arrival, Ending, Gauges};
@@ -46,6 +48,8 @@ pub struct Over {
     pub ended_at: Timestamp,
     /// How it ended.
     pub fate: Fate,
+    /// `Retry-After` of the refusal.
+    pub retry_after: Option<Duration>,
     /// Tokens of the response that came.
     pub output_tokens: u32,
     /// Whether the client gives the request up: no attempt follows.

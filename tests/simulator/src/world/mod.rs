@@ -346,6 +346,7 @@ impl<'a> World<'a> {
             first_token_at: request.first_token_at,
             ended_at: self.now,
             fate,
+            retry_after,
             output_tokens,
             is_last: wait.is_none(),
         });
