@@ -52,6 +52,7 @@ fn sum(engines: &[EngineView]) -> Option<EngineSample> {
         running: 0,
         waiting: 0,
         preemptions: engines.iter().map(|engine| engine.state.preemptions).sum(),
+        output_tokens: 0,
         engines: u32::try_from(fresh.len()).unwrap_or(u32::MAX),
     };
     for reading in fresh.iter().filter_map(|state| state.reading.as_ref()) {

@@ -3,18 +3,68 @@
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use super::flow::OverloadSignals;
+use super::credit::Credit;
+use super::flow::{EngineSample, Flow, OverloadSignals};
+use super::fuser::Fuser;
+use super::guard::CovarianceGuard;
+use super::kv::{KvBudget, KvInput};
+use super::ladder::Ladder;
+use super::latency::{Engines, Latency};
 use super::level::CutOff;
-use super::state::{OverloadState, RungState, Saturation, Term};
+use super::meter::{Demand, Meter, Read, Tick, weight};
+use super::prefill::{ENGINE_PART, PrefillBudget, PrefillInput};
+use super::ramp::{SlowStart, Smooth};
+use super::retries::Retries;
+use super::shed::{ShedInput, Shedder};
+use super::state::{OverloadState, Saturation, Term};
+use super::streams::{StreamBudget, StreamInput};
 use super::work::Budgets;
 use crate::policy::{OverloadConfig, Policy};
 use crate::time::Timestamp;
 
+/// Responses behind a quantile that is believed.
+const QUANTILE_COUNT: u64 = 10;
+/// Queue of the engines at which that term is full: requests an engine, and a part of what runs. Source: the gate of llm-d takes 5 an engine.
+const QUEUE_PER_ENGINE: f64 = 5.0;
+const QUEUE_PART: f64 = 0.05;
+/// Memory of the budgets that are safe when nobody watches, and the part of them that is: a mean is exceeded half of the time.
+const SAFE_MEMORY_S: f64 = 10.0;
+const SAFE_PART: f64 = 0.9;
+/// Memory of means over requests: length of prompts and outputs, rate of admission.
+const MEANS_MEMORY_S: f64 = 10.0;
+
 /// Overload control of one pool: one [`step`](Self::step) every control tick (100 ms).
+///
+/// O([`LEVELS`](super::LEVELS)) work a step. What it allocates is bounded: differences of three histograms.
 #[derive(Debug, Clone)]
 pub struct OverloadController {
     config: OverloadConfig,
+    floors: Vec<f64>,
+    meter: Meter,
+    demand: Demand,
+    credit: Credit,
+    latency: Latency,
+    prefill: PrefillBudget,
+    kv: KvBudget,
+    streams: StreamBudget,
+    guard: CovarianceGuard,
+    shedder: Shedder,
+    fuser: Fuser,
+    ladder: Ladder,
+    retries: Retries,
+    slow_start: SlowStart,
+    smooth: [Smooth; 3],
+    means: Means,
+    safe: [Option<f64>; 3],
     state: OverloadState,
+}
+
+/// Means over the last requests.
+#[derive(Debug, Clone, Copy, Default)]
+struct Means {
+    prompt_tokens: f64,
+    output_tokens: f64,
+    admitted_per_s: f64,
 }
 
 impl OverloadController {
@@ -22,42 +72,66 @@ impl OverloadController {
     #[must_use]
     pub fn new(_now: Timestamp, policy: &Policy) -> Self {
         let config = policy.overload().cloned().unwrap_or_default();
-        let state = OverloadState {
-            budgets: Budgets::UNBOUNDED,
-            safe_budgets: Budgets::UNBOUNDED,
-            cut_off: CutOff::NONE,
-            saturation: Saturation::NONE,
-            rungs: rungs(&config),
-            drain_work_per_s: 0.0,
-            expected_ttft: Duration::ZERO,
-            retry_ratio: f64::from(config.retries.percent) / 100.0,
-            prompt_factor: 0.0,
-            output_tokens: 0.0,
-            floors_work_per_s: policy.classes().iter().map(|_| 0.0).collect(),
-            sample_epoch: 0,
+        let mut controller = Self {
+            floors: floors(policy),
+            meter: Meter::default(),
+            demand: Demand::new(),
+            credit: Credit::default(),
+            latency: Latency::default(),
+            prefill: PrefillBudget::new(),
+            kv: KvBudget::new(),
+            streams: StreamBudget::new(),
+            guard: CovarianceGuard::default(),
+            shedder: Shedder::new(),
+            fuser: Fuser::new(),
+            ladder: Ladder::new(&config.ladder),
+            retries: Retries::default(),
+            slow_start: SlowStart::default(),
+            smooth: Default::default(),
+            means: Means::default(),
+            safe: [None; 3],
+            state: fresh_state(),
+            config,
         };
-        Self { config, state }
+        controller.ladder.step(Timestamp::ZERO, 0.0, &mut controller.state.rungs);
+        controller.state.floors_work_per_s = controller.floors.iter().map(|_| 0.0).collect();
+        controller
     }
 
     /// Takes over a changed policy; what was learned of the pool stays.
-    pub fn set_policy(&mut self, _now: Timestamp, policy: &Policy) {
+    pub fn set_policy(&mut self, now: Timestamp, policy: &Policy) {
         self.config = policy.overload().cloned().unwrap_or_default();
-        self.state.rungs = rungs(&self.config);
-        self.state.floors_work_per_s = policy.classes().iter().map(|_| 0.0).collect();
+        self.floors = floors(policy);
+        self.ladder.set_config(&self.config.ladder);
+        self.ladder.step(now, self.state.saturation.value, &mut self.state.rungs);
+        self.state.floors_work_per_s = self.floors.iter().map(|part| part * self.shedder.capacity()).collect();
     }
 
-    /// One turn: signals to budgets and cut-off.
-    pub fn step(&mut self, _now: Timestamp, signals: &OverloadSignals<'_>) -> &OverloadState {
-        let target = f64::from(self.config.kv_target_percent) / 100.0;
-        if let Some(sample) = signals.engine.filter(|sample| sample.kv_total_tokens > 0) {
-            let bound = target * sample.kv_total_tokens as f64;
-            self.state.budgets.kv_tokens = Some((bound as u64).max(1));
-            self.state.sample_epoch = sample.epoch;
-            let value = signals.flow.in_flight.part_of(&self.state.budgets);
-            self.state.saturation.value = value;
-            self.state.saturation.binding = (value > 0.0).then_some(Term::Kv);
+    /// Lets the budgets grow anew from a part of themselves: a breaker has closed, an engine is back.
+    pub fn begin_slow_start(&mut self, now: Timestamp) {
+        self.slow_start.begin(now);
+    }
+
+    /// One turn: signals to budgets and cut-off. A step that comes too soon after the last one changes nothing.
+    pub fn step(&mut self, now: Timestamp, signals: &OverloadSignals<'_>) -> &OverloadState {
+        match self.meter.read(now, signals) {
+            Read::TooSoon => return &self.state,
+            Read::Restarted => {
+                self.credit.restart();
+                self.demand.restart(&signals.flow.offered);
+                self.latency.restart(now, signals.flow);
+                self.credit.record(now, signals.flow.admitted, signals.flow.in_flight);
+                self.step_budgets(&Tick::idle(now), signals);
+            }
+            Read::Tick(tick) => {
+                self.credit.record(now, signals.flow.admitted, signals.flow.in_flight);
+                self.demand.observe(tick.seconds, &signals.flow.offered);
+                self.means.observe(&tick);
+                self.step_budgets(&tick, signals);
+                self.step_cut_off(&tick, signals);
+                self.step_saturation(&tick, signals);
+            }
         }
-        self.state.safe_budgets = self.state.budgets;
         &self.state
     }
 
@@ -66,8 +140,249 @@ impl OverloadController {
     pub fn state(&self) -> &OverloadState {
         &self.state
     }
+
+    fn step_budgets(&mut self, tick: &Tick, signals: &OverloadSignals<'_>) {
+        let flow = signals.flow;
+        let sample = signals.engine.as_ref();
+        let fresh = sample.is_some_and(|sample| self.credit.retire(sample));
+        self.latency.observe(tick, flow, self.engines(sample));
+        let ttft_slo_s = self.config.ttft_slo.as_secs_f64();
+        let hungry = self.is_hungry(flow, sample);
+        let engines = sample.map_or(1.0, |sample| f64::from(sample.engines.max(1)));
+        self.prefill.step(
+            tick,
+            &PrefillInput {
+                in_flight: flow.in_flight.prefill_tokens as f64,
+                engines,
+                seconds_per_token: self.latency.seconds_per_token(),
+                ttft_slo_s,
+            },
+        );
+        self.step_kv(tick, flow, sample, fresh, hungry);
+        self.step_streams(tick, flow, sample, engines, hungry);
+        let part = self.slow_start.part(tick.now);
+        let bounds = [self.prefill.bound(), self.kv.bound(), self.streams.bound()].map(|bound| bound.map(|bound| bound * part));
+        self.publish(tick, bounds);
+    }
+
+    /// Work waits while latency is within its objective and the engines do not queue.
+    fn is_hungry(&self, flow: &Flow, sample: Option<&EngineSample>) -> bool {
+        let ttft_ok = self.latency.service.quantile(0.9, QUANTILE_COUNT).is_none_or(|p90| p90 < self.config.ttft_slo / 2);
+        let tpot_ok = self.streams.tpot_s() <= self.config.tpot_slo.as_secs_f64();
+        let queue_ok = match sample {
+            Some(sample) => (sample.waiting as f64) <= engine_queue_reference(sample),
+            None => self.latency.standing() <= Latency::standing_target(self.config.ttft_slo),
+        };
+        flow.queued_requests > 0 && ttft_ok && tpot_ok && queue_ok
+    }
+
+    fn engines(&self, sample: Option<&EngineSample>) -> Engines {
+        match sample {
+            Some(sample) if sample.waiting > 0 => Engines::Queue,
+            Some(_) => Engines::Clear,
+            None if self.shedder.is_busy() => Engines::Unknown,
+            None => Engines::Clear,
+        }
+    }
+
+    fn step_kv(&mut self, tick: &Tick, flow: &Flow, sample: Option<&EngineSample>, fresh: bool, hungry: bool) {
+        let Some(sample) = sample.filter(|sample| sample.kv_total_tokens > 0) else {
+            self.kv.forget_sample();
+            return;
+        };
+        let then = self.credit.in_flight_at(sample.at).unwrap_or(flow.in_flight);
+        let input = KvInput {
+            reserved_then: then.kv_tokens as f64,
+            reserved_now: flow.in_flight.kv_tokens as f64,
+            credit: self.credit.outstanding().prefill_tokens as f64,
+            streams: flow.in_flight.streams,
+            target: f64::from(self.config.kv_target_percent) / 100.0,
+            hungry,
+        };
+        self.kv.step(tick, sample, fresh, &input);
+    }
+
+    fn step_streams(&mut self, tick: &Tick, flow: &Flow, sample: Option<&EngineSample>, engines: f64, hungry: bool) {
+        let in_flight = flow.in_flight.streams as f64;
+        let prefilling = flow.in_flight.prefill_tokens as f64 / self.means.prompt_tokens.max(1.0);
+        let mean_latency = self.latency.service.mean(QUANTILE_COUNT);
+        let finished = tick.finished.kv_tokens as f64 / tick.seconds;
+        // With their own metrics at hand the engines' queues say more than a covariance.
+        let blind = sample.is_none() && self.shedder.is_busy();
+        let futile = self.guard.observe(tick.now, in_flight, finished, mean_latency.unwrap_or_default().as_secs_f64()) && blind;
+        let standing = self.latency.standing();
+        let stands = standing > Latency::standing_target(self.config.ttft_slo);
+        let target = f64::from(self.config.kv_target_percent) / 100.0;
+        let room = sample.is_none_or(|s| (s.kv_used_tokens as f64) < 0.9 * target * s.kv_total_tokens as f64 || s.kv_total_tokens == 0);
+        let refused = tick.engine_refusals as f64 / (tick.admitted.streams.max(tick.engine_refusals).max(1)) as f64;
+        let input = StreamInput {
+            in_flight,
+            decoding: (sample.map_or(in_flight, |sample| sample.running as f64) - prefilling).max(0.0),
+            engines,
+            engine: sample.copied(),
+            standing_s: if stands && blind { standing.as_secs_f64() } else { 0.0 },
+            admitted_rate: self.means.admitted_per_s,
+            tpot_slo_s: self.config.tpot_slo.as_secs_f64(),
+            spread: self.tpot_spread(),
+            hungry: hungry && room,
+            refused,
+            futile,
+        };
+        self.streams.step(tick, &input);
+    }
+
+    /// How far the slowest twentieth of the responses is above the mean.
+    fn tpot_spread(&self) -> f64 {
+        let p95 = self.latency.tpot.quantile(0.95, QUANTILE_COUNT);
+        let mean = self.latency.tpot.mean(QUANTILE_COUNT);
+        match (p95, mean) {
+            (Some(p95), Some(mean)) if !mean.is_zero() => (p95.as_secs_f64() / mean.as_secs_f64()).clamp(1.0, 1.5),
+            _ => 1.0,
+        }
+    }
+
+    fn publish(&mut self, tick: &Tick, bounds: [Option<f64>; 3]) {
+        let mut whole = [None; 3];
+        for ((whole, smooth), bound) in whole.iter_mut().zip(&mut self.smooth).zip(bounds) {
+            *whole = smooth.step(bound, tick.seconds);
+        }
+        let mut safe = [None; 3];
+        for ((safe, mean), now) in safe.iter_mut().zip(&mut self.safe).zip(whole) {
+            if let Some(now) = now.map(|now| now as f64) {
+                let before = mean.unwrap_or(now);
+                *mean = Some(before + weight(tick.seconds, SAFE_MEMORY_S) * (now - before));
+                // What is in force now may be less than what has been, and is then the safer.
+                *safe = mean.map(|mean| ((SAFE_PART * mean).min(now) as u64).max(1));
+            }
+        }
+        self.state.budgets = budgets(whole);
+        self.state.safe_budgets = budgets(safe);
+        self.state.output_tokens = self.means.output_tokens;
+        self.state.sample_epoch = self.credit.epoch();
+        if let Some(p90) = self.latency.service.quantile(0.9, QUANTILE_COUNT) {
+            self.state.expected_ttft = p90;
+        }
+    }
+
+    fn step_cut_off(&mut self, tick: &Tick, signals: &OverloadSignals<'_>) {
+        let flow = signals.flow;
+        let output_weight = self.config.output_weight;
+        let input = ShedInput {
+            admitted_work: tick.admitted.tokens(output_weight),
+            finished_work: tick.finished_work(output_weight),
+            queued_work: flow.queued_work as f64,
+            oldest_wait_s: flow.oldest_wait.as_secs_f64(),
+            queues: self.config.queue.is_some(),
+            part: flow.in_flight.part_of(&self.state.budgets),
+            ttft_slo_s: self.config.ttft_slo.as_secs_f64(),
+            floors: &self.floors,
+        };
+        self.state.cut_off = self.shedder.step(tick, &self.demand, &input);
+        self.state.drain_work_per_s = self.shedder.capacity();
+        for (floor, part) in self.state.floors_work_per_s.iter_mut().zip(&self.floors) {
+            *floor = part * self.shedder.capacity();
+        }
+        let short = self.shedder.is_busy() || !self.state.cut_off.is_none();
+        self.state.retry_ratio = self.retries.step(tick, short, &self.config.retries);
+    }
+
+    fn step_saturation(&mut self, tick: &Tick, signals: &OverloadSignals<'_>) {
+        let values = self.terms(signals);
+        self.state.saturation = self.fuser.fuse(tick.now, values, self.config.fusion);
+        self.ladder.step(tick.now, self.state.saturation.value, &mut self.state.rungs);
+    }
+
+    /// Terms in the order of [`Term::ALL`].
+    ///
+    /// Work in flight never exceeds its budget by much, since the workers hold to it. How much more is asked for than the pool can do
+    /// shows in the offered work over the capacity, by which the three terms of work grow while something is cut off.
+    fn terms(&self, signals: &OverloadSignals<'_>) -> [f64; Term::COUNT] {
+        let (flow, budgets) = (signals.flow, &self.state.budgets);
+        let excess = self.shedder.excess();
+        let part = |used: f64, budget: Option<u64>| budget.map_or(0.0, |budget| excess * used / budget.max(1) as f64);
+        let sample = signals.engine.as_ref();
+        let kv = match sample.filter(|sample| sample.kv_total_tokens > 0) {
+            Some(sample) => {
+                let target = f64::from(self.config.kv_target_percent) / 100.0 * sample.kv_total_tokens as f64;
+                let used = sample.kv_used_tokens as f64 + self.credit.outstanding().prefill_tokens as f64;
+                excess * used / target.max(1.0)
+            }
+            None => part(flow.in_flight.kv_tokens as f64, budgets.kv_tokens),
+        };
+        let queue = sample.map_or(0.0, |sample| sample.waiting as f64 / engine_queue_reference(sample));
+        [
+            part(flow.in_flight.prefill_tokens as f64, budgets.prefill_tokens),
+            kv,
+            part(flow.in_flight.streams as f64, budgets.streams),
+            queue,
+            self.ttft_term(),
+            self.tpot_term(),
+            signals.level_pressure,
+        ]
+    }
+
+    /// `(p95 of the wait in the queue + p95 of the service − unqueued) / (objective − unqueued)`.
+    fn ttft_term(&self) -> f64 {
+        let Some(service) = self.latency.service.quantile(0.95, QUANTILE_COUNT) else { return 0.0 };
+        let wait = self.latency.queue_wait.quantile(0.95, QUANTILE_COUNT).unwrap_or(Duration::ZERO);
+        let unqueued = self.latency.unqueued();
+        let left = self.config.ttft_slo.saturating_sub(unqueued).max(self.config.ttft_slo.mul_f64(1.0 - ENGINE_PART) / 2);
+        (wait + service).saturating_sub(unqueued).as_secs_f64() / left.as_secs_f64().max(1e-3)
+    }
+
+    fn tpot_term(&self) -> f64 {
+        let p95 = self.latency.tpot.quantile(0.95, QUANTILE_COUNT);
+        p95.map_or(0.0, |p95| p95.as_secs_f64() / self.config.tpot_slo.as_secs_f64().max(1e-6))
+    }
 }
 
-fn rungs(config: &OverloadConfig) -> Vec<RungState> {
-    config.ladder.iter().map(|rung| if rung.kind.is_available() { RungState::Released } else { RungState::Unavailable }).collect()
+// === impl Means ===
+
+impl Means {
+    fn observe(&mut self, tick: &Tick) {
+        self.admitted_per_s += weight(tick.seconds, 1.0) * (tick.admitted.streams as f64 / tick.seconds - self.admitted_per_s);
+        // A tick counts by its requests: at a mean rate the memory is the same as by time.
+        follow(&mut self.prompt_tokens, tick.admitted.prefill_tokens, tick.admitted.streams, self.admitted_per_s);
+        follow(&mut self.output_tokens, tick.output_tokens, tick.responses, self.admitted_per_s);
+    }
+}
+
+fn follow(mean: &mut f64, sum: u64, count: u64, per_s: f64) {
+    if count == 0 {
+        return;
+    }
+    let sample = sum as f64 / count as f64;
+    let weight = count as f64 / (count as f64 + MEANS_MEMORY_S * per_s.max(1.0));
+    *mean = if *mean > 0.0 { *mean + weight * (sample - *mean) } else { sample };
+}
+
+/// Requests in the engines' queues at which that term is full.
+fn engine_queue_reference(sample: &EngineSample) -> f64 {
+    (QUEUE_PER_ENGINE * f64::from(sample.engines.max(1))).max(QUEUE_PART * sample.running as f64)
+}
+
+fn budgets([prefill_tokens, kv_tokens, streams]: [Option<u64>; 3]) -> Budgets {
+    Budgets { prefill_tokens, kv_tokens, streams }
+}
+
+/// Each class's floor as a part of the capacity.
+fn floors(policy: &Policy) -> Vec<f64> {
+    policy.classes().iter().map(|class| f64::from(class.floor_percent) / 100.0).collect()
+}
+
+fn fresh_state() -> OverloadState {
+    OverloadState {
+        budgets: Budgets::UNBOUNDED,
+        safe_budgets: Budgets::UNBOUNDED,
+        cut_off: CutOff::NONE,
+        saturation: Saturation::NONE,
+        rungs: Vec::new(),
+        drain_work_per_s: 0.0,
+        expected_ttft: Duration::ZERO,
+        retry_ratio: 1.0,
+        prompt_factor: 0.0,
+        output_tokens: 0.0,
+        floors_work_per_s: Vec::new(),
+        sample_epoch: 0,
+    }
 }

@@ -64,7 +64,7 @@ pub enum FlowError {
 }
 
 /// One reading of all engines of a pool.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct EngineSample {
     /// When it was read.
     pub at: Timestamp,
@@ -82,6 +82,8 @@ pub struct EngineSample {
     pub waiting: u64,
     /// Preemptions, cumulative.
     pub preemptions: u64,
+    /// Tokens of output that the engines have made, cumulative; 0: unknown.
+    pub output_tokens: u64,
     /// Engines that were read.
     pub engines: u32,
 }

@@ -4,10 +4,23 @@
 //! brings time and signals, once every control tick (100 ms).
 
 mod controller;
+mod credit;
 mod fit;
 mod flow;
+mod fuser;
+mod guard;
+mod headroom;
+mod kv;
+mod ladder;
+mod latency;
 mod level;
+mod meter;
+mod prefill;
+mod ramp;
+mod retries;
+mod shed;
 mod state;
+mod streams;
 mod work;
 
 pub use controller::OverloadController;

@@ -1,0 +1,134 @@
+//! The budget of KV tokens.
+//!
+//! Requests reserve their prompt and expected output; the engines hold what is really there. The budget is the target of the KV cache in
+//! the currency of reservations: `target × total × reserved / actual`. The ratio is learned by generations of requests, not by time:
+//! right after a burst all requests are young and hold little, and a clock would take that for room.
+
+use super::flow::EngineSample;
+use super::headroom::Headroom;
+use super::meter::Tick;
+use crate::time::Timestamp;
+
+/// Generations of requests over which the ratio is averaged.
+const GENERATIONS: f64 = 1.0;
+/// Bounds on the ratio: prompts alone against whole responses, and outputs thrice as long as expected.
+const MIN_RATIO: f64 = 0.3;
+const MAX_RATIO: f64 = 3.0;
+/// Part of the budget that must be in flight for the ratio to be learned.
+const ENOUGH: f64 = 0.2;
+/// How much fuller than the mean one engine may be before the pool counts as that much fuller: balancing is never perfect.
+const IMBALANCE: f64 = 1.08;
+/// Growth of the budget when work waits and the cache has room, and the ticks of it before. Source: design invariant 8.
+const STARVED_GROWTH: f64 = 1.1;
+const STARVED_TICKS: u32 = 2;
+/// Part of the target below which the cache has room. Source: design invariant 8.
+const ROOM: f64 = 0.9;
+/// Seconds by which the growth of the cache is extrapolated before it counts as room: admitted prompts arrive, responses lengthen.
+const LOOK_AHEAD_S: f64 = 1.0;
+/// Memory of the cache's growth.
+const GROWTH_MEMORY_S: f64 = 0.5;
+
+/// What the budget needs to know of a tick.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct KvInput {
+    /// Reserved tokens in flight when the engines were read.
+    pub(super) reserved_then: f64,
+    /// Reserved tokens in flight now.
+    pub(super) reserved_now: f64,
+    /// Prompt tokens admitted since the reading.
+    pub(super) credit: f64,
+    /// Streams in flight now.
+    pub(super) streams: u64,
+    /// Part of the cache that may be filled.
+    pub(super) target: f64,
+    /// Whether work waits while latency is within its objective.
+    pub(super) hungry: bool,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct KvBudget {
+    reserved: f64,
+    used: f64,
+    ratio: f64,
+    headroom: Headroom,
+    starved: u32,
+    growth: f64,
+    last: Option<(Timestamp, f64, u64)>,
+    bound: Option<f64>,
+}
+
+impl KvBudget {
+    pub(super) fn new() -> Self {
+        Self { reserved: 0.0, used: 0.0, ratio: 1.0, headroom: Headroom::new(), starved: 0, growth: 0.0, last: None, bound: None }
+    }
+
+    /// The bound in reserved tokens; `None` without a reading.
+    pub(super) fn bound(&self) -> Option<f64> {
+        self.bound
+    }
+
+    /// Nobody reads the engines any more: unbounded, calibration kept.
+    pub(super) fn forget_sample(&mut self) {
+        self.bound = None;
+        self.last = None;
+        self.growth = 0.0;
+    }
+
+    pub(super) fn step(&mut self, tick: &Tick, sample: &EngineSample, fresh: bool, input: &KvInput) {
+        let target = input.target * sample.kv_total_tokens as f64;
+        let used = sample.kv_used_tokens as f64;
+        if fresh {
+            self.follow(tick, sample, used, input);
+        }
+        self.learn(tick, used, target, input);
+        let effective = used.max(sample.kv_fullest * sample.kv_total_tokens as f64 / IMBALANCE) + input.credit;
+        self.feed(effective, target, input);
+        let bound = self.headroom.part() * self.ratio * target;
+        // Above the target, what is in flight is too much whatever the ratio says.
+        let over = if effective > target { input.reserved_now * target / effective } else { bound };
+        self.bound = Some(bound.min(over).max(1.0));
+    }
+
+    fn follow(&mut self, tick: &Tick, sample: &EngineSample, used: f64, input: &KvInput) {
+        if let Some((at, before, preemptions)) = self.last {
+            let seconds = sample.at.since(at).as_secs_f64();
+            if seconds > 0.0 {
+                self.growth += super::meter::weight(seconds, GROWTH_MEMORY_S) * ((used - before) / seconds - self.growth);
+            }
+            let preempted = sample.preemptions.saturating_sub(preemptions);
+            if preempted > 0 {
+                self.headroom.fall(tick.now, preempted as f64 / sample.running.max(1) as f64);
+            } else {
+                self.headroom.recover(tick.now, input.streams);
+            }
+        }
+        self.last = Some((sample.at, used, sample.preemptions));
+    }
+
+    /// Averages reserved and used over generations: the weight of a tick is the part of the streams that ended in it.
+    fn learn(&mut self, tick: &Tick, used: f64, target: f64, input: &KvInput) {
+        let enough = input.reserved_then >= ENOUGH * self.ratio * target && used > 0.0;
+        if !enough {
+            return;
+        }
+        let weight = (tick.finished.streams as f64 / (GENERATIONS * input.streams.max(1) as f64)).min(1.0);
+        self.reserved += weight * (input.reserved_then - self.reserved);
+        self.used += weight * (used - self.used);
+        if self.used > 0.0 && weight > 0.0 {
+            let ratio = self.reserved / self.used;
+            // The averages are smooth already: twice the weight keeps the ratio close behind them.
+            self.ratio += (2.0 * weight).min(1.0) * (ratio.clamp(MIN_RATIO, MAX_RATIO) - self.ratio);
+        }
+    }
+
+    /// Never starve: work waits, the budget binds, and the cache has room and is not about to fill.
+    fn feed(&mut self, effective: f64, target: f64, input: &KvInput) {
+        let ahead = effective + LOOK_AHEAD_S * self.growth.max(0.0);
+        let starved = input.hungry && ahead < ROOM * target;
+        self.starved = if starved { self.starved.saturating_add(1) } else { 0 };
+        if self.starved >= STARVED_TICKS {
+            self.starved = 0;
+            self.ratio = (self.ratio * STARVED_GROWTH).min(MAX_RATIO);
+        }
+    }
+}
