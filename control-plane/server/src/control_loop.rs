@@ -131,10 +131,12 @@ impl ControlLoop {
         let loads = self.ledger.lock().view(at);
         let devices = self.devices.borrow_and_update().clone();
         let board = self.engines.board();
-        let engines = controls.engines().map(|(pool, urls)| (pool.to_owned(), PoolEngines::read(&board, at, urls))).collect();
+        let engines: BTreeMap<String, PoolEngines> =
+            controls.engines().map(|(pool, urls)| (pool.to_owned(), PoolEngines::read(&board, at, urls))).collect();
+        let sample = |pool: &str| engines.get(pool).and_then(|engines| engines.sample);
         let shares = |pool: &str| self.ledger.lock().shares(at, pool);
         let gpu_memory = |config: &GpuMemoryConfig| fullest(&config.devices, &devices);
-        let table = controls.step(at, &StepInputs { loads: &loads, gpu_memory: &gpu_memory, shares: &shares });
+        let table = controls.step(at, &StepInputs { loads: &loads, gpu_memory: &gpu_memory, engines: &sample, shares: &shares });
         if let Some(table) = table {
             self.fleet.publish_limits(table);
         }

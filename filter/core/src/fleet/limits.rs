@@ -6,6 +6,8 @@ use alloc::sync::Arc;
 
 use headgate_protos::v1;
 
+use super::OverloadPush;
+
 /// The limits of all pools, by pool.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LimitsTable {
@@ -18,6 +20,8 @@ pub struct LimitsTable {
 pub struct PoolLimits {
     /// The limits of the whole fleet: rates and bursts are totals over all proxies.
     pub fleet: v1::Limits,
+    /// Overload control over all proxies; `None` when the policy has none.
+    pub overload: Option<OverloadPush>,
     /// Parts of the proxies that report load for the pool, by `node.id`. Their sum is at most one.
     pub shares: BTreeMap<String, ProxyShare>,
     /// Part of a proxy that has not reported yet.
@@ -45,8 +49,8 @@ impl LimitsTable {
 // === impl PoolLimits ===
 
 impl PoolLimits {
-    /// The proxy's part of the limits: rates scaled by its share; burst too, but never below one request, without which a
-    /// positive rate would admit nothing.
+    /// The proxy's part of the limits: rates and budgets scaled by its share; bursts too, but never below one request, without which
+    /// a positive rate would admit nothing.
     pub fn for_node(&self, node_id: &str) -> v1::Limits {
         let share = self.shares.get(node_id).copied().unwrap_or(self.newcomer);
         let mut limits = self.fleet.clone();
@@ -57,6 +61,7 @@ impl PoolLimits {
                 class.burst = (class.burst * share.rate).max(1.0);
             }
         }
+        limits.overload = self.overload.as_ref().map(|overload| overload.for_share(share));
         limits
     }
 }
@@ -75,6 +80,7 @@ mod tests {
             fleet: v1::Limits { classes: vec![class(100.0, 100.0), class(0.0, 0.0)], ..Default::default() },
             shares: [("busy".to_owned(), ProxyShare { rate: 0.9, safe: 0.5 })].into(),
             newcomer: ProxyShare { rate: 0.005, safe: 0.25 },
+            overload: None,
         };
         let busy = limits.for_node("busy");
         assert_eq!((busy.classes[0].rate_rps, busy.classes[0].burst, busy.classes[0].safe_rps), (90.0, 90.0, 4.0));

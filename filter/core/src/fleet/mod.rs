@@ -14,8 +14,8 @@ mod controls;
 mod ledger;
 mod limits;
 
-pub use self::controls::{Controls, PoolControlView, StepInputs};
-pub use self::ledger::{ClassTotals, ClassView, ControlCounters, Ledger, PoolView, Shares, TtftView};
+pub use self::controls::{Controls, OverloadPush, PoolControlView, StepInputs};
+pub use self::ledger::{ClassTotals, ClassView, ControlCounters, Ledger, PoolView, QueueTotals, Shares, TtftView};
 pub use self::limits::{LimitsTable, PoolLimits, ProxyShare};
 
 /// Proxies that are remembered at once; a further one is served but not accounted for.

@@ -15,14 +15,18 @@ use super::{LimitsLifetime, LimitsTable, PolicySet, PoolLimits, PoolView, Shares
 use crate::control::{ClassLoad, LimitsFrame, PoolController, PoolState, Signals};
 use crate::histogram::Histogram;
 use crate::level::{GpuMemorySample, SignalSource};
+use crate::overload::{EngineSample, OverloadState};
 use crate::policy::{GpuMemoryConfig, Policy, PolicyErrors};
 use crate::time::Timestamp;
 
 mod material;
+mod overload;
 #[cfg(test)]
 mod tests;
 
 use self::material::{Material, material};
+pub use self::overload::OverloadPush;
+use self::overload::{PoolOverload, release_classes, with_released_classes};
 
 /// Longest time between two pushes of a pool: values for people, and the filters' TTL anew.
 const REFRESH: Duration = Duration::from_millis(500);
@@ -42,6 +46,8 @@ pub struct PoolControlView {
     pub version: String,
     /// What the controller found.
     pub state: PoolState,
+    /// What overload control found; `None` when the policy has none.
+    pub overload: Option<OverloadState>,
     /// Epoch of the newest pushed limits; 0 before the first.
     pub epoch: u64,
 }
@@ -56,6 +62,7 @@ pub struct Controls {
 struct PoolControl {
     policy: Policy,
     controller: PoolController,
+    overload: Option<PoolOverload>,
     created_at: Timestamp,
     epoch: u64,
     pushed: Option<Pushed>,
@@ -72,6 +79,8 @@ pub struct StepInputs<'a> {
     pub loads: &'a BTreeMap<String, PoolView>,
     /// Newest sample of the GPU memory that a pool's level watches.
     pub gpu_memory: &'a dyn Fn(&GpuMemoryConfig) -> Option<GpuMemorySample>,
+    /// Newest reading of a pool's engines; `None` when nobody reads them or it is stale.
+    pub engines: &'a dyn Fn(&str) -> Option<EngineSample>,
     /// How each pool's rates are split.
     pub shares: &'a dyn Fn(&str) -> Shares,
 }
@@ -102,12 +111,8 @@ impl Controls {
             }
             let pool = policy.pool().to_owned();
             let control = match before.remove(&pool) {
-                Some(mut kept) => {
-                    kept.controller.set_policy(now, &policy);
-                    kept.policy = policy;
-                    kept
-                }
-                None => PoolControl { controller: PoolController::new(now, &policy), policy, created_at: now, epoch, pushed: None },
+                Some(kept) => kept.with_policy(now, policy),
+                None => PoolControl::new(now, policy, epoch),
             };
             self.pools.insert(pool, control);
         }
@@ -142,9 +147,9 @@ impl Controls {
         let mut is_worth_it = false;
         for (name, pool) in &mut self.pools {
             let load = inputs.loads.get(name).unwrap_or(&nothing);
-            pool.compute(now, load, inputs.gpu_memory);
+            pool.compute(now, load, inputs.gpu_memory, (inputs.engines)(name));
             if pool.may_push(now, load) {
-                is_worth_it |= pool.offer(now, name, self.lifetime, (inputs.shares)(name));
+                is_worth_it |= pool.offer(now, name, load, self.lifetime, (inputs.shares)(name));
             }
         }
         is_worth_it.then(|| self.table())
@@ -161,7 +166,8 @@ impl Controls {
         let view = |pool: &PoolControl| PoolControlView {
             policy: pool.policy.name().to_owned(),
             version: pool.policy.version().to_owned(),
-            state: pool.controller.state().clone(),
+            state: pool.state(),
+            overload: pool.overload.as_ref().map(|overload| overload.state().clone()),
             epoch: pool.pushed.as_ref().map_or(0, |pushed| pushed.limits.fleet.epoch),
         };
         self.pools.iter().map(|(name, pool)| (name.clone(), view(pool))).collect()
@@ -171,7 +177,34 @@ impl Controls {
 // === impl PoolControl ===
 
 impl PoolControl {
-    fn compute(&mut self, now: Timestamp, load: &PoolView, gpu_memory: &dyn Fn(&GpuMemoryConfig) -> Option<GpuMemorySample>) {
+    fn new(now: Timestamp, policy: Policy, epoch: u64) -> Self {
+        let (controller, overload) = (PoolController::new(now, &policy), PoolOverload::of(now, &policy));
+        Self { controller, overload, policy, created_at: now, epoch, pushed: None }
+    }
+
+    /// What was learned of the pool stays.
+    fn with_policy(mut self, now: Timestamp, policy: Policy) -> Self {
+        self.controller.set_policy(now, &policy);
+        match &mut self.overload {
+            Some(overload) if policy.overload().is_some() => overload.set_policy(now, &policy),
+            overload => *overload = PoolOverload::of(now, &policy),
+        }
+        self.policy = policy;
+        self
+    }
+
+    fn state(&self) -> PoolState {
+        let state = self.controller.state();
+        if self.overload.is_some() { with_released_classes(state) } else { state.clone() }
+    }
+
+    fn compute(
+        &mut self,
+        now: Timestamp,
+        load: &PoolView,
+        gpu_memory: &dyn Fn(&GpuMemoryConfig) -> Option<GpuMemorySample>,
+        engine: Option<EngineSample>,
+    ) {
         let classes: Vec<ClassLoad> = self.policy.classes().iter().map(|class| class_load(load, &class.name)).collect();
         let empty = Histogram::new();
         let signals = Signals {
@@ -182,7 +215,10 @@ impl PoolControl {
             ttft_us: load.ttft.as_ref().unwrap_or(&empty),
             source: SignalSource::Filters,
         };
-        self.controller.step(now, &signals);
+        let state = self.controller.step(now, &signals);
+        if let Some(overload) = &mut self.overload {
+            overload.step(now, load, engine, &state.levels);
+        }
     }
 
     fn may_push(&self, now: Timestamp, load: &PoolView) -> bool {
@@ -196,7 +232,7 @@ impl PoolControl {
     }
 
     /// Pushes the controller's state if that is worth it; returns whether it was.
-    fn offer(&mut self, now: Timestamp, pool: &str, lifetime: LimitsLifetime, shares: Shares) -> bool {
+    fn offer(&mut self, now: Timestamp, pool: &str, load: &PoolView, lifetime: LimitsLifetime, shares: Shares) -> bool {
         let frame = LimitsFrame {
             pool,
             epoch: self.epoch + 1,
@@ -206,7 +242,12 @@ impl PoolControl {
             ttl: lifetime.ttl,
             decay: lifetime.decay,
         };
-        let limits = PoolLimits { fleet: self.controller.state().to_wire(&frame), shares: shares.by_node, newcomer: shares.newcomer };
+        let mut fleet = self.controller.state().to_wire(&frame);
+        let overload = self.overload.as_ref().map(|overload| overload.push(load));
+        if overload.is_some() {
+            release_classes(&mut fleet);
+        }
+        let limits = PoolLimits { fleet, overload, shares: shares.by_node, newcomer: shares.newcomer };
         let is_due = self.pushed.as_ref().is_none_or(|pushed| now.since(pushed.at) >= REFRESH.min(lifetime.ttl / 3));
         let is_material = self.pushed.as_ref().is_none_or(|pushed| material(&pushed.limits, &limits) == Material::Yes);
         if !is_due && !is_material {

@@ -8,6 +8,7 @@ use headgate_protos::v1;
 use super::*;
 use crate::fleet::{ClassView, ControlCounters, StoredPolicy};
 use crate::level::{LevelKind, LevelState};
+use crate::overload::{Budgets, CutOff, EngineSample, Flow, OverloadController, OverloadState, Work};
 
 const LIFETIME: LimitsLifetime = LimitsLifetime { ttl: Duration::from_secs(3), decay: Duration::from_secs(10) };
 const EPOCH: u64 = 1_700_000_000_000;
@@ -58,7 +59,7 @@ fn memory(now: Timestamp, used_percent: u64) -> impl Fn(&GpuMemoryConfig) -> Opt
 
 fn step(controls: &mut Controls, now_ms: u64, used_percent: u64) -> Option<LimitsTable> {
     let now = Timestamp::from_millis(now_ms);
-    controls.step(now, &StepInputs { loads: &loads(now), gpu_memory: &memory(now, used_percent), shares: &shares })
+    controls.step(now, &StepInputs { loads: &loads(now), gpu_memory: &memory(now, used_percent), engines: &|_| None, shares: &shares })
 }
 
 fn started() -> Controls {
@@ -84,7 +85,7 @@ fn a_pool_that_nobody_reports_gets_its_limits_all_the_same() {
     let mut controls = started();
     let first = (0..40_u64).find(|tick| {
         let now = Timestamp::from_millis(tick * 100);
-        let inputs = StepInputs { loads: &BTreeMap::new(), gpu_memory: &memory(now, 10), shares: &shares };
+        let inputs = StepInputs { loads: &BTreeMap::new(), gpu_memory: &memory(now, 10), engines: &|_| None, shares: &shares };
         controls.step(now, &inputs).is_some()
     });
     assert_eq!(first, Some(20), "two seconds");
@@ -141,4 +142,89 @@ fn a_changed_policy_keeps_a_tripped_level_and_a_deleted_one_leaves_the_table() {
     assert_eq!(state.level(LevelKind::GpuMemory).unwrap().state, LevelState::Tripped);
     controls.set_policies(Timestamp::from_millis(2100), EPOCH, &PolicySet::default());
     assert!(controls.table().pools.is_empty());
+}
+
+/// The policy with overload control, or without.
+fn overload_policies(overload: Option<v1::Overload>) -> PolicySet {
+    let mut set = policies(v1::GpuMemoryLevel::default());
+    let stored = set.policies.values_mut().next().unwrap();
+    Arc::make_mut(stored).policy.spec.as_mut().unwrap().overload = overload;
+    set
+}
+
+/// A KV cache of 10,000 tokens, and two of this proxy's requests of 1000 tokens in it.
+fn overloaded(now: Timestamp, controls: &mut Controls, shares: &dyn Fn(&str) -> Shares) -> Option<LimitsTable> {
+    let mut loads = loads(now);
+    let flow = Flow {
+        in_flight: Work { prefill_tokens: 0, kv_tokens: 2000, streams: 2 },
+        admitted: Work { prefill_tokens: 1600, kv_tokens: 2000, streams: 2 },
+        ..Flow::default()
+    };
+    loads.get_mut("pool").unwrap().flow = Some(flow);
+    let sample = EngineSample {
+        at: now,
+        epoch: now.as_nanos(),
+        kv_used_tokens: 2000,
+        kv_total_tokens: 10_000,
+        kv_fullest: 0.2,
+        running: 2,
+        waiting: 0,
+        preemptions: 0,
+        engines: 1,
+    };
+    controls.step(now, &StepInputs { loads: &loads, gpu_memory: &memory(now, 95), engines: &|_| Some(sample), shares })
+}
+
+#[test]
+fn under_overload_control_proxies_get_parts_of_budgets_and_no_class_is_acted_on() {
+    let mut controls = Controls::new(LIFETIME);
+    controls.set_policies(Timestamp::ZERO, EPOCH, &overload_policies(Some(v1::Overload::default())));
+    let nodes = |_: &str| Shares::of([("busy", 99.0), ("idle", 0.0)].into_iter());
+    let tables = (0..=20_u64).filter_map(|tick| overloaded(Timestamp::from_millis(tick * 100), &mut controls, &nodes));
+    let table = tables.last().expect("a push");
+    let busy = table.for_node("busy", "pool").unwrap();
+    let kv = |limits: &v1::Limits| limits.overload.as_ref().unwrap().budgets.unwrap().kv_tokens;
+    assert!(kv(&busy) > 0, "the engine's cache bounds the work");
+    let idle = kv(&table.for_node("idle", "pool").unwrap());
+    assert_eq!(idle, 2000, "its part by demand would be less than a request");
+    assert!(busy.classes.iter().all(|class| class.action() == v1::ClassAction::Admit), "the levels are terms of the saturation only");
+    let view = controls.views()["pool"].clone();
+    assert_eq!(view.state.level(LevelKind::GpuMemory).unwrap().state, LevelState::Tripped, "people see them all the same");
+    assert!(view.overload.is_some());
+}
+
+#[test]
+fn overload_control_comes_and_goes_with_the_policy() {
+    let mut controls = Controls::new(LIFETIME);
+    controls.set_policies(Timestamp::ZERO, EPOCH, &overload_policies(None));
+    run(&mut controls, 0, 2000, 95);
+    controls.set_policies(Timestamp::from_millis(2000), EPOCH, &overload_policies(Some(v1::Overload::default())));
+    let with = step(&mut controls, 2010, 95).expect("a change is pushed at once").for_node("node", "pool").unwrap();
+    assert!(with.overload.is_some() && with.classes[2].action() == v1::ClassAction::Admit);
+    controls.set_policies(Timestamp::from_millis(2020), EPOCH, &overload_policies(None));
+    let without = step(&mut controls, 2030, 95).expect("a change is pushed at once").for_node("node", "pool").unwrap();
+    assert!(without.overload.is_none() && without.classes[2].action() == v1::ClassAction::Refuse);
+}
+
+fn pushed(state: &OverloadState) -> PoolLimits {
+    let overload = Some(OverloadPush { state: Arc::new(state.clone()), least: Work::NONE });
+    PoolLimits { overload, ..PoolLimits::default() }
+}
+
+#[test]
+fn what_a_proxy_acts_on_is_pushed_at_once_and_what_people_read_is_not() {
+    let controller = OverloadController::new(Timestamp::ZERO, &crate::policy::fixture::policy(|_| {}));
+    let before = OverloadState { budgets: Budgets { kv_tokens: Some(1000), ..Budgets::UNBOUNDED }, ..controller.state().clone() };
+    let differs = |change: &dyn Fn(&mut OverloadState)| {
+        let mut after = before.clone();
+        change(&mut after);
+        material(&pushed(&before), &pushed(&after)) == Material::Yes
+    };
+    assert!(differs(&|state| state.cut_off = CutOff { level: 300, fraction: 0.5 }));
+    assert!(differs(&|state| state.budgets.kv_tokens = Some(980)));
+    assert!(differs(&|state| state.budgets.streams = Some(10)));
+    assert!(differs(&|state| state.retry_ratio += 0.5));
+    assert!(!differs(&|state| state.budgets.kv_tokens = Some(999)));
+    assert!(!differs(&|state| state.saturation.value = 0.7));
+    assert!(!differs(&|state| state.sample_epoch += 1));
 }

@@ -17,14 +17,18 @@ use headgate_protos::v1;
 use super::{GONE_AFTER, MAX_POLICIES_PER_PROXY, MAX_PROXIES, PolicySet};
 use crate::estimator::SlidingHistogram;
 use crate::histogram::Histogram;
+use crate::overload::Flow;
 use crate::reason::Reason;
 use crate::time::Timestamp;
 
+mod flow;
 mod node;
 mod share;
 #[cfg(test)]
 mod tests;
 
+pub use self::flow::QueueTotals;
+use self::flow::{Account, add_gauges};
 use self::node::{ClassDelta, Node};
 pub use self::share::Shares;
 
@@ -48,6 +52,7 @@ pub struct Ledger {
     nodes: BTreeMap<String, Node>,
     workers: v1::WorkerCounters,
     unaccounted: u64,
+    unreadable: u64,
 }
 
 /// The books of one pool.
@@ -56,6 +61,9 @@ struct PoolBook {
     classes: Vec<ClassBook>,
     /// What the control loop sees: times to first token of all classes, recent reports only.
     ttft: Histogram,
+    /// Overload control; `None` as long as no worker has reported any. Counters of recent reports only, no gauges.
+    flow: Option<Flow>,
+    queue: QueueTotals,
     first_report_at: Option<Timestamp>,
 }
 
@@ -120,6 +128,13 @@ pub struct PoolView {
     /// Times to first token over all classes, in microseconds, cumulative: what the control loop sees. `None` when
     /// nobody keeps books of the pool.
     pub ttft: Option<Histogram>,
+    /// Work under overload control over all workers; `None` as long as none has reported any. Counters only grow and leave out what
+    /// lies behind a gap; gauges are those of the workers that are alive.
+    pub flow: Option<Flow>,
+    /// What became of queued requests, since this program began.
+    pub queue: QueueTotals,
+    /// Bytes that queued requests count for now.
+    pub queued_bytes: u64,
     /// Time of the first report about the pool.
     pub first_report_at: Option<Timestamp>,
     /// Proxies that reported the pool lately.
@@ -165,14 +180,17 @@ impl Ledger {
         for worker in report.workers.iter().take(MAX_WORKERS) {
             let Some(accepted) = node.accept(now, worker) else { continue };
             add_counters(&mut self.workers, &accepted.counters);
+            self.unreadable += accepted.unreadable;
             // A VM that is new in a proxy already known has just begun: all its counters are recent.
             let is_recent = accepted.gap.map_or(!is_return, |gap| gap <= RECENT);
             for pool in worker.pools.iter().take(MAX_POLICIES_PER_PROXY) {
                 let Some(book) = self.pools.get_mut(&pool.pool) else { continue };
                 book.first_report_at.get_or_insert(now);
                 let deltas = accepted.deltas.iter().filter(|delta| delta.policy == pool.policy);
-                let demand = deltas.map(|delta| book.add(now, delta, is_recent)).sum();
-                node.add_demand(now, &pool.pool, demand);
+                let requests = deltas.map(|delta| book.add(now, delta, is_recent)).sum();
+                // Under overload control the budgets are of work, and so is what decides how they are split.
+                let work = accepted.accounts.get(&pool.policy).map(|account| book.add_account(account, is_recent));
+                node.add_demand(now, &pool.pool, work.unwrap_or(requests));
             }
         }
         true
@@ -196,6 +214,11 @@ impl Ledger {
                     entry.in_flight += u64::from(class.in_flight);
                     entry.waiting += u64::from(class.waiting);
                 }
+            }
+            for (pool, account) in node.live_accounts(now) {
+                let Some(view) = views.get_mut(pool) else { continue };
+                add_gauges(view.flow.get_or_insert_default(), &account.flow);
+                view.queued_bytes = view.queued_bytes.saturating_add(account.queued_bytes);
             }
         }
         views
@@ -228,6 +251,11 @@ impl Ledger {
         self.unaccounted
     }
 
+    /// Overload reports that could not be read.
+    pub fn unreadable(&self) -> u64 {
+        self.unreadable
+    }
+
     /// Makes room by forgetting the proxy that has been silent longest; returns whether one could go.
     fn evict(&mut self, now: Timestamp) -> bool {
         let oldest = self.nodes.iter().min_by_key(|(_, node)| node.heard_at).map(|(id, node)| (id.clone(), node.heard_at));
@@ -242,7 +270,7 @@ impl Ledger {
 
 impl PoolBook {
     fn new() -> Self {
-        Self { classes: Vec::new(), ttft: Histogram::new(), first_report_at: None }
+        Self { classes: Vec::new(), ttft: Histogram::new(), flow: None, queue: QueueTotals::default(), first_report_at: None }
     }
 
     fn with_classes(mut self, classes: &[v1::PriorityClass]) -> Self {
@@ -273,6 +301,17 @@ impl PoolBook {
         if book.is_throttled { delta.totals.offered } else { 0 }
     }
 
+    /// Books what a worker adds to the work of the pool; returns the work tokens that were asked of it.
+    fn add_account(&mut self, delta: &Account, is_recent: bool) -> u64 {
+        self.queue.add(delta.queue);
+        let flow = self.flow.get_or_insert_default();
+        if !is_recent {
+            return 0;
+        }
+        flow.add(&delta.flow);
+        delta.flow.offered.total()
+    }
+
     fn view(&self) -> PoolView {
         let class = |book: &ClassBook| ClassView {
             class: book.name.clone(),
@@ -284,6 +323,9 @@ impl PoolBook {
         PoolView {
             classes: self.classes.iter().map(class).collect(),
             ttft: Some(self.ttft.clone()),
+            flow: self.flow.clone(),
+            queue: self.queue,
+            queued_bytes: 0,
             first_report_at: self.first_report_at,
             proxies: 0,
         }

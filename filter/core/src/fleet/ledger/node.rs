@@ -8,6 +8,7 @@ use core::time::Duration;
 
 use headgate_protos::v1;
 
+use super::flow::Account;
 use super::{ClassTotals, LIVE};
 use crate::fleet::{GONE_AFTER, MAX_POLICIES_PER_PROXY};
 use crate::histogram::Histogram;
@@ -34,11 +35,15 @@ pub(super) struct Node {
 struct Vm {
     heard_at: Timestamp,
     at_ns: u64,
+    /// By policy; without their overload reports, which are in `accounts`.
     pools: BTreeMap<String, v1::PoolReport>,
+    /// By policy: overload control.
+    accounts: BTreeMap<String, Account>,
     counters: v1::WorkerCounters,
 }
 
-/// Requests per second of the throttled classes of one pool, decaying over [`DEMAND_TIME`].
+/// What is asked of one pool per second, decaying over [`DEMAND_TIME`]: work tokens under overload control, otherwise requests of the
+/// throttled classes.
 #[derive(Clone, Copy, Default)]
 struct Demand {
     rate: f64,
@@ -46,11 +51,16 @@ struct Demand {
 }
 
 /// What a report adds to the newest one before it.
+#[derive(Default)]
 pub(super) struct Accepted {
     /// Time between the two on the worker's clock; `None` when there was none before.
     pub(super) gap: Option<Duration>,
     /// Differences, one for each policy and class.
     pub(super) deltas: Vec<ClassDelta>,
+    /// Differences of overload control, by policy.
+    pub(super) accounts: BTreeMap<String, Account>,
+    /// Policies whose overload report could not be read: their work stays out of the books until one can.
+    pub(super) unreadable: u64,
     /// Differences of the counters without a policy.
     pub(super) counters: v1::WorkerCounters,
 }
@@ -76,18 +86,33 @@ impl Node {
         }
         let gap = before.map(|vm| Duration::from_nanos(worker.at_ns - vm.at_ns));
         let empty = v1::PoolReport::default();
-        let mut deltas = Vec::new();
+        let mut accepted = Accepted { gap, ..Accepted::default() };
+        let mut accounts = BTreeMap::new();
         for pool in worker.pools.iter().take(MAX_POLICIES_PER_PROXY) {
             // A policy that was deleted and applied anew in between is not in `before`: its counters start from zero.
             let old = before.and_then(|vm| vm.pools.get(&pool.policy)).unwrap_or(&empty);
-            deltas.extend(pool.classes.iter().take(MAX_CLASSES).map(|class| class_delta(&pool.policy, class, old)));
+            accepted.deltas.extend(pool.classes.iter().take(MAX_CLASSES).map(|class| class_delta(&pool.policy, class, old)));
+            let old = before.and_then(|vm| vm.accounts.get(&pool.policy));
+            match pool.overload.as_ref().map(|report| Account::read(pool, report)) {
+                None => {}
+                Some(Ok(account)) => {
+                    accepted.accounts.insert(pool.policy.clone(), account.since(old.unwrap_or(&Account::default())));
+                    accounts.insert(pool.policy.clone(), account);
+                }
+                Some(Err(_)) => {
+                    accepted.unreadable += 1;
+                    // The next one that can be read counts from here.
+                    accounts.extend(old.map(|old| (pool.policy.clone(), old.clone())));
+                }
+            }
         }
         let new = worker.counters.unwrap_or_default();
-        let counters = counters_delta(&new, &before.map(|vm| vm.counters).unwrap_or_default());
-        let pools = worker.pools.iter().take(MAX_POLICIES_PER_PROXY).map(|pool| (pool.policy.clone(), pool.clone())).collect();
+        accepted.counters = counters_delta(&new, &before.map(|vm| vm.counters).unwrap_or_default());
+        let without_overload = |pool: &v1::PoolReport| v1::PoolReport { overload: None, ..pool.clone() };
+        let pools = worker.pools.iter().take(MAX_POLICIES_PER_PROXY).map(|pool| (pool.policy.clone(), without_overload(pool))).collect();
         self.make_room(&key);
-        self.vms.insert(key, Vm { heard_at: now, at_ns: worker.at_ns, pools, counters: new });
-        Some(Accepted { gap, deltas, counters })
+        self.vms.insert(key, Vm { heard_at: now, at_ns: worker.at_ns, pools, accounts, counters: new });
+        Some(accepted)
     }
 
     /// Whether the proxy has spoken lately.
@@ -106,16 +131,24 @@ impl Node {
         live.flat_map(|vm| vm.pools.values()).flat_map(|pool| pool.classes.iter().map(|class| (pool.pool.as_str(), class)))
     }
 
-    /// Adds `requests` to the demand for `pool`.
-    pub(super) fn add_demand(&mut self, now: Timestamp, pool: &str, requests: u64) {
+    /// Newest accounts of the VMs that are alive, each with its pool.
+    pub(super) fn live_accounts(&self, now: Timestamp) -> impl Iterator<Item = (&str, &Account)> {
+        let live = self.vms.values().filter(move |vm| now.since(vm.heard_at) < LIVE);
+        live.flat_map(|vm| {
+            vm.accounts.iter().filter_map(|(policy, account)| vm.pools.get(policy).map(|pool| (pool.pool.as_str(), account)))
+        })
+    }
+
+    /// Adds `amount` to the demand for `pool`.
+    pub(super) fn add_demand(&mut self, now: Timestamp, pool: &str, amount: u64) {
         if !self.demands.contains_key(pool) && self.demands.len() >= MAX_POLICIES_PER_PROXY {
             return;
         }
-        let rate = self.demand(now, pool) + requests as f64 / DEMAND_TIME;
+        let rate = self.demand(now, pool) + amount as f64 / DEMAND_TIME;
         self.demands.insert(pool.to_owned(), Demand { rate, at: now });
     }
 
-    /// Demand for `pool` now, in requests per second.
+    /// Demand for `pool` now, per second.
     pub(super) fn demand(&self, now: Timestamp, pool: &str) -> f64 {
         self.demands.get(pool).map_or(0.0, |demand| demand.rate * libm::exp(-now.since(demand.at).as_secs_f64() / DEMAND_TIME))
     }

@@ -194,3 +194,123 @@ proptest! {
         prop_assert_eq!(mid(&ledger, at(2)).totals.completed, truth);
     }
 }
+
+/// A worker under overload control that has admitted `requests`, each of 100 prompt tokens and 50 of output, and finished all but one.
+fn loaded_worker(slot: u32, vm_epoch: u64, at_ms: u64, requests: u64) -> v1::WorkerReport {
+    let mut worker = worker(slot, vm_epoch, at_ms, requests);
+    let work = |requests: u64| v1::Work { prefill_tokens: 100 * requests, kv_tokens: 150 * requests, streams: requests };
+    let mut ttft = Histogram::new();
+    (0..requests).for_each(|_| ttft.record(5000));
+    worker.pools[0].overload = Some(v1::OverloadReport {
+        in_flight: Some(work(requests.min(1))),
+        admitted: Some(work(requests)),
+        finished: Some(work(requests.saturating_sub(1))),
+        offered_level_deltas: vec![130],
+        offered_work: vec![200 * requests],
+        queue: Some(v1::QueueReport {
+            requests: 2,
+            bytes: 300,
+            work: 400,
+            oldest_ms: 70,
+            released: requests,
+            expired: 1,
+            ..Default::default()
+        }),
+        service_ttft_us: Some(ttft.to_wire()),
+        responses: requests,
+        output_tokens: 50 * requests,
+        good_work: 200 * requests,
+        ..Default::default()
+    });
+    worker
+}
+
+fn flow(ledger: &Ledger, now: Timestamp) -> Flow {
+    ledger.view(now)["pool"].flow.clone().expect("a worker has reported work")
+}
+
+#[test]
+fn work_of_all_workers_is_added_and_gauges_are_those_of_the_living() {
+    let mut ledger = ledger();
+    ledger.record(at(100), &report("a", vec![loaded_worker(0, 1, 100, 0), loaded_worker(1, 2, 100, 0)]));
+    ledger.record(at(200), &report("a", vec![loaded_worker(0, 1, 200, 3), loaded_worker(1, 2, 200, 5)]));
+    let seen = flow(&ledger, at(250));
+    assert_eq!((seen.admitted.streams, seen.finished.streams, seen.in_flight.streams), (8, 6, 2));
+    assert_eq!((seen.offered.at(130), seen.good_work, seen.offered_requests), (1600, 1600, 8));
+    assert_eq!((seen.service_ttft_us.count(), seen.queued_requests, seen.queued_work), (8, 4, 800));
+    assert_eq!(seen.oldest_wait, Duration::from_millis(70));
+    let view = &ledger.view(at(250))["pool"];
+    assert_eq!((view.queue.released, view.queue.expired, view.queued_bytes), (8, 2, 600));
+    let later = flow(&ledger, at(2300));
+    assert_eq!((later.in_flight.streams, later.queued_requests, later.admitted.streams), (0, 0, 8), "silent workers hold nothing");
+}
+
+#[test]
+fn lost_and_repeated_reports_of_work_are_exact_and_a_restart_counts_from_zero() {
+    let mut ledger = ledger();
+    ledger.record(at(100), &report("a", vec![loaded_worker(0, 1, 100, 0)]));
+    // Reports of 10 and 20 requests are lost.
+    for _ in 0..3 {
+        ledger.record(at(400), &report("a", vec![loaded_worker(0, 1, 400, 30)]));
+    }
+    ledger.record(at(410), &report("a", vec![loaded_worker(0, 1, 200, 10)]));
+    assert_eq!(flow(&ledger, at(410)).admitted.streams, 30);
+    ledger.record(at(500), &report("a", vec![loaded_worker(0, 2, 500, 4)]));
+    assert_eq!(flow(&ledger, at(500)).admitted.streams, 34, "another VM");
+    ledger.record(at(600), &report("a", vec![loaded_worker(0, 2, 600, 1)]));
+    assert_eq!(flow(&ledger, at(600)).admitted.streams, 35, "a policy that came back in the same VM");
+}
+
+#[test]
+fn work_behind_a_gap_is_no_burst() {
+    let mut ledger = ledger();
+    ledger.record(at(100), &report("a", vec![loaded_worker(0, 1, 100, 1000)]));
+    assert_eq!(flow(&ledger, at(100)).admitted.streams, 0, "of a proxy seen for the first time nothing is recent");
+    ledger.record(at(200), &report("a", vec![loaded_worker(0, 1, 200, 1010)]));
+    ledger.record(at(9000), &report("a", vec![loaded_worker(0, 1, 9000, 5000)]));
+    assert_eq!(flow(&ledger, at(9000)).admitted.streams, 10);
+    assert_eq!(flow(&ledger, at(9000)).in_flight.streams, 1, "the gauge is true again");
+}
+
+#[test]
+fn a_report_of_work_that_cannot_be_read_is_counted_and_the_next_one_catches_up() {
+    let mut ledger = ledger();
+    ledger.record(at(100), &report("a", vec![loaded_worker(0, 1, 100, 0)]));
+    let mut broken = loaded_worker(0, 1, 200, 10);
+    broken.pools[0].overload.as_mut().unwrap().offered_level_deltas.push(9000);
+    ledger.record(at(200), &report("a", vec![broken]));
+    assert_eq!((flow(&ledger, at(200)).admitted.streams, ledger.unreadable()), (0, 1));
+    ledger.record(at(300), &report("a", vec![loaded_worker(0, 1, 300, 12)]));
+    assert_eq!(flow(&ledger, at(300)).admitted.streams, 12);
+}
+
+#[test]
+fn under_overload_control_the_demand_is_work() {
+    let mut ledger = ledger();
+    for (node, requests) in [("a", 30), ("b", 10)] {
+        ledger.record(at(100), &report(node, vec![loaded_worker(0, 1, 100, 0)]));
+        ledger.record(at(200), &report(node, vec![loaded_worker(0, 1, 200, requests)]));
+    }
+    let shares = ledger.shares(at(200), "pool").by_node;
+    assert!((shares["a"].rate - (0.05 / 3.0 + 0.95 * 0.75)).abs() < 1e-9, "{shares:?}");
+}
+
+proptest! {
+    /// Any order of reports, some lost, some repeated: the books hold what the newest of each VM says.
+    #[test]
+    fn the_books_of_work_hold_the_newest_of_each_vm(order in proptest::collection::vec((0..3_u32, 0..40_u64), 1..60)) {
+        let mut ledger = ledger();
+        let mut newest = BTreeMap::new();
+        for slot in 0..3 {
+            ledger.record(at(1), &report("a", vec![loaded_worker(slot, 7, 1, 0)]));
+        }
+        for (slot, step) in order {
+            ledger.record(at(10 + step), &report("a", vec![loaded_worker(slot, 7, 10 + step, step)]));
+            let newest = newest.entry(slot).or_insert(0);
+            *newest = step.max(*newest);
+        }
+        let admitted = flow(&ledger, at(100)).admitted;
+        prop_assert_eq!(admitted.streams, newest.values().sum::<u64>());
+        prop_assert_eq!(admitted.kv_tokens, 150 * admitted.streams);
+    }
+}

@@ -1,0 +1,115 @@
+//! Overload control of one pool within the control loop: its signals, its controller, and what each proxy is told of it.
+
+use alloc::sync::Arc;
+
+use headgate_protos::v1;
+
+use crate::control::{ClassAction, PoolState};
+use crate::fleet::{PoolView, ProxyShare};
+use crate::level::{LevelState, LevelStatus};
+use crate::overload::{Budgets, EngineSample, Flow, OverloadController, OverloadSignals, OverloadState, Work};
+use crate::policy::Policy;
+use crate::time::Timestamp;
+
+/// Overload control of one pool.
+pub(super) struct PoolOverload {
+    controller: OverloadController,
+    /// Engines in the newest sample.
+    engines: u32,
+}
+
+/// What the proxies are told of overload control.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OverloadPush {
+    /// The state of the whole fleet.
+    pub state: Arc<OverloadState>,
+    /// The work of a usual request. No budget is so small a part that this does not fit: a proxy that may admit nothing can tell
+    /// nobody that it is asked for something. All proxies together may exceed the budgets by this much each.
+    pub least: Work,
+}
+
+// === impl PoolOverload ===
+
+impl PoolOverload {
+    /// For a policy that asks for it.
+    pub(super) fn of(now: Timestamp, policy: &Policy) -> Option<Self> {
+        policy.overload().map(|_| Self { controller: OverloadController::new(now, policy), engines: 0 })
+    }
+
+    pub(super) fn set_policy(&mut self, now: Timestamp, policy: &Policy) {
+        self.controller.set_policy(now, policy);
+    }
+
+    pub(super) fn step(&mut self, now: Timestamp, load: &PoolView, engine: Option<EngineSample>, levels: &[LevelStatus; 3]) {
+        let nothing = Flow::default();
+        let flow = load.flow.as_ref().unwrap_or(&nothing);
+        // The books only grow while this program runs.
+        self.controller.step(now, &OverloadSignals { series: 0, flow, engine, level_pressure: level_pressure(levels) });
+        if let Some(sample) = engine {
+            self.engines = sample.engines;
+        }
+    }
+
+    pub(super) fn state(&self) -> &OverloadState {
+        self.controller.state()
+    }
+
+    pub(super) fn push(&self, load: &PoolView) -> OverloadPush {
+        OverloadPush { state: Arc::new(self.state().clone()), least: usual_request(load) }
+    }
+}
+
+// === impl OverloadPush ===
+
+impl OverloadPush {
+    /// One proxy's part.
+    #[must_use]
+    pub fn for_share(&self, share: ProxyShare) -> v1::OverloadLimits {
+        let mut limits = self.state.to_wire(share.rate, share.safe);
+        limits.budgets = Some(at_least(Budgets::from_wire(limits.budgets.as_ref()), &self.state.budgets, self.least).to_wire());
+        limits.safe_budgets =
+            Some(at_least(Budgets::from_wire(limits.safe_budgets.as_ref()), &self.state.safe_budgets, self.least).to_wire());
+        limits
+    }
+}
+
+/// Raises each bound of `part` to `least`, but never above the whole.
+fn at_least(part: Budgets, whole: &Budgets, least: Work) -> Budgets {
+    let raise = |part: Option<u64>, whole: Option<u64>, least: u64| Some(part?.max(least.min(whole?)));
+    Budgets {
+        prefill_tokens: raise(part.prefill_tokens, whole.prefill_tokens, least.prefill_tokens),
+        kv_tokens: raise(part.kv_tokens, whole.kv_tokens, least.kv_tokens),
+        streams: raise(part.streams, whole.streams, 1),
+    }
+}
+
+/// Twice the mean of what was admitted: most requests fit. Nothing while none was.
+fn usual_request(load: &PoolView) -> Work {
+    let Some(admitted) = load.flow.as_ref().map(|flow| flow.admitted).filter(|admitted| admitted.streams > 0) else { return Work::NONE };
+    let twice_mean = |sum: u64| (sum / admitted.streams).saturating_mul(2);
+    Work { prefill_tokens: twice_mean(admitted.prefill_tokens), kv_tokens: twice_mean(admitted.kv_tokens), streams: 1 }
+}
+
+/// The largest `value / threshold` of the levels that know both.
+fn level_pressure(levels: &[LevelStatus; 3]) -> f64 {
+    let knows = |level: &&LevelStatus| !matches!(level.state, LevelState::Disabled | LevelState::Learning | LevelState::Stale);
+    levels.iter().filter(knows).map(LevelStatus::pressure).fold(0.0, f64::max)
+}
+
+/// Under overload control the levels are terms of the saturation and act on no class themselves.
+pub(super) fn release_classes(limits: &mut v1::Limits) {
+    for class in &mut limits.classes {
+        class.action = v1::ClassAction::Admit.into();
+        (class.rate_rps, class.burst) = (0.0, 0.0);
+        class.because = v1::LevelKind::Unspecified.into();
+    }
+}
+
+/// The same for people.
+pub(super) fn with_released_classes(state: &PoolState) -> PoolState {
+    let mut state = state.clone();
+    for class in &mut state.classes {
+        (class.action, class.because, class.fraction) = (ClassAction::Admit, None, 1.0);
+    }
+    state
+}

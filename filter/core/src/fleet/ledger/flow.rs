@@ -1,0 +1,117 @@
+//! Work of overload control in the books: what one report of a worker adds to the one before it.
+
+use headgate_protos::v1;
+
+use crate::overload::{Flow, FlowError};
+
+/// What became of the queued requests of one pool, and of what it was asked; each only grows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueTotals {
+    /// Requests that were released to the pool.
+    pub released: u64,
+    /// Requests whose deadline passed while they waited.
+    pub expired: u64,
+    /// Requests whose client went away while they waited.
+    pub abandoned: u64,
+    /// Requests that were refused because the queue was full.
+    pub overflowed: u64,
+}
+
+/// What a worker said last about one policy's work.
+#[derive(Clone, Default)]
+pub(super) struct Account {
+    pub(super) flow: Flow,
+    pub(super) queue: QueueTotals,
+    /// Bytes that its queued requests count for now.
+    pub(super) queued_bytes: u64,
+}
+
+// === impl Account ===
+
+impl Account {
+    pub(super) fn read(pool: &v1::PoolReport, report: &v1::OverloadReport) -> Result<Self, FlowError> {
+        let queue = report.queue.as_ref().map_or_else(QueueTotals::default, |queue| QueueTotals {
+            released: queue.released,
+            expired: queue.expired,
+            abandoned: queue.abandoned,
+            overflowed: queue.overflowed,
+        });
+        let queued_bytes = report.queue.as_ref().map_or(0, |queue| queue.bytes);
+        Ok(Self { flow: Flow::from_wire(report)?.with_classes(&pool.classes), queue, queued_bytes })
+    }
+
+    /// What came since `before`, an earlier account of the same worker. Gauges are left out.
+    ///
+    /// Counters that went down belong to a policy that came back: they start from zero.
+    pub(super) fn since(&self, before: &Self) -> Self {
+        let nothing = Self::default();
+        let before = if self.has_restarted(before) { &nothing } else { before };
+        Self { flow: flow_since(&self.flow, &before.flow), queue: self.queue.since(before.queue), queued_bytes: 0 }
+    }
+
+    fn has_restarted(&self, before: &Self) -> bool {
+        let counters = |flow: &Flow| {
+            let Flow { admitted, finished, offered_requests, responses, output_tokens, .. } = flow;
+            [
+                admitted.kv_tokens,
+                admitted.streams,
+                finished.kv_tokens,
+                finished.streams,
+                flow.offered.total(),
+                *offered_requests,
+                *responses,
+                *output_tokens,
+            ]
+        };
+        counters(&self.flow).iter().zip(counters(&before.flow)).any(|(new, old)| *new < old)
+    }
+}
+
+// === impl QueueTotals ===
+
+impl QueueTotals {
+    pub(super) fn add(&mut self, other: Self) {
+        self.released = self.released.saturating_add(other.released);
+        self.expired = self.expired.saturating_add(other.expired);
+        self.abandoned = self.abandoned.saturating_add(other.abandoned);
+        self.overflowed = self.overflowed.saturating_add(other.overflowed);
+    }
+
+    fn since(self, before: Self) -> Self {
+        Self {
+            released: self.released.saturating_sub(before.released),
+            expired: self.expired.saturating_sub(before.expired),
+            abandoned: self.abandoned.saturating_sub(before.abandoned),
+            overflowed: self.overflowed.saturating_sub(before.overflowed),
+        }
+    }
+}
+
+/// The counters of `new` less those of `old`; its gauges are zero.
+fn flow_since(new: &Flow, old: &Flow) -> Flow {
+    Flow {
+        admitted: new.admitted.minus(old.admitted),
+        finished: new.finished.minus(old.finished),
+        offered: new.offered.diff(&old.offered),
+        queue_wait_us: new.queue_wait_us.diff(&old.queue_wait_us),
+        service_ttft_us: new.service_ttft_us.diff(&old.service_ttft_us),
+        tpot_us: new.tpot_us.diff(&old.tpot_us),
+        ttft_fit: new.ttft_fit.diff(&old.ttft_fit),
+        output_tokens: new.output_tokens.saturating_sub(old.output_tokens),
+        responses: new.responses.saturating_sub(old.responses),
+        retries: new.retries.saturating_sub(old.retries),
+        offered_requests: new.offered_requests.saturating_sub(old.offered_requests),
+        good_work: new.good_work.saturating_sub(old.good_work),
+        engine_refusals: new.engine_refusals.saturating_sub(old.engine_refusals),
+        failed: new.failed.saturating_sub(old.failed),
+        ..Flow::default()
+    }
+}
+
+/// Adds the gauges of `part` to those of `sum`.
+pub(super) fn add_gauges(sum: &mut Flow, part: &Flow) {
+    sum.in_flight = sum.in_flight.plus(part.in_flight);
+    sum.queued_requests = sum.queued_requests.saturating_add(part.queued_requests);
+    sum.queued_work = sum.queued_work.saturating_add(part.queued_work);
+    sum.oldest_wait = sum.oldest_wait.max(part.oldest_wait);
+}
