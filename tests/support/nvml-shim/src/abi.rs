@@ -17,8 +17,8 @@ impl Code {
     pub(crate) const NOT_FOUND: Code = Code(nvml::nvmlReturn_enum_NVML_ERROR_NOT_FOUND);
     pub(crate) const INSUFFICIENT_SIZE: Code = Code(nvml::nvmlReturn_enum_NVML_ERROR_INSUFFICIENT_SIZE);
     pub(crate) const DRIVER_NOT_LOADED: Code = Code(nvml::nvmlReturn_enum_NVML_ERROR_DRIVER_NOT_LOADED);
+    pub(crate) const FUNCTION_NOT_FOUND: Code = Code(nvml::nvmlReturn_enum_NVML_ERROR_FUNCTION_NOT_FOUND);
     pub(crate) const GPU_IS_LOST: Code = Code(nvml::nvmlReturn_enum_NVML_ERROR_GPU_IS_LOST);
-    pub(crate) const ARGUMENT_VERSION_MISMATCH: Code = Code(nvml::nvmlReturn_enum_NVML_ERROR_ARGUMENT_VERSION_MISMATCH);
     pub(crate) const UNKNOWN: Code = Code(nvml::nvmlReturn_enum_NVML_ERROR_UNKNOWN);
 }
 
@@ -102,20 +102,44 @@ pub(crate) unsafe fn load_string<'a>(text: *const c_char) -> Result<&'a str, Cod
     unsafe { CStr::from_ptr(text) }.to_str().map_err(|_| Code::INVALID_ARGUMENT)
 }
 
+/// The words that driver 580.159 has for its codes, from 0 on.
+const WORDS: [&CStr; 31] = [
+    c"Success",
+    c"Uninitialized",
+    c"Invalid Argument",
+    c"Not Supported",
+    c"Insufficient Permissions",
+    c"Already Initialized",
+    c"Not Found",
+    c"Insufficient Size",
+    c"Insufficient External Power",
+    c"Driver Not Loaded",
+    c"Timeout",
+    c"Interrupt Request Issue",
+    c"NVML Shared Library Not Found",
+    c"Function Not Found",
+    c"Corrupted infoROM",
+    c"GPU is lost",
+    c"GPU requires reset",
+    c"GPU access blocked by the operating system",
+    c"Driver/library version mismatch",
+    c"In use by another client",
+    c"Insufficient Memory",
+    c"No data",
+    c"vGPU ECC not supported",
+    c"Insufficient Resources",
+    c"Invalid Frequency",
+    c"Argument version mismatch",
+    c"Requested functionality has been deprecated",
+    c"System is not in ready state",
+    c"No supported GPUs were found",
+    c"Resource not in correct state to perform requested operation",
+    c"Reset type is not supported for given device",
+];
+
 /// The words that `nvmlErrorString` has for a code.
 pub(crate) fn describe(code: nvml::nvmlReturn_t) -> &'static CStr {
-    match code {
-        nvml::nvmlReturn_enum_NVML_SUCCESS => c"Success",
-        nvml::nvmlReturn_enum_NVML_ERROR_UNINITIALIZED => c"Uninitialized",
-        nvml::nvmlReturn_enum_NVML_ERROR_INVALID_ARGUMENT => c"Invalid Argument",
-        nvml::nvmlReturn_enum_NVML_ERROR_NOT_SUPPORTED => c"Not Supported",
-        nvml::nvmlReturn_enum_NVML_ERROR_NOT_FOUND => c"Not Found",
-        nvml::nvmlReturn_enum_NVML_ERROR_INSUFFICIENT_SIZE => c"Insufficient Size",
-        nvml::nvmlReturn_enum_NVML_ERROR_DRIVER_NOT_LOADED => c"Driver Not Loaded",
-        nvml::nvmlReturn_enum_NVML_ERROR_GPU_IS_LOST => c"GPU is lost",
-        nvml::nvmlReturn_enum_NVML_ERROR_ARGUMENT_VERSION_MISMATCH => c"Argument version mismatch",
-        _ => c"Unknown Error",
-    }
+    WORDS.get(code as usize).copied().unwrap_or(c"Unknown Error")
 }
 
 #[cfg(test)]
@@ -125,6 +149,13 @@ mod tests {
     #[test]
     fn a_panic_does_not_cross_the_boundary() {
         assert_eq!(guard(|| panic!("inside the shim")), nvml::nvmlReturn_enum_NVML_ERROR_UNKNOWN);
+    }
+
+    #[test]
+    fn each_code_has_its_own_words() {
+        assert_eq!(describe(nvml::nvmlReturn_enum_NVML_ERROR_GPU_IS_LOST), c"GPU is lost");
+        assert_eq!(describe(nvml::nvmlReturn_enum_NVML_ERROR_RESET_TYPE_NOT_SUPPORTED), c"Reset type is not supported for given device");
+        assert_eq!(describe(nvml::nvmlReturn_enum_NVML_ERROR_UNKNOWN), c"Unknown Error");
     }
 
     #[test]

@@ -6,13 +6,13 @@
 #[cfg(test)]
 mod tests;
 
-use std::ffi::{c_char, c_int, c_uint, c_ulonglong};
+use std::ffi::{c_char, c_uint, c_ulonglong};
 use std::mem::size_of;
 
 use nvml_wrapper_sys::bindings as nvml;
-use nvml_wrapper_sys::bindings::{field_id, nvmlDevice_t, nvmlReturn_t};
+use nvml_wrapper_sys::bindings::{nvmlDevice_t, nvmlReturn_t};
 
-use crate::abi::{Code, guard, query, store, store_string};
+use crate::abi::{Code, query, store, store_string};
 use crate::state::{Device, State};
 
 /// More devices than any machine has; a handle beyond it was never given out.
@@ -32,14 +32,14 @@ fn index_of(handle: nvmlDevice_t) -> Result<usize, Code> {
 }
 
 /// The device behind a handle, as it is now. One that vanished from the file is as lost as one that says so.
-fn device(handle: nvmlDevice_t) -> Result<Device, Code> {
+pub(crate) fn device(handle: nvmlDevice_t) -> Result<Device, Code> {
     let index = index_of(handle)?;
     let found = State::read()?.devices.into_iter().nth(index).filter(|device| !device.lost);
     found.map(|device| Device { index: index as u32, ..device }).ok_or(Code::GPU_IS_LOST)
 }
 
 /// A value that the file may leave out.
-fn known<T>(value: Option<T>) -> Result<T, Code> {
+pub(crate) fn known<T>(value: Option<T>) -> Result<T, Code> {
     value.ok_or(Code::NOT_SUPPORTED)
 }
 
@@ -91,7 +91,7 @@ queries! {
     nvmlDeviceGetMaxMigDeviceCount: c_uint = |_device| Ok(0);
 }
 
-/// `nvmlDeviceGetMemoryInfo_v2`: `ARGUMENT_VERSION_MISMATCH` unless the caller set `version` to that of the structure.
+/// `nvmlDeviceGetMemoryInfo_v2`: `FUNCTION_NOT_FOUND`, as driver 580 says, unless the caller set `version` to that of the structure.
 ///
 /// # Safety
 /// NVML's contract, see the module; `memory` is also valid for reads.
@@ -104,7 +104,7 @@ pub unsafe extern "C" fn nvmlDeviceGetMemoryInfo_v2(handle: nvmlDevice_t, memory
         }
         // SAFETY: not null, so by NVML's contract it points to a structure whose first field the caller has set.
         if unsafe { (&raw const (*memory).version).read() } != MEMORY_V2 {
-            return Err(Code::ARGUMENT_VERSION_MISMATCH);
+            return Err(Code::FUNCTION_NOT_FOUND);
         }
         let (total, used, reserved) = (known(device.memory_total_bytes)?, known(device.memory_used_bytes)?, device.memory_reserved_bytes);
         let free = total.saturating_sub(used).saturating_sub(reserved);
@@ -187,42 +187,7 @@ pub unsafe extern "C" fn nvmlDeviceGetTemperatureThreshold(
     })
 }
 
-/// `nvmlDeviceGetFieldValues`: memory temperature and row remapping; each value has a return code of its own.
-///
-/// # Safety
-/// NVML's contract, see the module; `values` is null or valid for reads and writes of `count` entries.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn nvmlDeviceGetFieldValues(handle: nvmlDevice_t, count: c_int, values: *mut nvml::nvmlFieldValue_t) -> nvmlReturn_t {
-    query(|| {
-        let device = device(handle)?;
-        let count = usize::try_from(count).ok().filter(|count| *count > 0).ok_or(Code::INVALID_ARGUMENT)?;
-        if values.is_null() {
-            return Err(Code::INVALID_ARGUMENT);
-        }
-        for index in 0..count {
-            // SAFETY: `values` is not null and `index < count`, so by this function's contract the entry is there.
-            let entry = unsafe { &mut *values.add(index) };
-            let answer = field(&device, entry.fieldId);
-            entry.valueType = nvml::nvmlValueType_enum_NVML_VALUE_TYPE_UNSIGNED_INT;
-            entry.nvmlReturn = guard(|| answer.map(drop));
-            entry.value = nvml::nvmlValue_t { uiVal: answer.unwrap_or(0) };
-        }
-        Ok(())
-    })
-}
-
-fn field(device: &Device, id: c_uint) -> Result<c_uint, Code> {
-    known(match id {
-        field_id::NVML_FI_DEV_MEMORY_TEMP => device.memory_temperature_c,
-        field_id::NVML_FI_DEV_REMAPPED_COR => device.rows_remapped_correctable,
-        field_id::NVML_FI_DEV_REMAPPED_UNC => device.rows_remapped_uncorrectable,
-        field_id::NVML_FI_DEV_REMAPPED_PENDING => device.row_remap_pending.map(c_uint::from),
-        field_id::NVML_FI_DEV_REMAPPED_FAILURE => device.row_remap_failed.map(c_uint::from),
-        _ => None,
-    })
-}
-
-/// `nvmlDeviceGetClockInfo` in MHz; graphics and SM are one clock, there is no video clock.
+/// `nvmlDeviceGetClockInfo` in MHz; graphics and SM are one clock. A domain that there is not is `NOT_SUPPORTED` here.
 ///
 /// # Safety
 /// NVML's contract, see the module.
@@ -231,7 +196,7 @@ pub unsafe extern "C" fn nvmlDeviceGetClockInfo(handle: nvmlDevice_t, domain: nv
     query(|| {
         let device = device(handle)?;
         // SAFETY: NVML's contract for `clock`.
-        unsafe { store(clock, clock_of(domain, device.sm_clock_mhz, device.mem_clock_mhz)?) }
+        unsafe { store(clock, clock_of(domain, [device.sm_clock_mhz, device.mem_clock_mhz, device.video_clock_mhz], Code::NOT_SUPPORTED)?) }
     })
 }
 
@@ -248,7 +213,12 @@ pub unsafe extern "C" fn nvmlDeviceGetMaxClockInfo(
     query(|| {
         let device = device(handle)?;
         // SAFETY: NVML's contract for `clock`.
-        unsafe { store(clock, clock_of(domain, device.sm_clock_max_mhz, device.mem_clock_max_mhz)?) }
+        unsafe {
+            store(
+                clock,
+                clock_of(domain, [device.sm_clock_max_mhz, device.mem_clock_max_mhz, device.video_clock_max_mhz], Code::INVALID_ARGUMENT)?,
+            )
+        }
     })
 }
 
@@ -342,11 +312,11 @@ fn utilization(device: &Device) -> Result<nvml::nvmlUtilization_t, Code> {
     Ok(nvml::nvmlUtilization_t { gpu, memory })
 }
 
-fn clock_of(domain: nvml::nvmlClockType_t, sm: Option<u32>, memory: Option<u32>) -> Result<u32, Code> {
+fn clock_of(domain: nvml::nvmlClockType_t, [sm, memory, video]: [Option<u32>; 3], otherwise: Code) -> Result<u32, Code> {
     match domain {
         nvml::nvmlClockType_enum_NVML_CLOCK_GRAPHICS | nvml::nvmlClockType_enum_NVML_CLOCK_SM => known(sm),
         nvml::nvmlClockType_enum_NVML_CLOCK_MEM => known(memory),
-        nvml::nvmlClockType_enum_NVML_CLOCK_VIDEO => Err(Code::NOT_SUPPORTED),
-        _ => Err(Code::INVALID_ARGUMENT),
+        nvml::nvmlClockType_enum_NVML_CLOCK_VIDEO => known(video),
+        _ => Err(otherwise),
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! The file is named by the environment variable [`STATE_VARIABLE`] and read anew on every query, so values are live;
 //! whoever writes it replaces it by a rename. What differs from a real driver is where the numbers come from, nothing
-//! else: names, layouts and error codes are those of `nvml.h`, and a test holds every signature against the bindings.
+//! else: names, layouts and error codes are those of `nvml.h`, a test holds every signature against the bindings, and its answers,
+//! to wrong questions too, were compared with those of driver 580.159 on an H200.
 //!
 //! | state | answer |
 //! |---|---|
@@ -17,9 +18,11 @@
 
 mod abi;
 mod device;
+mod field;
 mod state;
 mod system;
 
 pub use device::*;
+pub use field::*;
 pub use state::STATE_VARIABLE;
 pub use system::*;

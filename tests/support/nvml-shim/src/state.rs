@@ -52,6 +52,8 @@ pub(crate) struct Device {
     pub(crate) sm_clock_max_mhz: Option<u32>,
     pub(crate) mem_clock_mhz: Option<u32>,
     pub(crate) mem_clock_max_mhz: Option<u32>,
+    pub(crate) video_clock_mhz: Option<u32>,
+    pub(crate) video_clock_max_mhz: Option<u32>,
     /// Bits of `nvmlClocksEventReasons`.
     pub(crate) throttle_reasons: Option<u64>,
     pub(crate) ecc_errors_corrected: Option<u64>,

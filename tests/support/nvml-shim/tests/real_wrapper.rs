@@ -11,6 +11,10 @@ use nvml_wrapper::enums::device::{SampleValue, UsedGpuMemory};
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::structs::device::FieldId;
 use nvml_wrapper::sys_exports::field_id;
+use nvml_wrapper_sys::bindings::{
+    nvmlMemory_v2_t, nvmlReturn_enum_NVML_ERROR_FUNCTION_NOT_FOUND, nvmlReturn_enum_NVML_ERROR_INVALID_ARGUMENT,
+    nvmlReturn_enum_NVML_ERROR_NOT_SUPPORTED,
+};
 
 const UUID: &str = "GPU-11111111-2222-3333-4444-555555555555";
 
@@ -95,8 +99,28 @@ fn answers_each_field_and_threshold_for_itself() {
         ];
         let values: Vec<_> =
             device.field_values_for(&ids.map(FieldId)).unwrap().into_iter().map(|value| value.unwrap().value.ok()).collect();
-        let known = |value| Some(SampleValue::U32(value));
-        assert_eq!(values, [known(66), known(2), None, known(0)]);
+        assert_eq!(values, [Some(SampleValue::U32(66)), Some(SampleValue::U64(2)), None, Some(SampleValue::U64(0))]);
+        let unknown = device.field_values_for(&[FieldId(9999)]).unwrap().remove(0);
+        assert!(matches!(unknown.unwrap().value, Err(NvmlError::InvalidArg)));
+    });
+}
+
+/// What an H200 answered with driver 580.159.
+#[test]
+fn wrong_questions_get_the_answers_of_a_real_driver() {
+    with_state(&device(300), |nvml, _| {
+        let device = nvml.device_by_index(0).unwrap();
+        // SAFETY: the handle is used while `nvml` lives.
+        let handle = unsafe { device.handle() };
+        let mut memory = nvmlMemory_v2_t { version: 1, total: 0, reserved: 0, free: 0, used: 0 };
+        let mut clock = 0;
+        // SAFETY: each out-pointer is valid for its type.
+        unsafe {
+            let library = nvml.lib();
+            assert_eq!(library.nvmlDeviceGetMemoryInfo_v2(handle, &raw mut memory), nvmlReturn_enum_NVML_ERROR_FUNCTION_NOT_FOUND);
+            assert_eq!(library.nvmlDeviceGetClockInfo(handle, 4, &raw mut clock), nvmlReturn_enum_NVML_ERROR_NOT_SUPPORTED);
+            assert_eq!(library.nvmlDeviceGetMaxClockInfo(handle, 4, &raw mut clock), nvmlReturn_enum_NVML_ERROR_INVALID_ARGUMENT);
+        }
     });
 }
 
