@@ -8,6 +8,9 @@ use crate::time::Timestamp;
 
 /// Sampling periods after which a sample is stale.
 const STALE_PERIODS: u32 = 3;
+/// Age below which no sample is stale, however short the period. While a process makes its CUDA context the driver answers late: on an
+/// H200 (driver 580) samples came up to 97 ms after they were due. A tripped level must not open its gate each time that happens.
+const MIN_STALE_AGE: Duration = Duration::from_millis(250);
 
 /// Memory of the pool's GPUs at one instant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,8 +33,8 @@ impl GpuMemorySample {
     }
 }
 
-/// The level of GPU memory, in percent of the total. It trips above `trip_percent`; a sample older than three sampling periods is
-/// stale and takes the level out of the decision.
+/// The level of GPU memory, in percent of the total. It trips above `trip_percent`; a sample older than three sampling periods, and
+/// than 250 ms, is stale and takes the level out of the decision.
 #[derive(Debug, Clone)]
 pub struct GpuMemoryLevel {
     trip_percent: f64,
@@ -46,13 +49,13 @@ impl GpuMemoryLevel {
         let trip = if config.enabled { Trip::new(hysteresis) } else { Trip::disabled(hysteresis) };
         let mut gauge = Gauge::new(LevelKind::GpuMemory, trip);
         gauge.threshold = config.trip_percent;
-        Self { trip_percent: config.trip_percent, stale_after: config.sample.saturating_mul(STALE_PERIODS), gauge }
+        Self { trip_percent: config.trip_percent, stale_after: stale_after(config), gauge }
     }
 
     /// Takes over a changed policy and keeps state and sample.
     pub fn set_config(&mut self, config: &GpuMemoryConfig, hysteresis: &HysteresisConfig) {
         self.trip_percent = config.trip_percent;
-        self.stale_after = config.sample.saturating_mul(STALE_PERIODS);
+        self.stale_after = stale_after(config);
         self.gauge.threshold = config.trip_percent;
         self.gauge.trip.set_hysteresis(hysteresis);
         if config.enabled {
@@ -82,6 +85,10 @@ impl GpuMemoryLevel {
         }
         self.gauge.status(now)
     }
+}
+
+fn stale_after(config: &GpuMemoryConfig) -> Duration {
+    config.sample.saturating_mul(STALE_PERIODS).max(MIN_STALE_AGE)
 }
 
 #[cfg(test)]
@@ -123,6 +130,15 @@ mod tests {
         assert_eq!(level.tick(Timestamp::from_millis(300)).state, LevelState::Tripped);
         let status = level.tick(Timestamp::from_millis(301));
         assert_eq!((status.state, status.age), (LevelState::Stale, Duration::from_millis(301)));
+    }
+
+    #[test]
+    fn a_driver_that_answers_late_is_not_stale_however_short_the_period() {
+        let config = GpuMemoryConfig { sample: Duration::from_millis(20), ..GpuMemoryConfig::default() };
+        let mut level = GpuMemoryLevel::new(&config, &HysteresisConfig { recover_percent: 90.0, recovery: Duration::from_secs(1) });
+        see(&mut level, 0, 99);
+        assert_eq!(level.tick(Timestamp::from_millis(250)).state, LevelState::Tripped);
+        assert_eq!(level.tick(Timestamp::from_millis(251)).state, LevelState::Stale);
     }
 
     #[test]
