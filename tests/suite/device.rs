@@ -50,10 +50,24 @@ async fn recorded(tape: &Path, count: usize, is_one: impl Fn(&Value) -> bool) ->
     wait_until("lines on the tape", PATIENCE, || std::future::ready(Ok(is_there().then_some(())))).await
 }
 
-async fn play(tape: PathBuf) -> Result<ControlPlaneProcess> {
+/// The tape at `path`, played `speed` times as fast.
+fn quickened(path: &Path, speed: u64, into: &Path) -> PathBuf {
+    let text = fs::read_to_string(path).unwrap();
+    let mut lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for line in &mut lines[1..] {
+        for time in ["at_us", "took_us"] {
+            line[time] = (line[time].as_u64().unwrap() / speed).into();
+        }
+    }
+    let quick = into.join("quick.jsonl");
+    fs::write(&quick, lines.iter().map(|line| format!("{line}\n")).collect::<String>()).unwrap();
+    quick
+}
+
+async fn play(tape: PathBuf, policy: &str) -> Result<ControlPlaneProcess> {
     let args = vec!["--device-tape".to_owned(), tape.display().to_string()];
     let control = ControlPlaneProcess::start(ControlPlaneOptions { nvml_state: None, filter: "headgate.wasm".into(), args }).await?;
-    control.apply(POLICY)?;
+    control.apply(policy)?;
     Ok(control)
 }
 
@@ -93,7 +107,7 @@ async fn a_recording_of_a_gpu_that_fills_and_is_lost_plays_as_that_gpu() {
     assert_eq!(lines[2]["details"][0]["power_limit_milliwatts"], 700_000);
     assert!(lines.windows(2).skip(1).all(|pair| pair[0]["at_us"].as_u64() <= pair[1]["at_us"].as_u64()), "time goes forward");
 
-    let control = play(tape).await.unwrap();
+    let control = play(tape, POLICY).await.unwrap();
     let tripped = level_is(&control, "tripped").await.unwrap();
     assert_eq!((&tripped["value"], &tripped["threshold"]), (&90.0.into(), &75.0.into()));
     wait_until("lost GPU", PATIENCE, || async {
@@ -102,5 +116,20 @@ async fn a_recording_of_a_gpu_that_fills_and_is_lost_plays_as_that_gpu() {
     })
     .await
     .unwrap();
+    level_is(&control, "ok").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_real_h200_on_tape_trips_and_frees_the_level() {
+    let folder = tempfile::tempdir().unwrap();
+    let tape = artefact::workspace_root().join("tests/tapes/h200.jsonl");
+    let policy = POLICY.replace("tripPercent: 75", "tripPercent: 30");
+    let control = play(quickened(&tape, 20, folder.path()), &policy).await.unwrap();
+    let tripped = level_is(&control, "tripped").await.unwrap();
+    // It takes 60 of its 140 GiB.
+    assert!((30.0..44.0).contains(&tripped["value"].as_f64().unwrap()), "{tripped}");
+    let status = control.status().await.unwrap();
+    assert_eq!((&status["gpu_source"], &status["gpus"][0]["name"]), (&"tape: 1 device".into(), &"NVIDIA H200".into()));
+    assert_eq!(status["gpus"][0]["power_limit_milliwatts"], 700_000);
     level_is(&control, "ok").await.unwrap();
 }

@@ -73,7 +73,7 @@ impl SharedLedger {
 }
 
 /// The fullest device of the pool. Not the sum: a request runs on one device, and an average hides the one that is about to fail.
-fn fullest(wanted: &[impl AsRef<str>], state: &DeviceState) -> Option<GpuMemorySample> {
+pub(crate) fn fullest(wanted: &[impl AsRef<str>], state: &DeviceState) -> Option<GpuMemorySample> {
     let serves = |device: &&DeviceSample| wanted.is_empty() || wanted.iter().any(|uuid| uuid.as_ref() == &*device.uuid);
     let fraction = |device: &DeviceSample| device.memory_used_bytes as f64 / device.memory_total_bytes.max(1) as f64;
     let device = state.devices.iter().filter(serves).max_by(|a, b| fraction(a).total_cmp(&fraction(b)))?;

@@ -3,9 +3,14 @@
 use std::io::Cursor;
 use std::sync::mpsc as channel;
 
+use headgate_core::level::{GpuMemoryLevel, LevelState};
+use headgate_core::policy::{GpuMemoryConfig, HysteresisConfig};
+use headgate_core::time::Timestamp;
+
 use super::replay::within;
 use super::*;
-use crate::device::{DeviceActivity, DeviceSource, ThrottleReasons};
+use crate::control_loop::fullest;
+use crate::device::{DeviceActivity, DeviceSource, DeviceState, SourceState, ThrottleReasons};
 
 const HEADER: &str = r#"{"headgate_device_tape":1,"recorded_at_unix_ms":0,"source":"nvml","driver":{},"period_ms":100,"devices":[]}"#;
 
@@ -146,4 +151,65 @@ fn what_is_wrong_with_a_tape_is_said_with_its_line() {
     assert_eq!(problem(&backwards), "x.jsonl:3: at_us 4 is before that of the line above");
     let endless = format!("{HEADER}\n{}", "x".repeat(2 << 20));
     assert!(problem(&endless).contains("a line is longer than 1 MiB"), "{}", problem(&endless));
+}
+
+/// The recording of an H200; `tests/tapes/README.md` says what happens in it.
+fn h200() -> Tape {
+    Tape::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/tapes/h200.jsonl")).unwrap()
+}
+
+fn instant(at: Duration) -> Timestamp {
+    Timestamp::from_nanos(u64::try_from(at.as_nanos()).unwrap())
+}
+
+/// The state that the sampler publishes for `moment`.
+fn state(moment: &Moment<Vec<DeviceSample>>) -> DeviceState {
+    DeviceState {
+        source: "tape",
+        state: SourceState::Sampling,
+        sampled_at: Some(instant(moment.asked_at)),
+        devices: moment.answer.clone().unwrap(),
+        details: Vec::new(),
+    }
+}
+
+#[test]
+fn the_memory_of_an_h200_trips_the_level_once_and_lets_it_recover_once() {
+    let config = GpuMemoryConfig { trip_percent: 30.0, ..GpuMemoryConfig::default() };
+    let mut level = GpuMemoryLevel::new(&config, &HysteresisConfig { recover_percent: 90.0, recovery: Duration::from_secs(1) });
+    let mut changes: Vec<(u128, LevelState)> = Vec::new();
+    let mut note = |at: Duration, state: LevelState| {
+        if changes.last().is_none_or(|(_, last)| *last != state) {
+            changes.push((at.as_millis() / 100, state));
+        }
+    };
+    for moment in h200().samples() {
+        let now = instant(moment.ready_at);
+        // The step just before the sample is there: a late one must not look stale.
+        note(moment.ready_at, level.tick(now).state);
+        level.observe(now, &fullest(&config.devices, &state(moment)).unwrap());
+        note(moment.ready_at, level.tick(now).state);
+    }
+    let wanted = [
+        (0, LevelState::Learning),
+        (0, LevelState::Ok),
+        // 42.6 GiB of 140.4 GiB.
+        (88, LevelState::Tripped),
+        (453, LevelState::Recovering),
+        (463, LevelState::Ok),
+    ];
+    assert_eq!(changes, wanted, "in tenths of a second");
+}
+
+#[test]
+fn a_busy_h200_is_held_by_its_power_limit_and_not_by_heat() {
+    let tape = h200();
+    let activities = || tape.samples().iter().filter_map(|moment| Some(&moment.answer.as_ref().ok()?.first()?.activity));
+    let busy: Vec<_> = activities().filter(|activity| activity.power_milliwatts > Some(680_000)).collect();
+    assert!(busy.len() > 150, "{}", busy.len());
+    assert!(busy.iter().all(|activity| activity.throttle_reasons == Some(ThrottleReasons::SW_POWER_CAP)));
+    let detail = tape.details()[0].answer.as_ref().unwrap()[0].clone();
+    let slowest = busy.iter().filter_map(|activity| activity.sm_clock_mhz).min().unwrap();
+    assert!(slowest * 10 < detail.sm_clock_max_mhz.unwrap() * 8, "{slowest} MHz: full load runs at three quarters of the highest clock");
+    assert!(busy.iter().all(|activity| activity.temperature_celsius < detail.temperature_max_celsius));
 }
