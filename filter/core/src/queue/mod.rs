@@ -1,0 +1,337 @@
+//! The queue of admitted-when-there-is-room requests in one worker.
+//!
+//! Most important class first; inside a class the tenant that was served least in work tokens lately, so that a tenant with a thousand
+//! requests waiting gets no more than one with two; inside a tenant the request that must start first. That is deficit round robin
+//! with the deficits remembered: the counter of a tenant outlives its stay in the queue ([`crate::fairness`]), and a tenant that comes
+//! to wait begins no lower than the least served one that waits already, so that nobody saves up a burst.
+//!
+//! Entries and links live in slabs: in the steady state nothing is allocated. Push is O(1) amortised, taking the head, cancelling and
+//! expiring are O(log n) amortised.
+
+use alloc::vec::Vec;
+
+use crate::policy::ClassId;
+use crate::time::Timestamp;
+
+mod heap;
+mod lanes;
+#[cfg(test)]
+mod tests;
+
+use heap::{Forest, NONE};
+use lanes::Lanes;
+
+/// Place in the queue. It stays valid until its answer was collected, and never names another request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ticket {
+    slot: u32,
+    generation: u32,
+}
+
+/// Who waits, and for what.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Waiting<N> {
+    /// Name of the stream, given by the adapter.
+    pub(crate) stream: u32,
+    pub(crate) class: ClassId,
+    /// Tenant as counted by [`crate::fairness::Usage`].
+    pub(crate) tenant: u16,
+    /// Work tokens.
+    pub(crate) work: u64,
+    /// Bytes of headers and declared body.
+    pub(crate) bytes: u64,
+    pub(crate) arrived: Timestamp,
+    /// When it must have left the queue.
+    pub(crate) start_by: Timestamp,
+    /// What it needs in order to start.
+    pub(crate) need: N,
+}
+
+/// Bounds of one worker's queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Bounds {
+    pub(crate) requests: u32,
+    pub(crate) bytes: u64,
+}
+
+/// Why nothing more can wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Full {
+    /// As many requests as may.
+    Requests,
+    /// As many bytes as may.
+    Bytes,
+}
+
+/// What was in the place of a ticket.
+#[derive(Debug)]
+pub(crate) enum Left<N, A> {
+    /// It had no answer yet.
+    Waiting(Waiting<N>),
+    /// It had one, which nobody will collect.
+    Answered(A),
+    /// It is no longer there.
+    Gone,
+}
+
+#[derive(Debug)]
+enum State<N, A> {
+    Free { next: u32 },
+    Waits(Waiting<N>),
+    Answered { stream: u32, answer: A },
+}
+
+#[derive(Debug)]
+struct Slot<N, A> {
+    generation: u32,
+    /// Order of arrival.
+    sequence: u64,
+    state: State<N, A>,
+}
+
+impl<N, A> Slot<N, A> {
+    fn waiting(&self) -> Option<&Waiting<N>> {
+        if let State::Waits(waiting) = &self.state { Some(waiting) } else { None }
+    }
+
+    /// Order inside a tenant, and of expiry.
+    fn order(&self) -> (Timestamp, u64) {
+        (self.waiting().map_or(Timestamp::ZERO, |waiting| waiting.start_by), self.sequence)
+    }
+}
+
+/// The queue. `N`: what a request needs; `A`: the answer that it gets.
+#[derive(Debug)]
+pub(crate) struct AdmissionQueue<N, A> {
+    slots: Vec<Slot<N, A>>,
+    free: u32,
+    sequence: u64,
+    bounds: Bounds,
+    /// Waiting or answered and not collected: both are streams that are held.
+    held: u32,
+    waiting: u32,
+    bytes: u64,
+    lanes: Lanes,
+    /// By tenant.
+    by_order: Forest,
+    /// All that wait.
+    by_expiry: Forest,
+    expiry_root: u32,
+}
+
+impl<N: Copy, A> AdmissionQueue<N, A> {
+    /// An empty queue for `classes` classes and tenants below `tenants`.
+    pub(crate) fn new(classes: usize, tenants: usize, bounds: Bounds) -> Self {
+        Self {
+            slots: Vec::new(),
+            free: NONE,
+            sequence: 0,
+            bounds,
+            held: 0,
+            waiting: 0,
+            bytes: 0,
+            lanes: Lanes::new(classes, tenants),
+            by_order: Forest::default(),
+            by_expiry: Forest::default(),
+            expiry_root: NONE,
+        }
+    }
+
+    /// Changes the bounds. Who waits beyond smaller ones goes on waiting; nobody comes in.
+    pub(crate) fn set_bounds(&mut self, bounds: Bounds) {
+        self.bounds = bounds;
+    }
+
+    pub(crate) fn bounds(&self) -> Bounds {
+        self.bounds
+    }
+
+    /// Requests that wait.
+    pub(crate) fn len(&self) -> u32 {
+        self.waiting
+    }
+
+    /// Bytes of the requests that wait.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Work tokens that wait.
+    pub(crate) fn work(&self) -> u64 {
+        self.lanes.work()
+    }
+
+    /// Whether a request of `class`, or of one more important, waits.
+    pub(crate) fn has_before(&self, class: ClassId) -> bool {
+        self.lanes.first_class().is_some_and(|first| first <= class.index())
+    }
+
+    /// Work tokens that would be served before a request of `class` and `tenant` with `work`: all of the classes above, and of its own
+    /// what each of the tenants that wait can get in before this one has had as much.
+    pub(crate) fn work_ahead(&self, class: ClassId, tenant: u16, work: u64) -> u64 {
+        self.lanes.work_ahead(class.index(), tenant, work)
+    }
+
+    /// How long the longest has waited. O(n).
+    pub(crate) fn oldest(&self) -> Option<Timestamp> {
+        self.slots.iter().filter_map(|slot| slot.waiting().map(|waiting| waiting.arrived)).min()
+    }
+
+    /// Whether a request with `bytes` can come in.
+    pub(crate) fn room(&self, bytes: u64) -> Result<(), Full> {
+        if self.held >= self.bounds.requests {
+            return Err(Full::Requests);
+        }
+        if self.bytes.saturating_add(bytes) > self.bounds.bytes { Err(Full::Bytes) } else { Ok(()) }
+    }
+
+    /// Lets a request wait. `served`: the tenant's counter.
+    ///
+    /// # Errors
+    /// [`Full`], and nothing has changed.
+    pub(crate) fn push(&mut self, waiting: Waiting<N>, served: f64) -> Result<Ticket, Full> {
+        self.room(waiting.bytes)?;
+        let slot = self.free_slot();
+        self.sequence += 1;
+        let sequence = self.sequence;
+        let Some(place) = self.slots.get_mut(slot as usize) else { return Err(Full::Requests) };
+        let State::Free { next } = place.state else { return Err(Full::Requests) };
+        self.free = next;
+        place.sequence = sequence;
+        place.state = State::Waits(waiting);
+        let ticket = Ticket { slot, generation: place.generation };
+        self.held += 1;
+        self.link(slot, &waiting, served);
+        Ok(ticket)
+    }
+
+    /// Who is served next.
+    pub(crate) fn head(&self) -> Option<(Ticket, &Waiting<N>)> {
+        self.waiting_at(self.lanes.head()?)
+    }
+
+    /// Who expires next.
+    pub(crate) fn next_to_expire(&self) -> Option<(Ticket, &Waiting<N>)> {
+        self.waiting_at(self.expiry_root)
+    }
+
+    fn waiting_at(&self, slot: u32) -> Option<(Ticket, &Waiting<N>)> {
+        let place = self.slots.get(slot as usize)?;
+        Some((Ticket { slot, generation: place.generation }, place.waiting()?))
+    }
+
+    /// Gives an answer to one that waits. `served`: what its tenant's counter grows by.
+    pub(crate) fn answer(&mut self, ticket: Ticket, answer: A, served: f64) {
+        let Some(waiting) = self.unlink(ticket) else { return };
+        self.lanes.serve(waiting.class.index(), waiting.tenant, served);
+        if let Some(place) = self.slots.get_mut(ticket.slot as usize) {
+            place.state = State::Answered { stream: waiting.stream, answer };
+        }
+    }
+
+    /// The stream whose answer is there to be collected.
+    pub(crate) fn answered(&self, ticket: Ticket) -> Option<u32> {
+        match self.slots.get(ticket.slot as usize).filter(|place| place.generation == ticket.generation)?.state {
+            State::Answered { stream, .. } => Some(stream),
+            State::Free { .. } | State::Waits(_) => None,
+        }
+    }
+
+    /// Takes the answer, if there is one; the ticket is void then.
+    pub(crate) fn collect(&mut self, ticket: Ticket) -> Option<A> {
+        self.answered(ticket)?;
+        match self.vacate(ticket.slot)? {
+            State::Answered { answer, .. } => Some(answer),
+            State::Free { .. } | State::Waits(_) => None,
+        }
+    }
+
+    /// The client has left: nothing of it remains.
+    pub(crate) fn cancel(&mut self, ticket: Ticket) -> Left<N, A> {
+        if let Some(answer) = self.collect(ticket) {
+            return Left::Answered(answer);
+        }
+        let Some(waiting) = self.unlink(ticket) else { return Left::Gone };
+        self.vacate(ticket.slot);
+        Left::Waiting(waiting)
+    }
+
+    /// Tickets of all that wait, in no order.
+    pub(crate) fn tickets(&self) -> Vec<Ticket> {
+        let slots = (0_u32..).zip(&self.slots).filter(|(_, place)| place.waiting().is_some());
+        slots.map(|(slot, place)| Ticket { slot, generation: place.generation }).collect()
+    }
+
+    /// Takes over other lists of classes and tenants; `change` says what each one that waits is then, and `served` the counter of its
+    /// tenant. Tickets stay valid.
+    pub(crate) fn reshape(
+        &mut self,
+        (classes, tenants): (usize, usize),
+        change: impl Fn(&mut Waiting<N>),
+        served: impl Fn(&Waiting<N>) -> f64,
+    ) {
+        self.lanes = Lanes::new(classes, tenants);
+        self.by_order.clear();
+        self.by_expiry.clear();
+        self.expiry_root = NONE;
+        (self.waiting, self.bytes) = (0, 0);
+        for slot in 0..self.slots.len() as u32 {
+            let Some(State::Waits(waiting)) = self.slots.get_mut(slot as usize).map(|place| &mut place.state) else { continue };
+            change(waiting);
+            let waiting = *waiting;
+            self.link(slot, &waiting, served(&waiting));
+        }
+    }
+
+    /// Multiplies every counter of tenants by a power of two.
+    pub(crate) fn rescale(&mut self, factor: f64) {
+        self.lanes.rescale(factor);
+    }
+
+    fn free_slot(&mut self) -> u32 {
+        if self.free == NONE {
+            self.free = self.slots.len() as u32;
+            self.slots.push(Slot { generation: 0, sequence: 0, state: State::Free { next: NONE } });
+            self.by_order.grow(self.slots.len());
+            self.by_expiry.grow(self.slots.len());
+        }
+        self.free
+    }
+
+    fn link(&mut self, slot: u32, waiting: &Waiting<N>, served: f64) {
+        self.waiting += 1;
+        self.bytes = self.bytes.saturating_add(waiting.bytes);
+        let slots = &self.slots;
+        let precedes = |a: u32, b: u32| order(slots, a) < order(slots, b);
+        self.by_expiry.insert(&mut self.expiry_root, slot, &precedes);
+        let forest = &mut self.by_order;
+        self.lanes.join(waiting.class.index(), waiting.tenant, waiting.work, served, |root| forest.insert(root, slot, &precedes));
+    }
+
+    /// Takes one that waits out of every order; its slot still says that it waits.
+    fn unlink(&mut self, ticket: Ticket) -> Option<Waiting<N>> {
+        let slots = &self.slots;
+        let waiting = *slots.get(ticket.slot as usize).filter(|place| place.generation == ticket.generation)?.waiting()?;
+        let precedes = |a: u32, b: u32| order(slots, a) < order(slots, b);
+        self.by_expiry.remove(&mut self.expiry_root, ticket.slot, &precedes);
+        let forest = &mut self.by_order;
+        self.lanes.leave(waiting.class.index(), waiting.tenant, waiting.work, |root| forest.remove(root, ticket.slot, &precedes));
+        self.waiting = self.waiting.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(waiting.bytes);
+        Some(waiting)
+    }
+
+    /// Frees a slot; what was in it.
+    fn vacate(&mut self, slot: u32) -> Option<State<N, A>> {
+        let place = self.slots.get_mut(slot as usize)?;
+        place.generation = place.generation.wrapping_add(1);
+        let state = core::mem::replace(&mut place.state, State::Free { next: self.free });
+        self.free = slot;
+        self.held = self.held.saturating_sub(1);
+        Some(state)
+    }
+}
+
+fn order<N, A>(slots: &[Slot<N, A>], slot: u32) -> (Timestamp, u64) {
+    slots.get(slot as usize).map_or((Timestamp::ZERO, 0), Slot::order)
+}
