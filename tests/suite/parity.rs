@@ -359,7 +359,7 @@ impl Native {
         let mut stream = Stream::new();
         let mut effects = match stream.handle(&mut self.worker, now, Event::RequestHeaders(&info)) {
             Outcome::Continue => Vec::new(),
-            Outcome::ContinueWith(changes) => changes.into_iter().map(effect).collect(),
+            Outcome::ContinueWith(changes) | Outcome::Wait(changes) => changes.into_iter().map(effect).collect(),
             Outcome::Reply(reply) => vec![Effect::Reply {
                 status: u32::from(reply.status),
                 details: reply.details.as_bytes().to_vec(),

@@ -1,20 +1,40 @@
-//! The decision about one request: breaker, then what its class may do, then a permit.
+//! The decision about one request: breaker, then what its class may do, then a permit; or, under overload control, what its level, the
+//! budgets and the queue say. And the decision about those that waited.
 
 use core::time::Duration;
 
 use crate::breaker::{Gate, KeyedGate, KeyedPass, Opened, Pass, Verdict};
 use crate::classify::Classified;
 use crate::control::ClassAction;
-use crate::policy::Fallback;
+use crate::policy::{ClassId, Fallback};
 use crate::pool::Pool;
+use crate::pool::overload::Answer;
+use crate::queue::{Left, Ticket};
 use crate::reason::{Cause, Reason, Source};
+use crate::request::RequestInfo;
 use crate::rng::Rng;
 use crate::ticket;
 use crate::time::Timestamp;
 
+mod overload;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use overload::Held;
+use overload::{Next, Ruling};
+
 /// What a client is told while the worker holds no permit at all: its part of the lease is on the way, which takes a few ticks, or a
 /// heartbeat when another worker has just died.
 const LEASE_RETRY: Duration = Duration::from_secs(1);
+
+/// A request that has just come.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Newcomer<'a> {
+    /// The adapter's name for its stream.
+    pub(crate) stream: u32,
+    pub(crate) classified: Classified,
+    pub(crate) request: &'a RequestInfo<'a>,
+}
 
 /// Passes of the breakers that an admitted request holds.
 #[derive(Debug, Clone, Copy, Default)]
@@ -26,14 +46,18 @@ pub(crate) struct Passes {
 }
 
 /// The decision.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(crate) enum Admission {
     /// It goes to the pool.
-    Admitted(Passes),
+    Admitted(Passes, Option<Held>),
+    /// It waits for its answer.
+    Waiting(Ticket),
     /// It is told to come back.
     Refused { cause: Cause, retry_after: Duration },
     /// A breaker is open and the policy's fallback takes the request.
     Diverted { cause: Cause },
+    /// A rung of the ladder, by its position, takes the request.
+    Degraded { cause: Cause, rung: usize },
 }
 
 /// What the breakers say.
@@ -42,29 +66,27 @@ enum BreakerSays {
     Shut { opened: Opened, recovery: Duration },
 }
 
-/// Decides about a request of a class and counts the decision.
-pub(crate) fn admit(pool: &mut Pool, now: Timestamp, rng: &mut Rng, classified: Classified) -> Admission {
+/// Decides about a request and counts the decision.
+pub(crate) fn admit(pool: &mut Pool, now: Timestamp, rng: &mut Rng, newcomer: &Newcomer<'_>) -> Admission {
+    let classified = newcomer.classified;
     if let Some(state) = pool.state_mut(classified.class) {
         state.offered += 1;
     }
     let passes = match ask_breakers(pool, now, rng) {
         BreakerSays::Go(passes) => passes,
-        BreakerSays::Shut { opened, recovery } => return shut(pool, classified, rng, opened, recovery),
+        BreakerSays::Shut { opened, recovery } => return shut(pool, classified.class, rng, opened, recovery),
     };
+    if pool.overload.is_some() {
+        return admit_by_work(pool, now, rng, newcomer, passes);
+    }
     match ask_class(pool, now, classified) {
         Ok(()) => {
-            let in_flight = pool.in_flight().saturating_add(1);
-            pool.demand.note_in_flight(in_flight);
-            if let Some(state) = pool.state_mut(classified.class) {
-                state.admitted += 1;
-                state.in_flight += 1;
-                state.waiting += 1;
-            }
-            Admission::Admitted(passes)
+            count_start(pool, classified.class);
+            Admission::Admitted(passes, None)
         }
         Err(cause) => {
             give_back(pool, now, passes);
-            let cap = max_retry_after(pool, classified);
+            let cap = max_retry_after(pool, classified.class);
             let has_lease = pool.permits.total > 0;
             let mut retry_after = ticket::jittered(LEASE_RETRY, cap, rng);
             if let Some(state) = pool.state_mut(classified.class) {
@@ -76,6 +98,159 @@ pub(crate) fn admit(pool: &mut Pool, now: Timestamp, rng: &mut Rng, classified: 
             Admission::Refused { cause, retry_after }
         }
     }
+}
+
+/// The decision under overload control. A request that waits holds no pass of a breaker: when it starts, they are asked anew.
+fn admit_by_work(pool: &mut Pool, now: Timestamp, rng: &mut Rng, newcomer: &Newcomer<'_>, passes: Passes) -> Admission {
+    let class = newcomer.classified.class;
+    let has_permit = pool.has_permit(class);
+    if !has_permit {
+        pool.demand.note_blocked();
+    }
+    let ruling = match &mut pool.overload {
+        Some(load) => overload::rule(load, &pool.policy, now, rng, newcomer, has_permit),
+        None => None,
+    };
+    match ruling {
+        Some(Ruling::Admit(held)) => {
+            count_start(pool, class);
+            Admission::Admitted(passes, Some(held))
+        }
+        Some(Ruling::Wait(ticket)) => {
+            give_back(pool, now, passes);
+            Admission::Waiting(ticket)
+        }
+        Some(Ruling::Degrade { cause, rung }) => {
+            give_back(pool, now, passes);
+            count_refusal(pool, class, cause.reason);
+            Admission::Degraded { cause, rung }
+        }
+        Some(Ruling::Refuse { cause, work }) => {
+            give_back(pool, now, passes);
+            count_refusal(pool, class, cause.reason);
+            Admission::Refused { cause, retry_after: retry_after_of_work(pool, now, rng, class, work) }
+        }
+        // A policy without overload control, or without the class, rules nothing.
+        None => {
+            count_start(pool, class);
+            Admission::Admitted(passes, None)
+        }
+    }
+}
+
+/// When a request of `work` work tokens is to come back: the ticket clock of its class, at the rate at which the pool has work for it.
+fn retry_after_of_work(pool: &mut Pool, now: Timestamp, rng: &mut Rng, class: ClassId, work: u64) -> Duration {
+    let cap = max_retry_after(pool, class);
+    let drain_rps = pool.overload.as_ref().map_or(0.0, |load| load.drain_of(class)) / (work as f64).max(1.0);
+    pool.state_mut(class).map_or(cap, |state| state.clock.retry_after(now, drain_rps, cap, rng))
+}
+
+/// Gives answers to those who wait: to whom the budgets have room for, in their order, and to those whose time has passed. Each ticket
+/// that has an answer then goes to `answered`.
+pub(crate) fn answer_waiting(pool: &mut Pool, now: Timestamp, rng: &mut Rng, mut answered: impl FnMut(Ticket)) {
+    while let Some(class) = pool.overload.as_ref().and_then(|load| Some(load.queue.as_ref()?.head()?.1.class)) {
+        let has_permit = pool.has_permit(class);
+        let Pool { policy, overload, .. } = pool;
+        let next = overload.as_mut().and_then(|load| overload::next(load, policy, now, has_permit));
+        match answer(pool, now, rng, next) {
+            Some(ticket) => answered(ticket),
+            None => return,
+        }
+    }
+}
+
+/// Refuses those whose time has passed, wherever they stand in the queue.
+pub(crate) fn answer_expired(pool: &mut Pool, now: Timestamp, rng: &mut Rng, mut answered: impl FnMut(Ticket)) {
+    loop {
+        let next = pool.overload.as_ref().and_then(|load| overload::next_expired(load, now));
+        match answer(pool, now, rng, next) {
+            Some(ticket) => answered(ticket),
+            None => return,
+        }
+    }
+}
+
+/// Answers one that waits and counts the answer.
+fn answer(pool: &mut Pool, now: Timestamp, rng: &mut Rng, next: Option<Next>) -> Option<Ticket> {
+    match next? {
+        Next::Nothing => None,
+        Next::Start(ticket, waiting, held) => {
+            count_start(pool, waiting.class);
+            let load = pool.overload.as_mut()?;
+            load.counts.released += 1;
+            load.flow.queue_wait_us.record(micros(now.since(waiting.arrived)));
+            let growth = waiting.work as f64 * load.usage.growth(now);
+            load.queue.as_mut()?.answer(ticket, Answer::Admitted(held), growth);
+            Some(ticket)
+        }
+        Next::Expire(ticket, waiting, cause) => {
+            count_refusal(pool, waiting.class, cause.reason);
+            let retry_after = retry_after_of_work(pool, now, rng, waiting.class, waiting.work);
+            let load = pool.overload.as_mut()?;
+            load.counts.expired += 1;
+            load.queue.as_mut()?.answer(ticket, Answer::Refused { cause, retry_after }, 0.0);
+            Some(ticket)
+        }
+    }
+}
+
+/// Asks the breakers for a request that waited and whose work is reserved; what it holds goes back when they let nothing through.
+pub(crate) fn start_waiting(pool: &mut Pool, now: Timestamp, rng: &mut Rng, held: Held) -> Admission {
+    let class = held.class;
+    match ask_breakers(pool, now, rng) {
+        BreakerSays::Go(passes) => Admission::Admitted(passes, Some(held)),
+        BreakerSays::Shut { opened, recovery } => {
+            if let Some(load) = &mut pool.overload {
+                held.reservation.undo(&mut load.flow);
+            }
+            if let Some(state) = pool.state_mut(class) {
+                state.admitted = state.admitted.saturating_sub(1);
+                state.in_flight = state.in_flight.saturating_sub(1);
+                state.waiting = state.waiting.saturating_sub(1);
+            }
+            shut(pool, class, rng, opened, recovery)
+        }
+    }
+}
+
+/// The client of a waiting request has left; whatever was reserved for it goes back.
+pub(crate) fn abandon(pool: &mut Pool, ticket: Ticket) {
+    let Some(load) = &mut pool.overload else { return };
+    let Some(queue) = &mut load.queue else { return };
+    match queue.cancel(ticket) {
+        Left::Waiting(_) => load.counts.abandoned += 1,
+        Left::Answered(Answer::Admitted(held)) => {
+            let class = held.class;
+            held.reservation.end(&mut load.flow);
+            if let Some(state) = pool.state_mut(class) {
+                state.cancelled += 1;
+                state.in_flight = state.in_flight.saturating_sub(1);
+                state.waiting = state.waiting.saturating_sub(1);
+            }
+        }
+        Left::Answered(Answer::Refused { .. }) | Left::Gone => {}
+    }
+}
+
+/// Counts a request that starts now.
+fn count_start(pool: &mut Pool, class: ClassId) {
+    let in_flight = pool.in_flight().saturating_add(1);
+    pool.demand.note_in_flight(in_flight);
+    if let Some(state) = pool.state_mut(class) {
+        state.admitted += 1;
+        state.in_flight += 1;
+        state.waiting += 1;
+    }
+}
+
+fn count_refusal(pool: &mut Pool, class: ClassId, reason: Reason) {
+    if let Some(state) = pool.state_mut(class) {
+        state.count_refusal(reason);
+    }
+}
+
+fn micros(span: Duration) -> u64 {
+    u64::try_from(span.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn ask_breakers(pool: &mut Pool, now: Timestamp, rng: &mut Rng) -> BreakerSays {
@@ -97,13 +272,11 @@ fn ask_breakers(pool: &mut Pool, now: Timestamp, rng: &mut Rng) -> BreakerSays {
 }
 
 /// An open breaker takes the request: the fallback, or a refusal until its countdown is over.
-fn shut(pool: &mut Pool, classified: Classified, rng: &mut Rng, opened: Opened, recovery: Duration) -> Admission {
+fn shut(pool: &mut Pool, class: ClassId, rng: &mut Rng, opened: Opened, recovery: Duration) -> Admission {
     let Opened { value, threshold } = opened;
-    let cause = Cause { reason: Reason::BreakerOpen, value, threshold, source: Source::Policy };
-    let cap = max_retry_after(pool, classified);
-    if let Some(state) = pool.state_mut(classified.class) {
-        state.count_refusal(cause.reason);
-    }
+    let cause = Cause { reason: Reason::BreakerOpen, value, threshold, term: None, source: Source::Policy };
+    let cap = max_retry_after(pool, class);
+    count_refusal(pool, class, cause.reason);
     // Going without a dependency is no way around the pool itself.
     match pool.policy.breaker().and_then(|config| config.fallback.as_ref()) {
         None | Some(Fallback::Direct) => Admission::Refused { cause, retry_after: ticket::jittered(recovery, cap, rng) },
@@ -111,8 +284,8 @@ fn shut(pool: &mut Pool, classified: Classified, rng: &mut Rng, opened: Opened, 
     }
 }
 
-fn max_retry_after(pool: &Pool, classified: Classified) -> Duration {
-    pool.policy.class(classified.class).map_or(Duration::from_secs(1), |class| class.max_retry_after)
+fn max_retry_after(pool: &Pool, class: ClassId) -> Duration {
+    pool.policy.class(class).map_or(Duration::from_secs(1), |class| class.max_retry_after)
 }
 
 /// Whether the class may start one more request.
@@ -136,7 +309,7 @@ fn ask_class(pool: &mut Pool, now: Timestamp, classified: Classified) -> Result<
     if let Some(bucket) = pool.state_mut(classified.class).and_then(|state| state.bucket.as_mut()) {
         bucket.put_back();
     }
-    Err(Cause { reason: Reason::Concurrency, value, threshold, source: Source::Policy })
+    Err(Cause { reason: Reason::Concurrency, value, threshold, term: None, source: Source::Policy })
 }
 
 /// Returns what a request held that was not admitted after all, so that no probe is lost.

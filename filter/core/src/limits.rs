@@ -17,6 +17,9 @@ use crate::time::Timestamp;
 
 #[cfg(test)]
 mod tests;
+pub(crate) mod work;
+
+use work::HeldWork;
 
 /// What a class may do now in this worker, and why.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -32,7 +35,7 @@ impl InForce {
     /// Everything is admitted.
     pub(crate) const ADMIT: Self = Self {
         action: ClassAction::Admit,
-        cause: Cause { reason: Reason::Overload, value: 0.0, threshold: 0.0, source: Source::Local },
+        cause: Cause { reason: Reason::Overload, value: 0.0, threshold: 0.0, term: None, source: Source::Local },
         drain_rps: 0.0,
     };
 
@@ -70,6 +73,8 @@ pub(crate) struct HeldLimits {
     classes: Vec<HeldClass>,
     /// Value and threshold of each level that was given.
     levels: Vec<(Reason, f64, f64)>,
+    /// Overload control; `None` when the control plane knows of none.
+    work: Option<HeldWork>,
 }
 
 /// How far limits are from their receipt.
@@ -86,7 +91,7 @@ pub(crate) enum Age {
 impl HeldLimits {
     /// Limits as they came at `now`. Numbers that are none, or negative, count as zero.
     pub(crate) fn new(now: Timestamp, wire: &v1::Limits) -> Self {
-        let v1::Limits { pool: _, epoch, policy_version: _, ttl_ms, decay_ms, levels, classes, drain_rps: _, overload: _ } = wire;
+        let v1::Limits { pool: _, epoch, policy_version: _, ttl_ms, decay_ms, levels, classes, drain_rps: _, overload } = wire;
         Self {
             epoch: *epoch,
             received_at: now,
@@ -94,6 +99,7 @@ impl HeldLimits {
             decay: Duration::from_millis(u64::from(*decay_ms)),
             classes: classes.iter().map(HeldClass::new).collect(),
             levels: levels.iter().map(|level| (Reason::of_level(level.kind()), finite(level.value), finite(level.threshold))).collect(),
+            work: overload.as_ref().map(HeldWork::new),
         }
     }
 
@@ -118,7 +124,7 @@ impl HeldLimits {
             }
             other => other,
         };
-        let cause = Cause { reason: class.reason, value, threshold, source };
+        let cause = Cause { reason: class.reason, value, threshold, term: None, source };
         Some((InForce { action, cause, drain_rps: class.drain_rps * share }, class.safe_rps * share))
     }
 }
@@ -170,5 +176,5 @@ fn of_local(state: &PoolState, class: &str) -> InForce {
     let level = because.and_then(|kind| state.level(kind));
     let reason = because.map_or(Reason::Overload, |kind| Reason::of_level(LevelKind::to_wire(kind)));
     let (value, threshold) = level.map_or((0.0, 0.0), |LevelStatus { value, threshold, .. }| (*value, *threshold));
-    InForce { action: *action, cause: Cause { reason, value, threshold, source: Source::Local }, drain_rps: *drain_rps }
+    InForce { action: *action, cause: Cause { reason, value, threshold, term: None, source: Source::Local }, drain_rps: *drain_rps }
 }

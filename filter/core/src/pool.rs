@@ -20,6 +20,10 @@ use crate::throttle::TokenBucket;
 use crate::ticket::TicketClock;
 use crate::time::Timestamp;
 
+pub(crate) mod overload;
+
+use overload::PoolOverload;
+
 /// Time between two turns of the worker's own control loop.
 const CONTROL_TICK: Duration = Duration::from_millis(100);
 
@@ -126,6 +130,8 @@ pub(crate) struct Pool {
     pub(crate) limits: Option<HeldLimits>,
     pub(crate) demand: Demand,
     pub(crate) ttft_us: Histogram,
+    /// Overload control, when the policy has it.
+    pub(crate) overload: Option<PoolOverload>,
     rate_share: f64,
     controller: PoolController,
     controlled_at: Timestamp,
@@ -144,19 +150,22 @@ impl Pool {
             limits: None,
             demand: Demand::default(),
             ttft_us: Histogram::new(),
+            overload: PoolOverload::new(now, &policy),
             rate_share: 1.0,
             controller: PoolController::new(now, &policy),
             controlled_at: now,
             policy,
         };
         pool.map_classes();
+        pool.enforce(now);
         pool
     }
 
-    /// Follows a new version of the policy; counters, breakers, buckets, limits and permits stay.
-    pub(crate) fn set_policy(&mut self, now: Timestamp, policy: Arc<Policy>) {
+    /// Follows a new version of the policy; counters, breakers, buckets, limits, permits and those who wait stay. The streams that nobody
+    /// answers any more, because there is no queue now.
+    pub(crate) fn set_policy(&mut self, now: Timestamp, policy: Arc<Policy>) -> Vec<u32> {
         if *self.policy == *policy {
-            return;
+            return Vec::new();
         }
         if self.policy.pool() != policy.pool() {
             self.limits = None;
@@ -173,12 +182,30 @@ impl Pool {
                 Some(breakers)
             }
         };
+        let orphans = self.set_overload(now, &policy);
         self.policy = policy;
         self.keys.clear();
         self.controller.set_policy(now, &self.policy);
         self.permits = Permits::new(&self.policy, self.permits.total);
         self.map_classes();
         self.enforce(now);
+        orphans
+    }
+
+    fn set_overload(&mut self, now: Timestamp, policy: &Policy) -> Vec<u32> {
+        match &mut self.overload {
+            Some(load) if policy.overload().is_some() => load.set_policy(now, &self.policy, policy),
+            Some(_) => self.orphans(),
+            None => {
+                self.overload = PoolOverload::new(now, policy);
+                Vec::new()
+            }
+        }
+    }
+
+    /// Ends overload control; the streams that wait.
+    pub(crate) fn orphans(&mut self) -> Vec<u32> {
+        self.overload.take().map(|mut load| load.abandon_queue()).unwrap_or_default()
     }
 
     /// Finds or makes the state of each class; states of former classes go when their last request has.
@@ -277,16 +304,25 @@ impl Pool {
         }
         let classes = loads.get(..self.policy.classes().len()).unwrap_or(&loads);
         let signals = Signals { series: self.uid, gpu_memory: None, classes, ttft_us: &self.ttft_us, source: SignalSource::Worker };
-        self.controller.step(now, &signals);
+        let levels = self.controller.step(now, &signals);
+        if let Some(load) = &mut self.overload {
+            load.control(now, self.uid, levels);
+        }
     }
 
     /// Puts into force what holds at `now`.
     fn enforce(&mut self, now: Timestamp) {
+        if let (Some(load), Some(config)) = (&mut self.overload, self.policy.overload()) {
+            load.enforce(now, self.limits.as_ref(), self.rate_share, config);
+        }
+        // Under overload control the levels are terms of the saturation and act on no class themselves.
+        let acts = self.overload.is_none();
         let local = self.controller.state();
         let positions = self.class_states.iter().take(self.policy.classes().len());
         for position in positions {
             if let Some(state) = self.states.get_mut(*position) {
-                let in_force = limits::in_force(self.limits.as_ref(), local, &state.name, now, self.rate_share);
+                let by_level = || limits::in_force(self.limits.as_ref(), local, &state.name, now, self.rate_share);
+                let in_force = if acts { by_level() } else { InForce::ADMIT };
                 state.apply(now, in_force);
             }
         }

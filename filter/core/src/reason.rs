@@ -4,6 +4,8 @@ use core::fmt;
 
 use headgate_protos::v1;
 
+use crate::overload::Term;
+
 /// Why a request was refused. Headers, bodies, access logs, reports and metrics use [`Reason::as_str`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reason {
@@ -19,11 +21,39 @@ pub enum Reason {
     Concurrency,
     /// A circuit breaker let nothing through.
     BreakerOpen,
+    /// The pool is saturated, and the request's class and cohort are cut off.
+    CutOff,
+    /// A budget of work had no room, and the policy has no queue for the request.
+    Budget,
+    /// As many requests or bytes wait as may.
+    QueueFull,
+    /// It could not have started in time, so it was not let wait.
+    Deadline,
+    /// It waited as long as it could.
+    Expired,
+    /// Retries were more than their part of first attempts.
+    RetryBudget,
+    /// A rung of the degradation ladder sent it elsewhere.
+    Ladder,
 }
 
 impl Reason {
     /// Every reason, in the order of the counters.
-    pub const ALL: [Self; 6] = [Self::Qps, Self::GpuMemory, Self::P99, Self::Overload, Self::Concurrency, Self::BreakerOpen];
+    pub const ALL: [Self; 13] = [
+        Self::Qps,
+        Self::GpuMemory,
+        Self::P99,
+        Self::Overload,
+        Self::Concurrency,
+        Self::BreakerOpen,
+        Self::CutOff,
+        Self::Budget,
+        Self::QueueFull,
+        Self::Deadline,
+        Self::Expired,
+        Self::RetryBudget,
+        Self::Ladder,
+    ];
 
     /// Stable text.
     #[must_use]
@@ -35,6 +65,13 @@ impl Reason {
             Self::Overload => "overload",
             Self::Concurrency => "concurrency",
             Self::BreakerOpen => "breaker_open",
+            Self::CutOff => "cut_off",
+            Self::Budget => "budget",
+            Self::QueueFull => "queue_full",
+            Self::Deadline => "deadline",
+            Self::Expired => "expired",
+            Self::RetryBudget => "retry_budget",
+            Self::Ladder => "ladder",
         }
     }
 
@@ -47,6 +84,12 @@ impl Reason {
             Self::Overload => ("load", ""),
             Self::Concurrency => ("number of requests in flight", ""),
             Self::BreakerOpen => ("failure count or percentage", ""),
+            Self::CutOff | Self::Ladder => ("saturation", ""),
+            Self::Budget => ("work in flight", ""),
+            Self::QueueFull => ("queue", ""),
+            Self::Deadline => ("expected time to first token", " ms"),
+            Self::Expired => ("time in the queue", " ms"),
+            Self::RetryBudget => ("part of retries", " %"),
         }
     }
 
@@ -99,10 +142,21 @@ impl Source {
 pub struct Cause {
     /// Why.
     pub reason: Reason,
-    /// The signal's value, in the unit of the reason: requests per second, percent, milliseconds, requests, failures.
+    /// The signal's value, in the unit of the reason: requests per second, percent, milliseconds, requests, bytes, tokens, failures; for
+    /// a cut-off or a rung the saturation, 1 being full.
     pub value: f64,
     /// The threshold that it passed, in the same unit.
     pub threshold: f64,
+    /// What makes the saturation so, or which budget it was; `None` for other reasons.
+    pub term: Option<Term>,
     /// Who decided.
     pub source: Source,
+}
+
+impl Cause {
+    /// What the client and the access log are told limited the request: the term, or else the reason itself.
+    #[must_use]
+    pub fn level(&self) -> &'static str {
+        self.term.map_or(self.reason.as_str(), Term::as_str)
+    }
 }

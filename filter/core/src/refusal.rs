@@ -53,7 +53,8 @@ pub fn static_reply(policy: &Policy, reply: &StaticReply, cause: &Cause) -> Repl
 fn revealed(policy: &Policy, cause: &Cause) -> String {
     let reason = cause.reason.as_str();
     let (value, threshold) = (Number(cause.value), Number(cause.threshold));
-    format!("{reason}; value={value}; threshold={threshold}; level={reason}; policy={}@{}", policy.name(), policy.version())
+    let level = cause.level();
+    format!("{reason}; value={value}; threshold={threshold}; level={level}; policy={}@{}", policy.name(), policy.version())
 }
 
 const fn details(reason: Reason) -> &'static str {
@@ -64,6 +65,13 @@ const fn details(reason: Reason) -> &'static str {
         Reason::Overload => "headgate_overload",
         Reason::Concurrency => "headgate_concurrency",
         Reason::BreakerOpen => "headgate_breaker_open",
+        Reason::CutOff => "headgate_cut_off",
+        Reason::Budget => "headgate_budget",
+        Reason::QueueFull => "headgate_queue_full",
+        Reason::Deadline => "headgate_deadline",
+        Reason::Expired => "headgate_expired",
+        Reason::RetryBudget => "headgate_retry_budget",
+        Reason::Ladder => "headgate_ladder",
     }
 }
 
@@ -90,7 +98,7 @@ fn message(cause: &Cause, retry_after_ms: u64, reveals: bool) -> String {
     if !reveals {
         return format!("The service is overloaded. Retry after {seconds} s.");
     }
-    let Cause { reason, value, threshold, source: _ } = cause;
+    let Cause { reason, value, threshold, term: _, source: _ } = cause;
     // A level that has tripped acts until its countdown is over and its classes have grown back, whatever its value is by then.
     let is_recovering = matches!(reason, Reason::Qps | Reason::GpuMemory | Reason::P99) && value < threshold;
     let refused = if is_recovering { "Refused while recovering" } else { "Refused" };

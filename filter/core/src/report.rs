@@ -25,7 +25,7 @@ pub(crate) fn pool(pool: &Pool) -> v1::PoolReport {
         breaker: breaker.into(),
         open_breakers: pool.breakers.as_ref().map(open_breakers).unwrap_or_default(),
         permits: pool.permits.total,
-        overload: None,
+        overload: pool.overload.as_ref().map(|load| load.report(pool.limits.as_ref().map_or(0, |limits| limits.epoch))),
     }
 }
 

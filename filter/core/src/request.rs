@@ -142,6 +142,9 @@ pub struct RequestInfo<'a> {
     pub identity: VerifiedIdentity<'a>,
     /// Whether any `x-headgate-*` header came in from the client.
     pub has_forged_headers: bool,
+    /// Whether it says that it is not the first attempt: `x-envoy-attempt-count` above 1, or `x-stainless-retry-count` above 0. It can
+    /// only lower a request, so anybody may say it.
+    pub is_retry: bool,
     /// Whether the headers could be read at all.
     pub is_readable: bool,
 }
@@ -172,6 +175,7 @@ impl<'a> RequestInfo<'a> {
             api_keys: [None; 3],
             identity: VerifiedIdentity { spiffe: None, jwt_claims: &[] },
             has_forged_headers: false,
+            is_retry: false,
             is_readable: false,
         }
     }
@@ -187,6 +191,8 @@ impl<'a> RequestInfo<'a> {
             b"authorization" if bearer.is_none() => *bearer = bearer_token(value),
             b"x-api-key" if x_api_key.is_none() => *x_api_key = Some(value),
             b"api-key" if api_key.is_none() => *api_key = Some(value),
+            b"x-envoy-attempt-count" => self.is_retry |= decimal(value).is_some_and(|attempt| attempt > 1),
+            b"x-stainless-retry-count" => self.is_retry |= decimal(value).is_some_and(|retries| retries > 0),
             _ if name.starts_with(OWN_HEADER_PREFIX) => self.has_forged_headers = true,
             _ => {}
         }

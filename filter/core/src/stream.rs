@@ -7,20 +7,28 @@ use core::time::Duration;
 
 use crate::admission::{Admission, Passes};
 use crate::classify::Classified;
-use crate::policy::{Fallback, Policy};
+use crate::policy::{Fallback, Policy, RungKind};
+use crate::queue::Ticket;
 use crate::reason::Cause;
 use crate::refusal;
 use crate::request::{ApiFormat, OWN_HEADER_PREFIX, RequestInfo};
 use crate::time::Timestamp;
-use crate::worker::Worker;
+use crate::worker::{Collected, Decided, PoolRef, Worker};
 
 mod flight;
+mod load;
 mod summary;
 #[cfg(test)]
 mod tests;
 
 use flight::{Body, Flight};
+use load::Load;
 pub use summary::{Decision, Summary};
+
+/// Header on which Envoy routes to another pool.
+const POOL_HEADER: &str = "x-headgate-pool";
+/// Streams that an adapter continues in one callback of its proxy at most: each may run other callbacks at once.
+pub const RESUMES_PER_CALLBACK: usize = 4;
 
 /// Header in which a response names the dependency that failed it.
 pub const FAILED_DEPENDENCY_HEADER: &str = "x-headgate-failed-dependency";
@@ -73,6 +81,8 @@ pub enum Outcome {
     ContinueWith(Vec<HeaderOp>),
     /// Answer it.
     Reply(Reply),
+    /// Change its headers, then hold it until [`Worker::next_released`] names it.
+    Wait(Vec<HeaderOp>),
 }
 
 /// A change of one header.
@@ -119,6 +129,27 @@ enum Verdict {
     Admitted,
     Refused { cause: Cause, retry_after: Duration },
     Diverted { cause: Cause },
+    Waiting,
+}
+
+/// A request that waits.
+#[derive(Debug, Clone, Copy)]
+struct Wait {
+    pool: PoolRef,
+    ticket: Ticket,
+    arrived: Timestamp,
+    /// In which an answer that refuses it is written.
+    format: ApiFormat,
+}
+
+/// What a decision is about.
+struct Asked<'a> {
+    pool: PoolRef,
+    /// Position of the class's state in its pool.
+    state: usize,
+    arrived: Timestamp,
+    policy: &'a Policy,
+    format: ApiFormat,
 }
 
 #[derive(Debug, Default)]
@@ -126,6 +157,8 @@ enum Phase {
     /// Nothing has happened.
     #[default]
     Fresh,
+    /// The request is held in the queue.
+    Waiting(Wait),
     /// The request is on its way to the pool and back; it holds a permit.
     InFlight(Flight),
     /// Nothing that still comes is counted: no policy governs the request, it was answered here or went elsewhere, or it is over.
@@ -135,6 +168,8 @@ enum Phase {
 /// One request.
 #[derive(Debug, Default)]
 pub struct Stream {
+    /// The adapter's name for it.
+    id: u32,
     phase: Phase,
     record: Option<Record>,
 }
@@ -144,6 +179,12 @@ impl Stream {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A request that the adapter calls `id`: [`Worker::next_released`] names it so when it has waited.
+    #[must_use]
+    pub fn identified(id: u32) -> Self {
+        Self { id, ..Self::default() }
     }
 
     /// Takes one event and says what to do. Once the request is over, every later event changes nothing.
@@ -157,7 +198,14 @@ impl Stream {
             }
             (Phase::InFlight(flight), Event::ResponseBody { len, end_of_stream }) => {
                 let body = if end_of_stream { Body::Ends } else { Body::GoesOn };
-                let ttft = if len > 0 || end_of_stream { flight.on_first_byte(worker, now, body) } else { None };
+                let ttft = if len > 0 || end_of_stream {
+                    {
+                        flight.count_pieces(u32::from(len > 0), len as u64);
+                        flight.on_first_byte(worker, now, body)
+                    }
+                } else {
+                    None
+                };
                 self.note_ttft(ttft);
                 Outcome::Continue
             }
@@ -167,15 +215,62 @@ impl Stream {
                 self.phase = Phase::Done;
                 Outcome::Continue
             }
+            (Phase::Waiting(wait), Event::Log { .. }) => {
+                worker.abandon(wait.pool, wait.ticket, now);
+                self.phase = Phase::Done;
+                Outcome::Continue
+            }
             (Phase::Fresh, Event::Log { .. }) => {
                 self.phase = Phase::Done;
                 Outcome::Continue
             }
-            (Phase::Fresh | Phase::Done, Event::ResponseHeaders { failed_dependency, .. }) => without_dependency_header(failed_dependency),
-            (Phase::InFlight(_), Event::RequestHeaders(_))
-            | (Phase::Fresh, Event::ResponseBody { .. })
+            (Phase::Fresh | Phase::Waiting(_) | Phase::Done, Event::ResponseHeaders { failed_dependency, .. }) => {
+                without_dependency_header(failed_dependency)
+            }
+            (Phase::InFlight(_) | Phase::Waiting(_), Event::RequestHeaders(_))
+            | (Phase::Fresh | Phase::Waiting(_), Event::ResponseBody { .. })
             | (Phase::Done, Event::RequestHeaders(_) | Event::ResponseBody { .. } | Event::Log { .. }) => Outcome::Continue,
         }
+    }
+
+    /// Counts `pieces` more of the response's body, with `bytes` in all; the first came with [`Event::ResponseBody`]. From them and the end
+    /// of the response follow the length of the output and the time between tokens, under overload control.
+    pub fn count_pieces(&mut self, pieces: u32, bytes: u64) {
+        if let Phase::InFlight(flight) = &mut self.phase {
+            flight.count_pieces(pieces, bytes);
+        }
+    }
+
+    /// Whether the request is held: it waits for [`Stream::release`].
+    #[must_use]
+    pub const fn is_waiting(&self) -> bool {
+        matches!(self.phase, Phase::Waiting(_))
+    }
+
+    /// Asks for the answer to a request that waits, and says what to do with it; [`Outcome::Wait`] when there is none yet. A request that
+    /// does not wait changes nothing.
+    pub fn release(&mut self, worker: &mut Worker, now: Timestamp) -> Outcome {
+        let Phase::Waiting(wait) = self.phase else { return Outcome::Continue };
+        let (decision, outcome) = match worker.collect(wait.pool, wait.ticket, now) {
+            Collected::Nothing => return Outcome::Wait(Vec::new()),
+            Collected::Orphaned => {
+                self.phase = Phase::Done;
+                return Outcome::Continue;
+            }
+            Collected::Decided { state, admission } => {
+                self.phase = Phase::Done;
+                let Some(policy) = self.record.as_ref().map(|record| Arc::clone(&record.policy)) else { return Outcome::Continue };
+                let asked = Asked { pool: wait.pool, state, arrived: wait.arrived, policy: &policy, format: wait.format };
+                self.carry_out(now, &asked, admission, Vec::new())
+            }
+        };
+        if !matches!(decision, Verdict::Admitted) {
+            worker.answer_waiting(wait.pool, now);
+        }
+        if let Some(record) = &mut self.record {
+            record.decision = decision;
+        }
+        outcome
     }
 
     /// The decision for the access log; `None` when no policy governs the request.
@@ -192,24 +287,53 @@ impl Stream {
 
     fn decide(&mut self, worker: &mut Worker, now: Timestamp, request: &RequestInfo<'_>) -> Outcome {
         self.phase = Phase::Done;
-        let mut headers = forged_headers(request);
-        let Some(decided) = worker.decide(now, request) else { return continue_with(headers) };
-        let policy = decided.policy;
-        let (decision, outcome) = match decided.admission {
-            Admission::Admitted(passes) => {
-                self.phase = Phase::InFlight(Flight::new(decided.pool, decided.state, now, passes));
-                headers.extend(direct_header(passes));
-                (Verdict::Admitted, continue_with(headers))
-            }
-            Admission::Refused { cause, retry_after } => {
-                let reply = refusal::refuse(&policy, &cause, retry_after, ApiFormat::of_path(request.path));
-                (Verdict::Refused { cause, retry_after }, Outcome::Reply(reply))
-            }
-            Admission::Diverted { cause } => (Verdict::Diverted { cause }, divert(&policy, &cause, headers)),
-        };
-        self.record = Some(Record { policy, classified: decided.classified, decision, ttft: None });
+        let headers = forged_headers(request);
+        let Some(decided) = worker.decide(now, self.id, request) else { return continue_with(headers) };
+        let Decided { pool, policy, state, classified, admission } = decided;
+        let asked = Asked { pool, state, arrived: now, policy: &policy, format: ApiFormat::of_path(request.path) };
+        let (decision, outcome) = self.carry_out(now, &asked, admission, headers);
+        self.record = Some(Record { policy, classified, decision, ttft: None });
         outcome
     }
+
+    /// Puts a decision into effect.
+    fn carry_out(&mut self, now: Timestamp, asked: &Asked<'_>, admission: Admission, mut headers: Vec<HeaderOp>) -> (Verdict, Outcome) {
+        let Asked { pool, state, arrived, policy, format } = *asked;
+        match admission {
+            Admission::Admitted(passes, held) => {
+                headers.extend(direct_header(passes));
+                self.phase = Phase::InFlight(Flight::new(pool, state, arrived, passes, held.map(|held| Load::new(now, held))));
+                (Verdict::Admitted, continue_with(headers))
+            }
+            Admission::Waiting(ticket) => {
+                self.phase = Phase::Waiting(Wait { pool, ticket, arrived, format });
+                (Verdict::Waiting, Outcome::Wait(headers))
+            }
+            Admission::Refused { cause, retry_after } => {
+                let reply = refusal::refuse(policy, &cause, retry_after, format);
+                (Verdict::Refused { cause, retry_after }, Outcome::Reply(reply))
+            }
+            Admission::Diverted { cause } => (Verdict::Diverted { cause }, divert(policy, &cause, headers)),
+            Admission::Degraded { cause, rung } => {
+                headers.extend(policy.overload().and_then(|config| degraded_header(&config.ladder.get(rung)?.kind)));
+                (Verdict::Diverted { cause }, continue_with(headers))
+            }
+        }
+    }
+}
+
+/// What a rung of the ladder does to a request.
+fn degraded_header(kind: &RungKind) -> Option<HeaderOp> {
+    match kind {
+        RungKind::SwitchModel(pool) => Some(HeaderOp::Set { name: POOL_HEADER, value: pool.clone() }),
+        RungKind::CacheFirst => Some(only_if_cached()),
+        RungKind::CapMaxTokens(_) | RungKind::DropFeatures | RungKind::Delay(_) => None,
+    }
+}
+
+/// RFC 9111 section 5.2.1.7: a cache answers 504 when it has nothing stored.
+fn only_if_cached() -> HeaderOp {
+    HeaderOp::Set { name: "cache-control", value: String::from("only-if-cached") }
 }
 
 /// Removal of every header that only Headgate may set, once for each name.
@@ -242,9 +366,8 @@ fn direct_header(passes: Passes) -> Option<HeaderOp> {
 fn divert(policy: &Policy, cause: &Cause, mut headers: Vec<HeaderOp>) -> Outcome {
     match policy.breaker().and_then(|config| config.fallback.as_ref()) {
         Some(Fallback::StaticReply(reply)) => return Outcome::Reply(refusal::static_reply(policy, reply, cause)),
-        // RFC 9111 section 5.2.1.7: a cache answers 504 when it has nothing stored.
-        Some(Fallback::CacheOnly) => headers.push(HeaderOp::Set { name: "cache-control", value: String::from("only-if-cached") }),
-        Some(Fallback::OtherPool(name)) => headers.push(HeaderOp::Set { name: "x-headgate-pool", value: name.clone() }),
+        Some(Fallback::CacheOnly) => headers.push(only_if_cached()),
+        Some(Fallback::OtherPool(name)) => headers.push(HeaderOp::Set { name: POOL_HEADER, value: name.clone() }),
         Some(Fallback::Direct) | None => {}
     }
     continue_with(headers)

@@ -44,6 +44,22 @@ impl TokenBucket {
         self.tokens = (self.tokens + 1.0).min(self.burst);
     }
 
+    /// Takes `amount` out while there is anything in it, so that an amount larger than the burst passes, too; the debt is paid first.
+    pub fn take_amount(&mut self, now: Timestamp, amount: f64) -> bool {
+        self.fill(now);
+        let admits = self.tokens > 0.0;
+        if admits {
+            self.tokens -= amount;
+        }
+        admits
+    }
+
+    /// Counts an amount that passed without asking: it uses up what there is and makes no debt.
+    pub fn use_up(&mut self, now: Timestamp, amount: f64) {
+        self.fill(now);
+        self.tokens = self.tokens.min((self.tokens - amount).max(0.0));
+    }
+
     fn fill(&mut self, now: Timestamp) {
         let elapsed_s = now.since(self.filled_at).as_secs_f64();
         self.tokens = (self.tokens + elapsed_s * self.rate_rps).min(self.burst);
@@ -97,6 +113,18 @@ mod tests {
         assert!(!bucket.take(start));
         assert!(!bucket.take(Timestamp::ZERO));
         assert!(!bucket.take(start), "the step back must not count as elapsed time later");
+    }
+
+    #[test]
+    fn large_amounts_pass_at_the_rate_and_what_passed_without_asking_counts() {
+        let mut bucket = TokenBucket::new(Timestamp::ZERO, 100.0, 100.0);
+        let passed = (1..=1000).filter(|step| bucket.take_amount(Timestamp::from_millis(step * 10), 500.0)).count();
+        // 100/s for 10 s in pieces of 500, and the one that it starts with.
+        assert!((2..=3).contains(&passed), "{passed}");
+        let mut bucket = TokenBucket::new(Timestamp::ZERO, 100.0, 100.0);
+        bucket.use_up(Timestamp::from_millis(500), 1e6);
+        assert!(!bucket.take_amount(Timestamp::from_millis(500), 1.0));
+        assert!(bucket.take_amount(Timestamp::from_millis(510), 1.0), "no debt");
     }
 
     #[test]

@@ -1,16 +1,19 @@
 //! Everything that one worker VM knows: the policies in force and their state. A decision reads nothing else.
 
+use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::time::Duration;
 
 use headgate_protos::v1;
 
-use crate::admission::{self, Admission};
+use crate::admission::{self, Admission, Newcomer};
 use crate::classify::{Classified, classify};
 use crate::lease::Want;
 use crate::policy::{ClaimName, Policy};
 use crate::pool::Pool;
+use crate::pool::overload::{Answer, PoolOverload};
+use crate::queue::Ticket;
 use crate::report;
 use crate::request::RequestInfo;
 use crate::rng::Rng;
@@ -55,6 +58,29 @@ pub(crate) struct Decided {
     pub(crate) admission: Admission,
 }
 
+/// A stream that waited and has an answer.
+#[derive(Debug, Clone, Copy)]
+enum Released {
+    Answered {
+        pool: PoolRef,
+        ticket: Ticket,
+    },
+    /// Its queue is gone.
+    Orphan {
+        stream: u32,
+    },
+}
+
+/// What a stream that asks for its answer gets.
+pub(crate) enum Collected {
+    /// It still waits.
+    Nothing,
+    /// Nobody governs it any more.
+    Orphaned,
+    /// The decision.
+    Decided { state: usize, admission: Admission },
+}
+
 /// State of one worker VM.
 #[derive(Debug)]
 pub struct Worker {
@@ -69,6 +95,8 @@ pub struct Worker {
     /// Responses that were seen whole since one was last looked at.
     unseen_responses: u32,
     failed_at: Option<Timestamp>,
+    /// Streams whose answers are to be collected, in the order of the answers.
+    released: VecDeque<Released>,
 }
 
 impl Worker {
@@ -87,6 +115,7 @@ impl Worker {
             counters: v1::WorkerCounters::default(),
             unseen_responses: 0,
             failed_at: None,
+            released: VecDeque::new(),
         }
     }
 
@@ -100,7 +129,8 @@ impl Worker {
             let pool = match known {
                 Some(position) => {
                     let mut pool = former.swap_remove(position);
-                    pool.set_policy(self.now, policy);
+                    let orphans = pool.set_policy(self.now, policy);
+                    self.released.extend(orphans.into_iter().map(|stream| Released::Orphan { stream }));
                     pool
                 }
                 None => {
@@ -111,6 +141,8 @@ impl Worker {
             };
             self.pools.push(pool);
         }
+        let orphans = former.iter_mut().flat_map(Pool::orphans);
+        self.released.extend(orphans.map(|stream| Released::Orphan { stream }));
         self.routes = RouteTable::new(self.pools.iter().map(|pool| &*pool.policy));
         self.map_claims();
     }
@@ -177,7 +209,9 @@ impl Worker {
     pub fn wants(&self, policy_index: usize) -> Want {
         self.pools.get(policy_index).map_or_else(Want::default, |pool| {
             let permits_in_use = pool.in_flight();
-            Want { permits_in_use, permits_wanted: pool.demand.permits_wanted(permits_in_use), rate_wanted: pool.demand.rate_rps }
+            // Budgets are of work, so under overload control the parts are, too.
+            let rate_wanted = pool.overload.as_ref().map_or(pool.demand.rate_rps, PoolOverload::work_wanted);
+            Want { permits_in_use, permits_wanted: pool.demand.permits_wanted(permits_in_use), rate_wanted }
         })
     }
 
@@ -230,6 +264,7 @@ impl Worker {
         for pool in &mut self.pools {
             pool.on_tick(self.now);
         }
+        self.answer_all();
     }
 
     /// Cumulative state for the control plane, as slot `slot` of the proxy.
@@ -245,7 +280,7 @@ impl Worker {
     }
 
     /// Decides about a request; `None` when no policy governs it.
-    pub(crate) fn decide(&mut self, now: Timestamp, request: &RequestInfo<'_>) -> Option<Decided> {
+    pub(crate) fn decide(&mut self, now: Timestamp, stream: u32, request: &RequestInfo<'_>) -> Option<Decided> {
         self.now = self.now.max(now);
         if !request.is_readable {
             self.counters.unreadable += 1;
@@ -259,7 +294,7 @@ impl Worker {
         if classified.denied_claim {
             self.counters.denied_claims += 1;
         }
-        let admission = admission::admit(pool, self.now, &mut self.rng, classified);
+        let admission = admission::admit(pool, self.now, &mut self.rng, &Newcomer { stream, classified, request });
         Some(Decided {
             pool: PoolRef { index, uid: pool.uid },
             policy: Arc::clone(&pool.policy),
@@ -269,10 +304,89 @@ impl Worker {
         })
     }
 
+    /// The next stream that waited and has an answer: the adapter continues it with [`crate::stream::Stream::release`]. To be asked after
+    /// every event and tick, at most [`crate::stream::RESUMES_PER_CALLBACK`] times in one callback of a proxy.
+    pub fn next_released(&mut self) -> Option<u32> {
+        while let Some(released) = self.released.pop_front() {
+            let stream = match released {
+                Released::Orphan { stream } => Some(stream),
+                // Its client may have left meanwhile.
+                Released::Answered { pool, ticket } => {
+                    self.pool_mut(pool).and_then(|pool| pool.overload.as_ref()?.queue.as_ref()?.answered(ticket))
+                }
+            };
+            if stream.is_some() {
+                return stream;
+            }
+        }
+        None
+    }
+
+    /// Whether any stream has an answer that was not collected, as far as is known without looking.
+    #[must_use]
+    pub fn has_released(&self) -> bool {
+        !self.released.is_empty()
+    }
+
+    /// Work of a pool has become free: whoever waits for it and fits is answered.
+    pub(crate) fn answer_waiting(&mut self, pool: PoolRef, now: Timestamp) {
+        self.now = self.now.max(now);
+        let now = self.now;
+        let Some(index) = self.index_of(pool) else { return };
+        let Self { pools, rng, released, .. } = self;
+        if let Some(of) = pools.get_mut(index) {
+            admission::answer_waiting(of, now, rng, |ticket| released.push_back(Released::Answered { pool, ticket }));
+        }
+    }
+
+    /// Answers whoever expired, then whoever fits, in every pool.
+    fn answer_all(&mut self) {
+        let now = self.now;
+        let Self { pools, rng, released, .. } = self;
+        for (index, of) in pools.iter_mut().enumerate() {
+            let pool = PoolRef { index, uid: of.uid };
+            let mut answered = |ticket| released.push_back(Released::Answered { pool, ticket });
+            admission::answer_expired(of, now, rng, &mut answered);
+            admission::answer_waiting(of, now, rng, answered);
+        }
+    }
+
+    /// The answer to a stream that waited.
+    pub(crate) fn collect(&mut self, pool: PoolRef, ticket: Ticket, now: Timestamp) -> Collected {
+        self.now = self.now.max(now);
+        let (now, index) = (self.now, self.index_of(pool));
+        let Self { pools, rng, .. } = self;
+        let Some(of) = index.and_then(|index| pools.get_mut(index)) else { return Collected::Orphaned };
+        let Some(queue) = of.overload.as_mut().and_then(|load| load.queue.as_mut()) else { return Collected::Orphaned };
+        match queue.collect(ticket) {
+            None if queue.waits(ticket) => Collected::Nothing,
+            None => Collected::Orphaned,
+            Some(Answer::Admitted(held)) => {
+                let state = of.state_index(held.class);
+                Collected::Decided { state, admission: admission::start_waiting(of, now, rng, held) }
+            }
+            Some(Answer::Refused { cause, retry_after }) => {
+                Collected::Decided { state: usize::MAX, admission: Admission::Refused { cause, retry_after } }
+            }
+        }
+    }
+
+    /// The client of a stream that waits has left.
+    pub(crate) fn abandon(&mut self, pool: PoolRef, ticket: Ticket, now: Timestamp) {
+        if let Some(of) = self.pool_mut(pool) {
+            admission::abandon(of, ticket);
+        }
+        self.answer_waiting(pool, now);
+    }
+
     /// The pool of a request; `None` when its policy has gone.
     pub(crate) fn pool_mut(&mut self, pool: PoolRef) -> Option<&mut Pool> {
-        let is_there = self.pools.get(pool.index).is_some_and(|there| there.uid == pool.uid);
-        let index = if is_there { pool.index } else { self.pools.iter().position(|other| other.uid == pool.uid)? };
+        let index = self.index_of(pool)?;
         self.pools.get_mut(index)
+    }
+
+    fn index_of(&self, pool: PoolRef) -> Option<usize> {
+        let is_there = self.pools.get(pool.index).is_some_and(|there| there.uid == pool.uid);
+        if is_there { Some(pool.index) } else { self.pools.iter().position(|other| other.uid == pool.uid) }
     }
 }

@@ -127,7 +127,7 @@ fn note(stream: &Stream, line: &mut String) {
 fn apply(outcome: Outcome) -> Action {
     match outcome {
         Outcome::Continue => Action::Continue,
-        Outcome::ContinueWith(changes) => {
+        Outcome::ContinueWith(changes) | Outcome::Wait(changes) => {
             for change in changes {
                 // A header that cannot be changed is a host error, which `host` counts; the request goes on.
                 let _ = match change {

@@ -34,7 +34,7 @@ fn limits_hold_for_their_time_and_are_shared_out() {
     let limits = wire(v1::ClassAction::Throttle, 20.0, 4.0);
     let in_force = at(&limits, 999, 0.25);
     assert_eq!(in_force.action, ClassAction::Throttle { rate_rps: 5.0, burst: 5.0 });
-    assert_eq!(in_force.cause, Cause { reason: Reason::GpuMemory, value: 81.0, threshold: 75.0, source: Source::ControlPlane });
+    assert_eq!(in_force.cause, Cause { reason: Reason::GpuMemory, value: 81.0, threshold: 75.0, term: None, source: Source::ControlPlane });
     assert_eq!(in_force.drain_rps, 2.0);
     assert_eq!(at(&limits, 999, 0.001).action, ClassAction::Throttle { rate_rps: 0.02, burst: 1.0 }, "a bucket holds one request");
 }

@@ -142,6 +142,7 @@ impl<N: Copy, A> AdmissionQueue<N, A> {
         self.bounds = bounds;
     }
 
+    /// The bounds.
     pub(crate) fn bounds(&self) -> Bounds {
         self.bounds
     }
@@ -149,6 +150,11 @@ impl<N: Copy, A> AdmissionQueue<N, A> {
     /// Requests that wait.
     pub(crate) fn len(&self) -> u32 {
         self.waiting
+    }
+
+    /// Streams that are held: waiting, or with an answer that was not collected.
+    pub(crate) fn held(&self) -> u32 {
+        self.held
     }
 
     /// Bytes of the requests that wait.
@@ -237,6 +243,11 @@ impl<N: Copy, A> AdmissionQueue<N, A> {
         }
     }
 
+    /// Whether it still waits for an answer.
+    pub(crate) fn waits(&self, ticket: Ticket) -> bool {
+        self.slots.get(ticket.slot as usize).is_some_and(|place| place.generation == ticket.generation && place.waiting().is_some())
+    }
+
     /// Takes the answer, if there is one; the ticket is void then.
     pub(crate) fn collect(&mut self, ticket: Ticket) -> Option<A> {
         self.answered(ticket)?;
@@ -256,10 +267,12 @@ impl<N: Copy, A> AdmissionQueue<N, A> {
         Left::Waiting(waiting)
     }
 
-    /// Tickets of all that wait, in no order.
-    pub(crate) fn tickets(&self) -> Vec<Ticket> {
-        let slots = (0_u32..).zip(&self.slots).filter(|(_, place)| place.waiting().is_some());
-        slots.map(|(slot, place)| Ticket { slot, generation: place.generation }).collect()
+    /// All streams that it holds.
+    pub(crate) fn streams(&self) -> impl Iterator<Item = u32> {
+        self.slots.iter().filter_map(|slot| match slot.state {
+            State::Free { .. } => None,
+            State::Waits(Waiting { stream, .. }) | State::Answered { stream, .. } => Some(stream),
+        })
     }
 
     /// Takes over other lists of classes and tenants; `change` says what each one that waits is then, and `served` the counter of its

@@ -110,8 +110,10 @@ fn five_thousand_clients_that_leave_at_once_leave_nothing() {
 #[test]
 fn work_ahead_is_that_of_the_classes_above_and_a_round_of_the_own() {
     let mut queue = queue(100);
-    (0..4).for_each(|stream| drop(queue.push(waiting(stream, 0, 0, 0), 0.0)));
-    (10..30).for_each(|stream| drop(queue.push(waiting(stream, 1, 1, 0), 0.0)));
+    for stream in 0..24 {
+        let (class, tenant) = if stream < 4 { (0, 0) } else { (1, 1) };
+        queue.push(waiting(stream, class, tenant, 0), 0.0).unwrap();
+    }
     assert_eq!(queue.work_ahead(ClassId::new(0), 0, 100), 400);
     assert_eq!(queue.work_ahead(ClassId::new(1), 1, 100), 400 + 2000, "a tenant waits behind its own");
     assert_eq!(queue.work_ahead(ClassId::new(1), 2, 100), 400 + 100, "and another one behind its first");
@@ -174,7 +176,8 @@ impl Model {
         let lane = (waiting.class.index(), waiting.tenant);
         let in_class = |other: &&(Waiting<()>, Ticket)| other.0.class == waiting.class;
         if !self.waiting.iter().any(|(other, _)| (other.class.index(), other.tenant) == lane) {
-            let least = self.waiting.iter().filter(in_class).map(|(other, _)| self.served[&(lane.0, other.tenant)]).fold(f64::INFINITY, f64::min);
+            let least =
+                self.waiting.iter().filter(in_class).map(|(other, _)| self.served[&(lane.0, other.tenant)]).fold(f64::INFINITY, f64::min);
             self.served.insert(lane, if least.is_finite() { least.max(0.0) } else { 0.0 });
         }
         self.waiting.push((waiting, ticket));

@@ -6,7 +6,7 @@ use crate::policy::fixture;
 use crate::reason::Source;
 
 fn cause(reason: Reason, value: f64, threshold: f64) -> Cause {
-    Cause { reason, value, threshold, source: Source::ControlPlane }
+    Cause { reason, value, threshold, term: None, source: Source::ControlPlane }
 }
 
 fn body_of(reason: Reason, format: ApiFormat) -> String {

@@ -6,6 +6,7 @@ use crate::admission::Passes;
 use crate::breaker::Verdict;
 use crate::pool::{ClassState, Ending, Pool};
 use crate::stream::StreamEnd;
+use crate::stream::load::{self, Load};
 use crate::time::Timestamp;
 use crate::worker::{PoolRef, Worker};
 
@@ -34,6 +35,8 @@ pub(super) struct Flight {
     /// Whether the failure is a dependency's, so that it says nothing about pool and endpoint.
     is_dependency_failure: bool,
     first_byte: FirstByte,
+    /// What it holds under overload control; nothing after its end.
+    load: Option<Load>,
 }
 
 /// What is known of the first byte of the body.
@@ -57,7 +60,7 @@ pub(super) enum Body {
 }
 
 impl Flight {
-    pub(super) fn new(pool: PoolRef, state: usize, started: Timestamp, passes: Passes) -> Self {
+    pub(super) fn new(pool: PoolRef, state: usize, started: Timestamp, passes: Passes, load: Option<Load>) -> Self {
         Self {
             pool,
             state,
@@ -66,6 +69,13 @@ impl Flight {
             response: Response::None,
             is_dependency_failure: false,
             first_byte: FirstByte::Awaited,
+            load,
+        }
+    }
+
+    pub(super) fn count_pieces(&mut self, pieces: u32, bytes: u64) {
+        if let Some(load) = &mut self.load {
+            load.count_pieces(pieces, bytes);
         }
     }
 
@@ -87,6 +97,9 @@ impl Flight {
             _ => Response::Other,
         };
         let pool = worker.pool_mut(self.pool)?;
+        if let (429 | 503, Some(overload)) = (status, &mut pool.overload) {
+            overload.flow.engine_refusals += 1;
+        }
         let has_dependencies = pool.policy.breaker().is_some_and(|config| config.per_dependency);
         let culprit = failed_dependency.filter(|_| has_dependencies && self.response == Response::Failure);
         self.is_dependency_failure = culprit.is_some();
@@ -108,6 +121,10 @@ impl Flight {
         let pool = worker.pool_mut(self.pool)?;
         let state = pool.states.get_mut(self.state)?;
         state.waiting = state.waiting.saturating_sub(1);
+        if let (Some(load), Some(overload)) = (&mut self.load, &mut pool.overload) {
+            load.on_first_byte(overload);
+            worker.answer_waiting(self.pool, now);
+        }
         let is_known = self.response != Response::None || body == Body::GoesOn;
         if is_known { self.count_first_byte(worker, now) } else { None }
     }
@@ -123,6 +140,9 @@ impl Flight {
         let ttft = at.since(self.started);
         state.ttft_us.record(micros(ttft));
         pool.ttft_us.record(micros(ttft));
+        if let (Some(load), Some(overload)) = (&mut self.load, &mut pool.overload) {
+            load.on_first_token(overload, at);
+        }
         Some(ttft)
     }
 
@@ -145,7 +165,22 @@ impl Flight {
         if let Some(state) = pool.states.get_mut(self.state) {
             self.count(state, now, ending);
         }
+        self.give_work_back(worker, now, ending);
         ttft
+    }
+
+    fn give_work_back(&mut self, worker: &mut Worker, now: Timestamp, ending: Ending) {
+        let Some(load) = self.load.take() else { return };
+        let Some(pool) = worker.pool_mut(self.pool) else { return };
+        let outcome = match (ending, self.response) {
+            (Ending::Completed, Response::Good) => load::Outcome::Served,
+            (Ending::Failed, _) => load::Outcome::Failed,
+            (Ending::Completed | Ending::Cancelled, _) => load::Outcome::Other,
+        };
+        if let (Some(overload), Some(config)) = (&mut pool.overload, pool.policy.overload()) {
+            load.on_end(overload, config, now, self.started, outcome);
+        }
+        worker.answer_waiting(self.pool, now);
     }
 
     fn ending(&self, end: StreamEnd) -> Ending {

@@ -21,7 +21,9 @@ pub enum Decision {
         /// When.
         retry_after: Duration,
     },
-    /// The fallback of an open breaker took it.
+    /// It was to wait, and its client left before it had an answer.
+    Wait,
+    /// The fallback of an open breaker, or a rung of the ladder, took it.
     Fallback {
         /// Why.
         cause: Cause,
@@ -58,6 +60,7 @@ impl Record {
                 Verdict::Admitted => Decision::Admit,
                 Verdict::Refused { cause, retry_after } => Decision::Refuse { cause, retry_after },
                 Verdict::Diverted { cause } => Decision::Fallback { cause },
+                Verdict::Waiting => Decision::Wait,
             },
             class: policy.class(classified.class).map_or("-", |Class { name, .. }| name),
             tenant: tenant.map(|Tenant { name, .. }| name.as_str()),
@@ -150,18 +153,20 @@ impl fmt::Display for Summary<'_> {
             Decision::Admit => "admit",
             Decision::Refuse { .. } => "refuse",
             Decision::Fallback { .. } => "fallback",
+            Decision::Wait => "wait",
         };
         write!(f, "decision={name} class={class} tenant={}", tenant.unwrap_or("-"))?;
         if *denied_claim {
             f.write_str(" denied_claim=true")?;
         }
         if let Decision::Refuse { cause, .. } | Decision::Fallback { cause } = decision {
-            let Cause { reason, value, threshold, source } = cause;
+            let Cause { reason, value, threshold, term: _, source } = cause;
             write!(
                 f,
-                " reason={reason} value={} threshold={} level={reason} source={}",
+                " reason={reason} value={} threshold={} level={} source={}",
                 Number(*value),
                 Number(*threshold),
+                cause.level(),
                 source.as_str()
             )?;
         }

@@ -48,7 +48,7 @@ fn the_longest_prefix_over_all_policies_governs() {
     let mut governing = |path: &str, host: &str| {
         let headers = [(&b":path"[..], path.as_bytes()), (&b":authority"[..], host.as_bytes())];
         let request = RequestInfo::new(HeaderView::from_pairs(&headers), NOBODY);
-        worker.decide(now, &request).unwrap().policy.name().to_owned()
+        worker.decide(now, 0, &request).unwrap().policy.name().to_owned()
     };
     assert_eq!(governing("/v1/chat/completions", "b.example"), "chat");
     assert_eq!(governing("/v1/chat/completions", "a.example:80"), "host");
@@ -148,7 +148,7 @@ fn needs_name_each_claim_once_and_nothing_that_no_policy_uses() {
         let claims = claims.map(|claim: Option<&str>| claim.map(str::as_bytes));
         let headers = [(&b":path"[..], path.as_bytes())];
         let request = RequestInfo::new(HeaderView::from_pairs(&headers), VerifiedIdentity { spiffe: None, jwt_claims: &claims });
-        assert_eq!(worker.decide(now, &request).unwrap().classified.tenant.is_some(), expected, "{path} {claims:?}");
+        assert_eq!(worker.decide(now, 0, &request).unwrap().classified.tenant.is_some(), expected, "{path} {claims:?}");
     }
 }
 

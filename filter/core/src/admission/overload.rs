@@ -1,0 +1,298 @@
+//! The decision about one request under overload control: ladder, retry budget, cut-off, budgets, queue.
+
+use core::time::Duration;
+
+use super::Newcomer;
+use crate::budget::{self, Reservation, Size};
+use crate::overload::{Budgets, COHORTS, Level};
+use crate::policy::{Class, ClassId, OverloadConfig, Policy, RungKind};
+use crate::pool::overload::{Need, PoolOverload, WaitQueue};
+use crate::queue::{Full, Ticket, Waiting};
+use crate::reason::{Cause, Reason, Source};
+use crate::rng::Rng;
+use crate::time::Timestamp;
+
+/// Cohorts by which a retry within its budget is less important than a first attempt of the same tenant: a quarter of its class.
+const RETRY_PENALTY: u8 = 32;
+/// Saturation from which on retries are held to their budget; a pool with room to spare takes them all.
+const RETRIES_COUNT_FROM: f64 = 0.9;
+/// Part of the budgets that classes which a rung makes wait may fill.
+const DELAYED_PART: f64 = 0.8;
+/// Bytes for which a body of unknown length counts in the queue: what Envoy may hold of it by default.
+const UNKNOWN_BODY_BYTES: u64 = 1 << 20;
+
+/// What an admitted request holds under overload control, and for whom.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) reservation: Reservation,
+    pub(crate) class: ClassId,
+    pub(crate) tenant: u16,
+}
+
+/// What is done with a request.
+#[derive(Debug)]
+pub(super) enum Ruling {
+    Admit(Held),
+    Wait(Ticket),
+    /// A rung of the ladder, by its position, sends it elsewhere.
+    Degrade {
+        cause: Cause,
+        rung: usize,
+    },
+    /// It is told to come back; `work` says when.
+    Refuse {
+        cause: Cause,
+        work: u64,
+    },
+}
+
+/// A request as overload control sees it.
+struct Candidate {
+    class: ClassId,
+    tenant: u16,
+    size: Size,
+    /// Work tokens.
+    work: u64,
+    level: Level,
+}
+
+/// Rules on a request. `has_permit`: whether `maxInFlight` leaves room for it.
+pub(super) fn rule(
+    load: &mut PoolOverload,
+    policy: &Policy,
+    now: Timestamp,
+    rng: &mut Rng,
+    newcomer: &Newcomer<'_>,
+    has_permit: bool,
+) -> Option<Ruling> {
+    let (config, class) = (policy.overload()?, policy.class(newcomer.classified.class)?);
+    let candidate = size_up(load, config, now, newcomer);
+    let refuse = |cause| Some(Ruling::Refuse { cause, work: candidate.work });
+    if let Some(rung) = load.rung(config, candidate.class, |index, kind| redirects(kind).then_some(index)) {
+        let engage_at = config.ladder.get(rung).map_or(0.0, |rung| rung.engage_at);
+        return Some(Ruling::Degrade { cause: saturation(load, Reason::Ladder, engage_at), rung });
+    }
+    if newcomer.request.is_retry
+        && is_short(load)
+        && let Err(over) = load.retries.take(now, load.in_force.retry_ratio, config.retries.min_rps)
+    {
+        let source = load.in_force.source;
+        return refuse(Cause { reason: Reason::RetryBudget, value: over.percent, threshold: over.limit, term: None, source });
+    }
+    if !passes_cut_off(load, now, rng, &candidate) {
+        return refuse(saturation(load, Reason::CutOff, 1.0));
+    }
+    let delay = load.queue.as_ref().and_then(|_| load.rung(config, candidate.class, |_, kind| delays(kind)));
+    let room = room(load, &candidate, has_permit, delay.is_some());
+    let is_behind = load.queue.as_ref().is_some_and(|queue| queue.has_before(candidate.class));
+    Some(match room {
+        Ok(()) if !is_behind => Ruling::Admit(hold(load, now, config, candidate.size, candidate.class, candidate.tenant)),
+        room => wait(load, config, class, now, newcomer, &candidate, delay).unwrap_or_else(|refused| {
+            let cause = refused.unwrap_or_else(|| room.err().unwrap_or_else(|| saturation(load, Reason::Budget, 1.0)));
+            Ruling::Refuse { cause, work: candidate.work }
+        }),
+    })
+}
+
+/// The budgets for a class: all of them, or what a rung that makes it wait leaves it.
+fn budgets(load: &PoolOverload, is_held: bool) -> Budgets {
+    if is_held { load.in_force.budgets.part(DELAYED_PART) } else { load.in_force.budgets }
+}
+
+fn redirects(kind: &RungKind) -> bool {
+    matches!(kind, RungKind::SwitchModel(_) | RungKind::CacheFirst)
+}
+
+fn delays(kind: &RungKind) -> Option<Duration> {
+    if let RungKind::Delay(delay) = kind { Some(*delay) } else { None }
+}
+
+/// Estimates what the request asks for and how important it is, and counts it as offered.
+fn size_up(load: &mut PoolOverload, config: &OverloadConfig, now: Timestamp, newcomer: &Newcomer<'_>) -> Candidate {
+    let class = newcomer.classified.class;
+    let index = class.index();
+    let size = load.estimates.size(index, newcomer.request.content_length, load.presumed(config));
+    if newcomer.request.content_length.is_some() {
+        load.estimates.note_prompt(index, size.prompt);
+    }
+    let tenant = load.usage.index(newcomer.classified.tenant);
+    let by_rank = if config.fair_tenants { load.usage.cohort(now, index, tenant) } else { load.usage.cohort_by_hash(now, tenant) };
+    let cohort = if newcomer.request.is_retry { by_rank.saturating_add(RETRY_PENALTY).min(COHORTS as u8 - 1) } else { by_rank };
+    let (work, level) = (size.work_tokens(config.output_weight), Level::new(class, cohort));
+    if newcomer.request.is_retry {
+        load.flow.retries += 1;
+    } else {
+        load.retries.note_first_attempt(now);
+    }
+    load.flow.offered_requests += 1;
+    load.flow.offered.record(level, work);
+    if let Some(offered) = load.offered.get_mut(index) {
+        offered.total = offered.total.saturating_add(work);
+    }
+    Candidate { class, tenant: if config.fair_tenants { tenant } else { 0 }, size, work, level }
+}
+
+/// Whether the pool cannot take everything.
+fn is_short(load: &PoolOverload) -> bool {
+    let has_waiting = load.queue.as_ref().is_some_and(|queue| queue.len() > 0);
+    has_waiting || load.in_force.saturation >= RETRIES_COUNT_FROM || !load.in_force.cut_off.is_none()
+}
+
+/// The numbers of a refusal for saturation.
+fn saturation(load: &PoolOverload, reason: Reason, threshold: f64) -> Cause {
+    let limits = &load.in_force;
+    Cause { reason, value: limits.saturation, threshold, term: limits.binding, source: limits.source }
+}
+
+/// Whether the request's level passes, or its class is still owed its floor.
+fn passes_cut_off(load: &mut PoolOverload, now: Timestamp, rng: &mut Rng, candidate: &Candidate) -> bool {
+    let Some(floor) = load.floors.get_mut(candidate.class.index()) else { return true };
+    let cut_off = load.in_force.cut_off;
+    if cut_off.is_none() {
+        return true;
+    }
+    let passes = cut_off.admits(candidate.level, rng.next_f64());
+    if passes {
+        floor.use_up(now, candidate.work as f64);
+    }
+    passes || floor.take_amount(now, candidate.work as f64)
+}
+
+/// Whether every budget has room, and a permit is free.
+fn room(load: &PoolOverload, candidate: &Candidate, has_permit: bool, is_held: bool) -> Result<(), Cause> {
+    let in_flight = load.flow.in_flight;
+    if !has_permit {
+        let streams = in_flight.streams as f64;
+        return Err(Cause { reason: Reason::Concurrency, value: streams, threshold: streams, term: None, source: Source::Policy });
+    }
+    match budget::lack(in_flight, candidate.size.work(), &budgets(load, is_held)) {
+        None => Ok(()),
+        Some(lack) => {
+            let (value, threshold) = (lack.value as f64, lack.budget as f64);
+            Err(Cause { reason: Reason::Budget, value, threshold, term: Some(lack.term), source: load.in_force.source })
+        }
+    }
+}
+
+/// Reserves the work of a request that is admitted, and counts it as served to its tenant.
+fn hold(load: &mut PoolOverload, now: Timestamp, config: &OverloadConfig, size: Size, class: ClassId, tenant: u16) -> Held {
+    load.usage.serve(now, class.index(), tenant, size.work_tokens(config.output_weight) as f64);
+    Held { reservation: Reservation::take(&mut load.flow, size), class, tenant }
+}
+
+/// Time for which a request of a class may wait: what the policy says, or what the objective leaves after the expected time to first
+/// token.
+fn patience(load: &PoolOverload, config: &OverloadConfig, class: &Class) -> Duration {
+    class.max_queue.unwrap_or_else(|| config.ttft_slo.saturating_sub(load.in_force.expected_ttft))
+}
+
+/// Lets a request wait if it can start in time.
+///
+/// # Errors
+/// Why it cannot; `None`: its class does not wait, so what it lacks is the cause.
+fn wait(
+    load: &mut PoolOverload,
+    config: &OverloadConfig,
+    class: &Class,
+    now: Timestamp,
+    newcomer: &Newcomer<'_>,
+    candidate: &Candidate,
+    delay: Option<Duration>,
+) -> Result<Ruling, Option<Cause>> {
+    let patience = patience(load, config, class) + delay.unwrap_or_default();
+    let drain = load.drain_of(candidate.class);
+    let (expected_ttft, source) = (load.in_force.expected_ttft, load.in_force.source);
+    let served = load.usage.served(candidate.class.index(), candidate.tenant);
+    let queue = load.queue.as_mut().filter(|_| class.max_queue != Some(Duration::ZERO)).ok_or(None)?;
+    let ahead = queue.work_ahead(candidate.class, candidate.tenant, candidate.work);
+    let expected_wait =
+        if drain > 0.0 { Duration::try_from_secs_f64(ahead as f64 / drain).unwrap_or(Duration::MAX) } else { Duration::ZERO };
+    if expected_wait >= patience {
+        let value = millis(expected_wait.saturating_add(expected_ttft));
+        let threshold = millis(patience.saturating_add(expected_ttft));
+        return Err(Some(Cause { reason: Reason::Deadline, value, threshold, term: None, source }));
+    }
+    let waiting = Waiting {
+        stream: newcomer.stream,
+        class: candidate.class,
+        tenant: candidate.tenant,
+        work: candidate.work,
+        bytes: bytes(newcomer),
+        arrived: now,
+        start_by: now + patience,
+        need: Need { size: candidate.size, held_until: delay.map_or(Timestamp::ZERO, |delay| now + delay) },
+    };
+    match queue.push(waiting, served) {
+        Ok(ticket) => Ok(Ruling::Wait(ticket)),
+        Err(full) => {
+            let cause = is_full(queue, full, &waiting);
+            load.counts.overflowed += 1;
+            Err(Some(cause))
+        }
+    }
+}
+
+fn is_full(queue: &WaitQueue, full: Full, waiting: &Waiting<Need>) -> Cause {
+    let bounds = queue.bounds();
+    let (value, threshold) = match full {
+        Full::Requests => (f64::from(queue.held()) + 1.0, f64::from(bounds.requests)),
+        Full::Bytes => (queue.bytes().saturating_add(waiting.bytes) as f64, bounds.bytes as f64),
+    };
+    Cause { reason: Reason::QueueFull, value, threshold, term: None, source: Source::Policy }
+}
+
+/// Bytes that a waiting request takes at most: its headers and the body that it declares.
+fn bytes(newcomer: &Newcomer<'_>) -> u64 {
+    let headers = newcomer.request.headers.iter().fold(0_u64, |sum, (name, value)| sum + (name.len() + value.len()) as u64);
+    headers.saturating_add(newcomer.request.content_length.unwrap_or(UNKNOWN_BODY_BYTES))
+}
+
+fn millis(span: Duration) -> f64 {
+    span.as_secs_f64() * 1000.0
+}
+
+/// What becomes of the request that is served next.
+#[derive(Debug)]
+pub(super) enum Next {
+    /// Nobody waits, or there is no room.
+    Nothing,
+    /// It starts.
+    Start(Ticket, Waiting<Need>, Held),
+    /// It has waited as long as it could.
+    Expire(Ticket, Waiting<Need>, Cause),
+}
+
+/// Looks at the head of the queue. `has_permit`: whether `maxInFlight` leaves room for its class. What starts is reserved here; the caller
+/// answers the ticket.
+pub(super) fn next(load: &mut PoolOverload, policy: &Policy, now: Timestamp, has_permit: bool) -> Option<Next> {
+    let config = policy.overload()?;
+    let (ticket, waiting) = load.queue.as_ref()?.head().map(|(ticket, waiting)| (ticket, *waiting))?;
+    if is_late(load, config, policy, now, &waiting) {
+        return Some(expire(now, ticket, waiting));
+    }
+    let is_held = now < waiting.need.held_until && load.rung(config, waiting.class, |_, kind| delays(kind)).is_some();
+    if !has_permit || budget::lack(load.flow.in_flight, waiting.need.size.work(), &budgets(load, is_held)).is_some() {
+        return Some(Next::Nothing);
+    }
+    let held = hold(load, now, config, waiting.need.size, waiting.class, waiting.tenant);
+    Some(Next::Start(ticket, waiting, held))
+}
+
+/// The request whose time has passed, if there is one.
+pub(super) fn next_expired(load: &PoolOverload, now: Timestamp) -> Option<Next> {
+    let (ticket, waiting) = load.queue.as_ref()?.next_to_expire()?;
+    (waiting.start_by <= now).then(|| expire(now, ticket, *waiting))
+}
+
+/// Whether it is too late to start it: its time has passed, or the objective would be missed by what is expected now.
+fn is_late(load: &PoolOverload, config: &OverloadConfig, policy: &Policy, now: Timestamp, waiting: &Waiting<Need>) -> bool {
+    let has_own_bound = policy.class(waiting.class).is_some_and(|class| class.max_queue.is_some());
+    let is_delayed = waiting.need.held_until > Timestamp::ZERO;
+    let misses = now.since(waiting.arrived).saturating_add(load.in_force.expected_ttft) > config.ttft_slo;
+    waiting.start_by <= now || (misses && !has_own_bound && !is_delayed)
+}
+
+fn expire(now: Timestamp, ticket: Ticket, waiting: Waiting<Need>) -> Next {
+    let (value, threshold) = (millis(now.since(waiting.arrived)), millis(waiting.start_by.since(waiting.arrived)));
+    Next::Expire(ticket, waiting, Cause { reason: Reason::Expired, value, threshold, term: None, source: Source::Policy })
+}
