@@ -305,8 +305,9 @@ impl Pool {
         let classes = loads.get(..self.policy.classes().len()).unwrap_or(&loads);
         let signals = Signals { series: self.uid, gpu_memory: None, classes, ttft_us: &self.ttft_us, source: SignalSource::Worker };
         let levels = self.controller.step(now, &signals);
+        let breaker = self.breakers.as_ref().map_or(v1::BreakerState::Unspecified, |breakers| breakers.pool.state());
         if let Some(load) = &mut self.overload {
-            load.control(now, self.uid, levels);
+            load.control(now, self.uid, levels, breaker);
         }
     }
 

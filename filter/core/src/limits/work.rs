@@ -1,7 +1,8 @@
 //! Overload limits as a worker holds them, and what is in force at a given time.
 //!
 //! Like every limit they hold for their time to live. Then the budgets move on a straight line to the safe ones while the stricter of
-//! them and the worker's own counts, and at the end the worker's own controller, which has learned all the while, decides alone.
+//! them and the worker's own counts, and at the end the worker's own controller, which has learned all the while, decides; within the
+//! safe budgets, since a worker alone sees no KV cache.
 
 use core::time::Duration;
 
@@ -140,7 +141,10 @@ pub(crate) fn in_force(held: Option<&HeldLimits>, local: &OverloadState, now: Ti
             let (held, own) = (work.decayed(share, done), own());
             WorkLimits { budgets: held.budgets.stricter(&own.budgets), cut_off: held.cut_off.stricter(own.cut_off), ..held }
         }
-        Age::Expired => own(),
+        Age::Expired => {
+            let own = own();
+            WorkLimits { budgets: own.budgets.stricter(&work.safe_budgets.part(share)), ..own }
+        }
     }
 }
 
@@ -186,7 +190,9 @@ mod tests {
         assert_eq!(kv(&own, 1500), (Some(300), Source::Decaying));
         own.budgets.kv_tokens = Some(250);
         assert_eq!(kv(&own, 1500), (Some(250), Source::Decaying), "the stricter counts");
-        assert_eq!(kv(&own, 2000), (Some(250), Source::Local));
+        assert_eq!(kv(&own, 2000), (Some(100), Source::Local), "within the safe ones");
+        own.budgets.kv_tokens = Some(50);
+        assert_eq!(kv(&own, 2000), (Some(50), Source::Local));
     }
 
     #[test]

@@ -76,6 +76,8 @@ pub(crate) struct PoolOverload {
     pub(crate) floors: [TokenBucket; MAX_CLASSES],
     controller: OverloadController,
     rated_at: Timestamp,
+    /// Whether the pool's breaker let nothing or only probes through.
+    was_stopped: bool,
 }
 
 impl PoolOverload {
@@ -96,6 +98,7 @@ impl PoolOverload {
             floors: core::array::from_fn(|_| TokenBucket::new(now, 0.0, 0.0)),
             controller,
             rated_at: now,
+            was_stopped: false,
         })
     }
 
@@ -146,7 +149,12 @@ impl PoolOverload {
 
     /// One turn of the worker's own controller, every 100 ms. It runs while the control plane decides, too: it must have learned the pool
     /// when it is alone.
-    pub(crate) fn control(&mut self, now: Timestamp, series: u64, levels: &PoolState) {
+    pub(crate) fn control(&mut self, now: Timestamp, series: u64, levels: &PoolState, breaker: v1::BreakerState) {
+        let is_stopped = matches!(breaker, v1::BreakerState::Open | v1::BreakerState::HalfOpen);
+        if self.was_stopped && !is_stopped {
+            self.controller.begin_slow_start(now);
+        }
+        self.was_stopped = is_stopped;
         let elapsed_s = now.since(self.rated_at).as_secs_f64();
         self.rated_at = now;
         for offered in &mut self.offered {

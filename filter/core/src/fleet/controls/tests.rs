@@ -171,6 +171,7 @@ fn overloaded(now: Timestamp, controls: &mut Controls, shares: &dyn Fn(&str) -> 
         waiting: 0,
         preemptions: 0,
         engines: 1,
+        ..EngineSample::default()
     };
     controls.step(now, &StepInputs { loads: &loads, gpu_memory: &memory(now, 95), engines: &|_| Some(sample), shares })
 }
