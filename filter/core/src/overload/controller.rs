@@ -30,8 +30,13 @@ const QUEUE_PART: f64 = 0.05;
 /// Memory of the budgets that are safe when nobody watches, and the part of them that is: a mean is exceeded half of the time.
 const SAFE_MEMORY_S: f64 = 10.0;
 const SAFE_PART: f64 = 0.9;
+/// Least and largest part of the objective of the time between tokens that the mean may take.
+const TPOT_PART: (f64, f64) = (0.65, 0.92);
 /// Memory of means over requests: length of prompts and outputs, rate of admission.
-const MEANS_MEMORY_S: f64 = 10.0;
+/// Long, since responses that end early are short: right after a step of the load they alone are seen.
+const MEANS_MEMORY_S: f64 = 30.0;
+/// Requests that such a mean remembers at least.
+const MEANS_LEAST: f64 = 100.0;
 
 /// Overload control of one pool: one [`step`](Self::step) every control tick (100 ms).
 ///
@@ -88,7 +93,7 @@ impl OverloadController {
             retries: Retries::default(),
             slow_start: SlowStart::default(),
             smooth: Default::default(),
-            means: Means::default(),
+            means: Means { output_tokens: f64::from(config.output_tokens), ..Means::default() },
             safe: [None; 3],
             state: fresh_state(),
             config,
@@ -149,17 +154,18 @@ impl OverloadController {
         let ttft_slo_s = self.config.ttft_slo.as_secs_f64();
         let hungry = self.is_hungry(flow, sample);
         let engines = sample.map_or(1.0, |sample| f64::from(sample.engines.max(1)));
-        self.prefill.step(
-            tick,
-            &PrefillInput {
-                in_flight: flow.in_flight.prefill_tokens as f64,
-                engines,
-                seconds_per_token: self.latency.seconds_per_token(),
-                ttft_slo_s,
-            },
-        );
+        let prefill = PrefillInput {
+            in_flight: flow.in_flight.prefill_tokens as f64,
+            engines,
+            // Without a reading nobody knows how many engines the slope is of.
+            seconds_per_token: sample.and(self.latency.seconds_per_token()),
+            ttft_slo_s,
+            tpot_s: self.streams.tpot_s(),
+            tpot_aim_s: self.tpot_aim_s(),
+        };
+        self.prefill.step(tick, &prefill);
         self.step_kv(tick, flow, sample, fresh, hungry);
-        self.step_streams(tick, flow, sample, engines, hungry);
+        self.step_streams(tick, flow, sample, &prefill, hungry);
         let part = self.slow_start.part(tick.now);
         let bounds = [self.prefill.bound(), self.kv.bound(), self.streams.bound()].map(|bound| bound.map(|bound| bound * part));
         self.publish(tick, bounds);
@@ -202,7 +208,7 @@ impl OverloadController {
         self.kv.step(tick, sample, fresh, &input);
     }
 
-    fn step_streams(&mut self, tick: &Tick, flow: &Flow, sample: Option<&EngineSample>, engines: f64, hungry: bool) {
+    fn step_streams(&mut self, tick: &Tick, flow: &Flow, sample: Option<&EngineSample>, prefill: &PrefillInput, hungry: bool) {
         let in_flight = flow.in_flight.streams as f64;
         let prefilling = flow.in_flight.prefill_tokens as f64 / self.means.prompt_tokens.max(1.0);
         let mean_latency = self.latency.service.mean(QUANTILE_COUNT);
@@ -218,12 +224,13 @@ impl OverloadController {
         let input = StreamInput {
             in_flight,
             decoding: (sample.map_or(in_flight, |sample| sample.running as f64) - prefilling).max(0.0),
-            engines,
+            engines: prefill.engines,
             engine: sample.copied(),
             standing_s: if stands && blind { standing.as_secs_f64() } else { 0.0 },
             admitted_rate: self.means.admitted_per_s,
-            tpot_slo_s: self.config.tpot_slo.as_secs_f64(),
-            spread: self.tpot_spread(),
+            tpot_aim_s: prefill.tpot_aim_s,
+            prefill_share: self.prefill.share(prefill),
+            prefill_per_stream_s: self.prefill_per_stream_s(prefill),
             hungry: hungry && room,
             refused,
             futile,
@@ -231,14 +238,21 @@ impl OverloadController {
         self.streams.step(tick, &input);
     }
 
-    /// How far the slowest twentieth of the responses is above the mean.
-    fn tpot_spread(&self) -> f64 {
+    /// Mean time between tokens that is aimed at: the objective less the spread of the responses, each of which has to meet it.
+    fn tpot_aim_s(&self) -> f64 {
         let p95 = self.latency.tpot.quantile(0.95, QUANTILE_COUNT);
         let mean = self.latency.tpot.mean(QUANTILE_COUNT);
-        match (p95, mean) {
-            (Some(p95), Some(mean)) if !mean.is_zero() => (p95.as_secs_f64() / mean.as_secs_f64()).clamp(1.0, 1.5),
+        let spread = match (p95, mean) {
+            (Some(p95), Some(mean)) if !mean.is_zero() => p95.as_secs_f64() / mean.as_secs_f64(),
             _ => 1.0,
-        }
+        };
+        self.config.tpot_slo.as_secs_f64() * (1.0 / spread).clamp(TPOT_PART.0, TPOT_PART.1)
+    }
+
+    /// What prefill adds to a step for each decoding stream when as many requests begin as end: `prompt / output` tokens.
+    fn prefill_per_stream_s(&self, prefill: &PrefillInput) -> f64 {
+        let per_token = self.means.prompt_tokens / self.means.output_tokens.max(1.0);
+        prefill.seconds_per_token.map_or(0.0, |seconds| seconds * per_token / prefill.engines)
     }
 
     fn publish(&mut self, tick: &Tick, bounds: [Option<f64>; 3]) {
@@ -271,7 +285,7 @@ impl OverloadController {
             admitted_work: tick.admitted.tokens(output_weight),
             finished_work: tick.finished_work(output_weight),
             queued_work: flow.queued_work as f64,
-            oldest_wait_s: flow.oldest_wait.as_secs_f64(),
+            room_work: self.room_work(flow),
             queues: self.config.queue.is_some(),
             part: flow.in_flight.part_of(&self.state.budgets),
             ttft_slo_s: self.config.ttft_slo.as_secs_f64(),
@@ -284,6 +298,19 @@ impl OverloadController {
         }
         let short = self.shedder.is_busy() || !self.state.cut_off.is_none();
         self.state.retry_ratio = self.retries.step(tick, short, &self.config.retries);
+    }
+
+    /// Work tokens that the budgets have room for: requests of mean size that still fit, by the kind that is shortest.
+    fn room_work(&self, flow: &Flow) -> f64 {
+        let means = &self.means;
+        let room = |used: u64, budget: Option<u64>, each: f64| {
+            budget.map_or(f64::INFINITY, |budget| budget.saturating_sub(used) as f64 / each.max(1.0))
+        };
+        let (used, budgets) = (flow.in_flight, &self.state.budgets);
+        let requests = room(used.prefill_tokens, budgets.prefill_tokens, means.prompt_tokens)
+            .min(room(used.kv_tokens, budgets.kv_tokens, means.prompt_tokens + means.output_tokens))
+            .min(room(used.streams, budgets.streams, 1.0));
+        requests * (means.prompt_tokens + self.config.output_weight * means.output_tokens).max(1.0)
     }
 
     fn step_saturation(&mut self, tick: &Tick, signals: &OverloadSignals<'_>) {
@@ -341,18 +368,18 @@ impl OverloadController {
 impl Means {
     fn observe(&mut self, tick: &Tick) {
         self.admitted_per_s += weight(tick.seconds, 1.0) * (tick.admitted.streams as f64 / tick.seconds - self.admitted_per_s);
-        // A tick counts by its requests: at a mean rate the memory is the same as by time.
         follow(&mut self.prompt_tokens, tick.admitted.prefill_tokens, tick.admitted.streams, self.admitted_per_s);
         follow(&mut self.output_tokens, tick.output_tokens, tick.responses, self.admitted_per_s);
     }
 }
 
+/// `mean ← mean + n / (n + memory · rate) · (sample − mean)` for `n` requests: they count by their number, over the memory at that rate.
 fn follow(mean: &mut f64, sum: u64, count: u64, per_s: f64) {
     if count == 0 {
         return;
     }
     let sample = sum as f64 / count as f64;
-    let weight = count as f64 / (count as f64 + MEANS_MEMORY_S * per_s.max(1.0));
+    let weight = count as f64 / (count as f64 + (MEANS_MEMORY_S * per_s).max(MEANS_LEAST));
     *mean = if *mean > 0.0 { *mean + weight * (sample - *mean) } else { sample };
 }
 

@@ -10,7 +10,7 @@ use super::meter::Tick;
 use crate::time::Timestamp;
 
 /// Generations of requests over which the ratio is averaged.
-const GENERATIONS: f64 = 1.0;
+const GENERATIONS: f64 = 0.5;
 /// Bounds on the ratio: prompts alone against whole responses, and outputs thrice as long as expected.
 const MIN_RATIO: f64 = 0.3;
 const MAX_RATIO: f64 = 3.0;
@@ -47,8 +47,6 @@ pub(super) struct KvInput {
 
 #[derive(Debug, Clone)]
 pub(super) struct KvBudget {
-    reserved: f64,
-    used: f64,
     ratio: f64,
     headroom: Headroom,
     starved: u32,
@@ -59,7 +57,7 @@ pub(super) struct KvBudget {
 
 impl KvBudget {
     pub(super) fn new() -> Self {
-        Self { reserved: 0.0, used: 0.0, ratio: 1.0, headroom: Headroom::new(), starved: 0, growth: 0.0, last: None, bound: None }
+        Self { ratio: 1.0, headroom: Headroom::new(), starved: 0, growth: 0.0, last: None, bound: None }
     }
 
     /// The bound in reserved tokens; `None` without a reading.
@@ -105,26 +103,21 @@ impl KvBudget {
         self.last = Some((sample.at, used, sample.preemptions));
     }
 
-    /// Averages reserved and used over generations: the weight of a tick is the part of the streams that ended in it.
+    /// Averages the ratio over generations: the weight of a tick is the part of the streams that ended in it.
     fn learn(&mut self, tick: &Tick, used: f64, target: f64, input: &KvInput) {
         let enough = input.reserved_then >= ENOUGH * self.ratio * target && used > 0.0;
         if !enough {
             return;
         }
         let weight = (tick.finished.streams as f64 / (GENERATIONS * input.streams.max(1) as f64)).min(1.0);
-        self.reserved += weight * (input.reserved_then - self.reserved);
-        self.used += weight * (used - self.used);
-        if self.used > 0.0 && weight > 0.0 {
-            let ratio = self.reserved / self.used;
-            // The averages are smooth already: twice the weight keeps the ratio close behind them.
-            self.ratio += (2.0 * weight).min(1.0) * (ratio.clamp(MIN_RATIO, MAX_RATIO) - self.ratio);
-        }
+        self.ratio += weight * ((input.reserved_then / used).clamp(MIN_RATIO, MAX_RATIO) - self.ratio);
     }
 
     /// Never starve: work waits, the budget binds, and the cache has room and is not about to fill.
     fn feed(&mut self, effective: f64, target: f64, input: &KvInput) {
         let ahead = effective + LOOK_AHEAD_S * self.growth.max(0.0);
-        let starved = input.hungry && ahead < ROOM * target;
+        let binds = self.bound.is_some_and(|bound| input.reserved_now >= ROOM * bound);
+        let starved = input.hungry && binds && ahead < ROOM * target;
         self.starved = if starved { self.starved.saturating_add(1) } else { 0 };
         if self.starved >= STARVED_TICKS {
             self.starved = 0;

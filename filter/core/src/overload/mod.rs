@@ -29,3 +29,8 @@ pub use flow::{EngineSample, Flow, FlowError, OverloadSignals};
 pub use level::{COHORTS, CutOff, LEVELS, Level, OfferedError, OfferedLevels};
 pub use state::{OverloadState, RungState, Saturation, Term};
 pub use work::{Budgets, Work};
+
+#[cfg(test)]
+mod plant;
+#[cfg(test)]
+mod tests;

@@ -10,22 +10,29 @@ use super::meter::{Tick, weight};
 pub(super) const ENGINE_PART: f64 = 0.25;
 /// Backlog that an engine gets before anything is known: a few steps of chunked prefill (vLLM's default chunk is 2048 tokens).
 const FIRST_TOKENS: f64 = 8192.0;
-/// Backlog below which no budget falls: a budget must be able to learn again. It is the pool's; a longer prompt goes alone.
-const LEAST_TOKENS: f64 = 2048.0;
+/// Backlog of an engine below which no budget falls: a budget must be able to learn again. A longer prompt goes alone.
+const LEAST_TOKENS: f64 = 1024.0;
 /// Memory of the measured rate: a few times to first token.
-const RATE_MEMORY_S: f64 = 0.5;
+const RATE_MEMORY_S: f64 = 1.0;
 /// Memory with which the kept rate falls to the measured one while the budget binds, and time constant of a rate that proves itself.
-const FALL_S: f64 = 5.0;
-const RISE_S: f64 = 0.3;
+const FALL_S: f64 = 10.0;
+const RISE_S: f64 = 0.5;
 /// Part of the budget from which on it binds.
 pub(super) const BINDS: f64 = 0.9;
 /// How far the fitted rate may exceed the one that was seen: the slope of a line says little far beyond its samples.
 const FIT_TRUST: f64 = 4.0;
 
+/// Steps whose prompts are in flight at once: one is computed while the next one's come.
+const STEPS: f64 = 2.0;
+/// Correction of the model of a step: how fast it moves a second, and its bounds.
+const TRIM_PER_S: f64 = 0.2;
+const TRIM: (f64, f64) = (0.3, 2.0);
+
 #[derive(Debug, Clone)]
 pub(super) struct PrefillBudget {
     measured: f64,
     rate: f64,
+    trim: f64,
     bound: Option<f64>,
 }
 
@@ -40,11 +47,15 @@ pub(super) struct PrefillInput {
     pub(super) seconds_per_token: Option<f64>,
     /// Objective of the time to first token, in seconds.
     pub(super) ttft_slo_s: f64,
+    /// Time between tokens now, in seconds; 0: not known.
+    pub(super) tpot_s: f64,
+    /// Mean time between tokens that is aimed at, in seconds.
+    pub(super) tpot_aim_s: f64,
 }
 
 impl PrefillBudget {
     pub(super) fn new() -> Self {
-        Self { measured: 0.0, rate: 0.0, bound: None }
+        Self { measured: 0.0, rate: 0.0, trim: 1.0, bound: None }
     }
 
     /// The bound in tokens; `None` before the first step.
@@ -70,6 +81,26 @@ impl PrefillBudget {
             Some(_) => (fitted * part_s).min(FIT_TRUST * seen.max(first)).max(seen),
             None => seen.max(first),
         };
-        self.bound = Some(bound.max(LEAST_TOKENS));
+        let by_tpot = self.within_tpot(tick, input, binds).unwrap_or(f64::INFINITY);
+        self.bound = Some(bound.min(by_tpot).max(LEAST_TOKENS * input.engines));
+    }
+
+    /// Part of the engines' time that prefill takes: seconds a token × tokens per second and engine.
+    pub(super) fn share(&self, input: &PrefillInput) -> f64 {
+        input.seconds_per_token.map_or(0.0, |seconds| seconds * self.measured / input.engines).clamp(0.0, 0.95)
+    }
+
+    /// Every prompt in a step makes the tokens of that step wait: a step takes `decode + c · prompt tokens`, `c` seconds a token. So each
+    /// engine may compute `(objective − decode) / c` prompt tokens a step, and as many again wait for the next one.
+    fn within_tpot(&mut self, tick: &Tick, input: &PrefillInput, binds: bool) -> Option<f64> {
+        let seconds_per_token = input.seconds_per_token.filter(|_| input.tpot_s > 0.0)?;
+        let decode_s = input.tpot_s * (1.0 - self.share(input));
+        let a_step = (input.tpot_aim_s - decode_s).max(0.0) / seconds_per_token.max(1e-9);
+        if binds {
+            // What the model is off shows in the time between tokens while the budget binds.
+            let step = if input.tpot_s > input.tpot_aim_s { -TRIM_PER_S } else { TRIM_PER_S / 2.0 };
+            self.trim = (self.trim * (1.0 + step * tick.seconds.min(1.0))).clamp(TRIM.0, TRIM.1);
+        }
+        Some(self.trim * STEPS * input.engines * a_step)
     }
 }

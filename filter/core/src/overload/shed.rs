@@ -10,22 +10,25 @@ use super::meter::{Demand, Tick, weight};
 /// two pushes of limits, short enough that what is admitted makes its objective.
 const WAIT_PART: f64 = 0.25;
 /// Time in which the queue is brought to its target: a few times the delay of report, step and push (about 0.2 s), so that it is stable.
-const CORRECT_S: f64 = 0.6;
+const CORRECT_S: f64 = 1.0;
 /// Memory of the rate at which work leaves the queue while it stands.
-const DRAIN_MEMORY_S: f64 = 1.0;
+const DRAIN_MEMORY_S: f64 = 2.0;
 /// Memory of the rate that the pool keeps up, and with which a smaller one is believed.
 const CAPACITY_RISE_S: f64 = 3.0;
 const CAPACITY_FALL_S: f64 = 10.0;
 /// Integral of the error of the queue: its time constant, and its bound as a part of the drain (anti-windup).
-const INTEGRAL_S: f64 = 4.0;
+const INTEGRAL_S: f64 = 8.0;
 const INTEGRAL_MAX: f64 = 0.3;
 /// Part of the drain that the boundary class is taken to get at least, for the target of its queue.
-const BOUNDARY_LEAST: f64 = 0.1;
+const BOUNDARY_LEAST: f64 = 1.0;
 /// Recovery a tick of 100 ms while the queue is near its target: one point and a twentieth. With the queue below half: a quarter.
 const RECOVER_POINTS: f64 = 0.01;
 const RECOVER_FACTOR: f64 = 1.05;
 const REFILL_POINTS: f64 = 0.03;
 const REFILL_FACTOR: f64 = 1.25;
+/// Least part of the drain that passes however long the queue is: what is in it is of the boundary class, behind which nothing more important
+/// waits, and its deadlines empty it too.
+const LEAST_PASSED: f64 = 0.7;
 /// Without a queue in the proxy: what is passed beyond the drain, so that the budgets stay full.
 const UNQUEUED_EXCESS: f64 = 1.05;
 
@@ -38,8 +41,8 @@ pub(super) struct ShedInput<'a> {
     pub(super) finished_work: f64,
     /// Work tokens in the queue.
     pub(super) queued_work: f64,
-    /// How long the oldest has waited, in seconds.
-    pub(super) oldest_wait_s: f64,
+    /// Work tokens that the budgets have room for.
+    pub(super) room_work: f64,
     /// Whether there is a queue in the proxies.
     pub(super) queues: bool,
     /// Largest part that the work in flight takes of its budget.
@@ -89,7 +92,8 @@ impl Shedder {
         self.offered = slow * surge;
         let wanted = self.wanted(tick, demand.rates(), surge, input);
         let target = if wanted >= self.offered || self.offered <= 0.0 { 1.0 } else { (wanted / self.offered).max(0.0) };
-        self.move_to(target, tick.seconds, input);
+        let short_queue = input.queued_work < 0.5 * self.queue_target(demand.rates(), surge, input);
+        self.move_to(target, tick.seconds, short_queue);
         if self.passed >= 1.0 {
             return CutOff::NONE;
         }
@@ -115,7 +119,8 @@ impl Shedder {
         if !(self.busy && was_busy) {
             return;
         }
-        self.capacity += weight(tick.seconds, CAPACITY_FALL_S) * (self.finished - self.capacity);
+        // In a tick with more first tokens than ends the work that is over can be negative.
+        self.capacity = (self.capacity + weight(tick.seconds, CAPACITY_FALL_S) * (self.finished - self.capacity)).max(0.0);
         let admitted = input.admitted_work / tick.seconds;
         if self.drain <= 0.0 {
             self.drain = admitted.max(self.capacity);
@@ -123,33 +128,38 @@ impl Shedder {
         self.drain += weight(tick.seconds, DRAIN_MEMORY_S) * (admitted - self.drain);
     }
 
-    /// Work per second that should pass: what leaves the queue, corrected towards the queue's target.
+    /// Work per second that should pass: what leaves the queue, corrected towards the queue's target and the room in the budgets.
+    ///
+    /// `drain + (target − queued + room) / CORRECT_S + integral`; everything before the pool has ever been busy.
     fn wanted(&mut self, tick: &Tick, rates: &[f64], surge: f64, input: &ShedInput<'_>) -> f64 {
-        if !self.busy {
-            self.integral = 0.0;
+        if self.drain <= 0.0 {
             return f64::INFINITY;
         }
-        let drain = self.drain.max(0.1 * self.capacity);
+        let drain = self.drain;
         if !input.queues {
-            return UNQUEUED_EXCESS * drain;
+            return UNQUEUED_EXCESS * drain + input.room_work / CORRECT_S;
         }
-        let wait = WAIT_PART * input.ttft_slo_s;
-        let boundary = (drain - above_boundary(rates, surge, drain)).max(BOUNDARY_LEAST * drain);
-        let by_work = wait * drain - input.queued_work;
-        // The class at the boundary waits for all above it: its own wait must not reach the deadline either.
-        let by_wait = (2.0 * wait - input.oldest_wait_s) * boundary;
-        let error = by_work.min(by_wait);
-        self.integral =
-            (self.integral + error * tick.seconds / (CORRECT_S * INTEGRAL_S)).clamp(-INTEGRAL_MAX * drain, INTEGRAL_MAX * drain);
-        (drain + error / CORRECT_S + self.integral).max(0.0)
+        let error = self.queue_target(rates, surge, input) - input.queued_work + input.room_work;
+        if self.busy {
+            let step = error * tick.seconds / (CORRECT_S * INTEGRAL_S);
+            self.integral = (self.integral + step).clamp(-INTEGRAL_MAX * drain, INTEGRAL_MAX * drain);
+        } else {
+            self.integral = 0.0;
+        }
+        (drain + error / CORRECT_S + self.integral).max(LEAST_PASSED * drain.max(self.capacity))
     }
 
-    fn move_to(&mut self, target: f64, seconds: f64, input: &ShedInput<'_>) {
+    /// Work that should wait: the class at the boundary waits for all above it, so the queue is sized by what is left to it.
+    fn queue_target(&self, rates: &[f64], surge: f64, input: &ShedInput<'_>) -> f64 {
+        let boundary = (self.drain - above_boundary(rates, surge, self.drain)).max(BOUNDARY_LEAST * self.drain);
+        WAIT_PART * input.ttft_slo_s * boundary
+    }
+
+    fn move_to(&mut self, target: f64, seconds: f64, short_queue: bool) {
         if target <= self.passed {
             self.passed = target;
             return;
         }
-        let short_queue = input.queued_work < 0.5 * WAIT_PART * input.ttft_slo_s * self.drain;
         let (points, factor) = if short_queue { (REFILL_POINTS, REFILL_FACTOR) } else { (RECOVER_POINTS, RECOVER_FACTOR) };
         // The steps are meant for ticks of 100 ms.
         let ticks = (10.0 * seconds).min(10.0);

@@ -13,8 +13,6 @@ use crate::time::Timestamp;
 
 /// Memory of the time between tokens as it is now.
 const TPOT_MEMORY_S: f64 = 1.0;
-/// Part of the objective that the mean may take: responses differ, and each has to meet it. Used until their spread is known.
-const TPOT_MARGIN: f64 = 0.9;
 /// Period of a sample of the fit, its memory, and the samples behind a line that is believed.
 const FIT_PERIOD: Duration = Duration::from_millis(500);
 const FIT_MEMORY_S: f64 = 60.0;
@@ -48,10 +46,12 @@ pub(super) struct StreamInput {
     pub(super) standing_s: f64,
     /// Streams admitted per second.
     pub(super) admitted_rate: f64,
-    /// Objective of the time between tokens, in seconds.
-    pub(super) tpot_slo_s: f64,
-    /// How far the slow responses are above the mean, at least 1.
-    pub(super) spread: f64,
+    /// Mean time between tokens that is aimed at, in seconds.
+    pub(super) tpot_aim_s: f64,
+    /// Part of the engines' time that prefill takes now, 0 to 1.
+    pub(super) prefill_share: f64,
+    /// What prefill adds to a step for each decoding stream when as many requests begin as end, in seconds.
+    pub(super) prefill_per_stream_s: f64,
     /// Whether work waits while latency is within its objective and the KV cache has room.
     pub(super) hungry: bool,
     /// Part of the admitted requests that the engines refused, 0 to 1.
@@ -60,17 +60,26 @@ pub(super) struct StreamInput {
     pub(super) futile: bool,
 }
 
+/// The queue of the engines over an interval.
+#[derive(Debug, Clone, Copy)]
+struct Standing {
+    began: Timestamp,
+    least: f64,
+    running: f64,
+}
+
 #[derive(Debug, Clone)]
 pub(super) struct StreamBudget {
     limit: Option<f64>,
     tpot_s: f64,
     tokens_per_s: f64,
     decoding: f64,
+    steady_s: f64,
     fit: FitSums,
     fit_at: Option<Timestamp>,
     most: f64,
     engine_before: Option<(Timestamp, u64)>,
-    standing: Option<(Timestamp, f64)>,
+    standing: Option<Standing>,
     shown_at: Option<Timestamp>,
     starved: u32,
     headroom: Headroom,
@@ -84,6 +93,7 @@ impl StreamBudget {
             tpot_s: 0.0,
             tokens_per_s: 0.0,
             decoding: 0.0,
+            steady_s: 0.0,
             fit: FitSums::default(),
             fit_at: None,
             most: 0.0,
@@ -143,11 +153,13 @@ impl StreamBudget {
         self.tokens_per_s += weight * (rate - self.tokens_per_s);
         self.decoding += weight * (input.decoding - self.decoding);
         self.tpot_s = if self.tokens_per_s > 1.0 { self.decoding / self.tokens_per_s } else { 0.0 };
+        let decode_s = self.tpot_s * (1.0 - input.prefill_share.clamp(0.0, 0.95));
+        self.steady_s = decode_s + input.prefill_per_stream_s * self.decoding;
         let due = self.fit_at.is_none_or(|at| tick.now.since(at) >= FIT_PERIOD);
         if due && self.tpot_s > 0.0 {
             let seconds = self.fit_at.map_or(0.0, |at| tick.now.since(at).as_secs_f64());
             self.fit.scale(1.0 - weight_of(seconds));
-            self.fit.observe(self.decoding / input.engines, self.tpot_s);
+            self.fit.observe(self.decoding / input.engines, self.steady_s);
             self.fit_at = Some(tick.now);
         }
     }
@@ -164,41 +176,39 @@ impl StreamBudget {
 
     /// Largest number of streams whose time between tokens meets the objective.
     ///
-    /// With a good fit `engines · (objective − a) / b`. Else `D · objective / tpot(D)`, which is never too much when the time between
-    /// tokens grows as `a + b·D` with `a ≥ 0`, and comes closer every time; `None` while it is far from binding.
+    /// The time is the steady one: what decoding takes now, and the prefill that goes with so many streams in the long run. While the
+    /// engines fill up they prefill more than that, which the prefill budget bounds. With a good fit `engines · (objective − a) / b`. Else
+    /// `D · objective / tpot(D)`, which is never too much when the time grows as `a + b·D` with `a ≥ 0`, and comes closer every time.
     fn most_within_tpot(&self, input: &StreamInput) -> Option<f64> {
-        if self.tpot_s <= 0.0 {
+        if self.steady_s <= 0.0 || self.decoding < 1.0 {
             return None;
         }
-        let objective = input.tpot_slo_s * TPOT_MARGIN.min(1.0 / input.spread.max(1.0));
-        let proportional = self.decoding * objective / self.tpot_s;
+        let proportional = self.decoding * input.tpot_aim_s / self.steady_s;
         let line = self.fit.line(FIT_MIN_COUNT).filter(|line| line.slope > 0.0 && line.intercept >= 0.0);
-        let fitted = line.map(|line| input.engines * (objective - line.intercept) / line.slope);
+        let fitted = line.map(|line| input.engines * (input.tpot_aim_s - line.intercept) / line.slope);
         // A line is believed within what was seen and never against the present: above the objective the proportion decides.
         match fitted {
-            Some(fitted) if self.tpot_s <= objective => Some(fitted.min(FIT_TRUST * self.most).max(proportional)),
+            Some(fitted) if self.steady_s <= input.tpot_aim_s => Some(fitted.min(FIT_TRUST * self.most).max(proportional)),
             _ => Some(proportional),
         }
     }
 
-    /// A queue that stands in the engines is what was admitted too much: it is taken away.
+    /// A queue that stands in the engines while their batch does not grow is what was admitted too much: it is taken away. While the
+    /// batch grows the queue is prompts on their way in, which the prefill budget bounds.
     fn follow_queue(&mut self, tick: &Tick, input: &StreamInput) {
-        let queue = match input.engine {
-            Some(sample) => sample.waiting as f64,
-            None => input.admitted_rate * input.standing_s,
+        let (queue, running) = match input.engine {
+            Some(sample) => (sample.waiting as f64, sample.running as f64),
+            None => (input.admitted_rate * input.standing_s, input.in_flight),
         };
-        let (began, least) = self.standing.map_or((tick.now, queue), |(began, least)| (began, least.min(queue)));
-        self.standing = Some((began, least));
+        let standing = self.standing.get_or_insert(Standing { began: tick.now, least: queue, running });
+        standing.least = standing.least.min(queue);
+        let Standing { began, least, running: running_before } = *standing;
         if tick.now.since(began) < STANDING_INTERVAL {
             return;
         }
         self.standing = None;
-        let tolerated = match input.engine {
-            Some(sample) => (STANDING_PART * sample.running as f64).max(input.engines),
-            None => 0.0,
-        };
-        if least > tolerated {
-            self.shown_at = Some(tick.now);
+        let tolerated = if input.engine.is_some() { (STANDING_PART * running).max(input.engines) } else { 0.0 };
+        if least > tolerated && running <= (1.0 + STANDING_PART) * running_before {
             self.tighten(tick.now, input.in_flight - (least - tolerated));
         }
     }
@@ -209,7 +219,7 @@ impl StreamBudget {
         self.limit = Some(self.limit.map_or(to, |limit| limit.min(to)));
     }
 
-    /// `+ max(1, 0.1·√L)` a second while the limit binds, and a tenth at once when the pool starves and no queue was seen lately.
+    /// `+ max(1, 0.1·√L)` a tick while the limit binds, and a tenth at once when the pool starves and no queue was seen lately.
     fn grow(&mut self, tick: &Tick, input: &StreamInput) {
         let Some(limit) = self.limit else { return };
         let binds = input.in_flight >= super::prefill::BINDS * limit * self.headroom.part();
@@ -219,7 +229,7 @@ impl StreamBudget {
             self.starved = 0;
             self.limit = Some(limit * STARVED_GROWTH);
         } else if self.starved > 0 {
-            self.limit = Some(limit + (0.1 * libm::sqrt(limit)).max(1.0) * tick.seconds);
+            self.limit = Some(limit + (0.1 * libm::sqrt(limit)).max(1.0) * (10.0 * tick.seconds).min(10.0));
         }
     }
 }
