@@ -9,7 +9,6 @@
 pub mod baselines;
 pub mod controller;
 pub mod engine;
-pub mod headgate;
 pub mod measure;
 pub mod observe;
 pub mod rng;

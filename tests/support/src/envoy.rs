@@ -19,7 +19,7 @@ mod bootstrap;
 mod filters;
 
 pub use self::bootstrap::{AccessLog, Bootstrap, CONTROL_AUTHORITY, CONTROL_CLUSTER, ConnectionBalance, Upstream};
-pub use self::filters::{Capabilities, HttpFilter, WasmFilter};
+pub use self::filters::{Capabilities, Gradient, HttpFilter, WasmFilter};
 
 /// V8 compiles the filter without a quick first tier, so a busy machine needs seconds to be ready.
 const START_LIMIT: Duration = Duration::from_secs(60);

@@ -38,8 +38,19 @@ pub struct Plan {
     pub max_in_flight: u32,
     /// Longest that one request may take; then it has failed.
     pub request_timeout: Duration,
+    /// Longest time to the first byte of the body, when that is shorter; then the client goes away and the request has failed.
+    pub first_byte_timeout: Option<Duration>,
     /// Response header that names the worker that answered, when there is one; otherwise workers are told apart by connection.
     pub worker_header: Option<&'static str>,
+}
+
+impl Plan {
+    /// When the requests of the traffic at `index` leave, since the start: what [`Load`] does, for who plays the same load elsewhere.
+    pub fn schedule(&self, index: usize) -> impl Iterator<Item = Duration> + use<> {
+        // Streams with the same seed would all arrive at the same instants.
+        let seed = self.seed.wrapping_add((index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        self.traffic.get(index).map(|traffic| traffic.arrivals.times(seed)).into_iter().flatten()
+    }
 }
 
 /// One stream of requests.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use headgate_test_support::envoy::{EnvoyOptions, Upstream, WasmFilter};
+use headgate_test_support::envoy::{EnvoyOptions, Gradient, Upstream, WasmFilter};
 use headgate_test_support::{Bootstrap, EnvoyProcess, EnvoyVersion, HttpFilter, http_client, load};
 
 /// Starts every pinned Envoy with `filter` and asks it for one page.
@@ -30,8 +30,10 @@ async fn empty_wasm_filter_answers_on_every_version() {
 
 #[tokio::test]
 async fn native_filters_answer_on_every_version() {
-    answers_on_every_version(HttpFilter::LocalRateLimit { tokens: 1000, fill_interval: Duration::from_secs(1) }).await;
-    answers_on_every_version(HttpFilter::AdaptiveConcurrency).await;
+    answers_on_every_version(HttpFilter::LocalRateLimit { burst: 1000, fill: 1000, fill_interval: Duration::from_secs(1) }).await;
+    answers_on_every_version(HttpFilter::AdaptiveConcurrency(Gradient::NeverLimits)).await;
+    answers_on_every_version(HttpFilter::AdaptiveConcurrency(Gradient::Defaults)).await;
+    answers_on_every_version(HttpFilter::AdmissionControl).await;
     answers_on_every_version(HttpFilter::LuaHeaderCheck).await;
 }
 

@@ -50,9 +50,9 @@ struct Session {
 struct Identity {
     uuid: Arc<str>,
     name: Arc<str>,
-    // Asked once: on an H200 (driver 580) each takes 1.7 ms, a hundred times as long as any figure that changes.
-    sm_clock_max_mhz: Option<u32>,
-    memory_clock_max_mhz: Option<u32>,
+    /// Highest clocks and thresholds; all else is `None`. Asked once: on an H200 (driver 580) a highest clock takes 1.7 ms, a hundred
+    /// times as long as a figure that changes.
+    bounds: DeviceDetail,
 }
 
 // === impl Nvml ===
@@ -139,12 +139,20 @@ impl Session {
 
 impl Identity {
     fn of(device: &Device<'_>, index: u32) -> Result<Self, SampleError> {
-        Ok(Self {
-            uuid: device.uuid().map_err(|error| lost(index, &error))?.into(),
-            name: device.name().unwrap_or_else(|_| "unnamed".to_owned()).into(),
+        let threshold = |threshold| device.temperature_threshold(threshold).ok();
+        let uuid = device.uuid().map_err(|error| lost(index, &error))?;
+        let bounds = DeviceDetail {
+            uuid: uuid.clone(),
             sm_clock_max_mhz: device.max_clock_info(Clock::SM).ok(),
             memory_clock_max_mhz: device.max_clock_info(Clock::Memory).ok(),
-        })
+            temperature_max_celsius: threshold(TemperatureThreshold::GpuMax),
+            temperature_slowdown_celsius: threshold(TemperatureThreshold::Slowdown),
+            temperature_shutdown_celsius: threshold(TemperatureThreshold::Shutdown),
+            memory_temperature_max_celsius: threshold(TemperatureThreshold::MemoryMax),
+            ..DeviceDetail::default()
+        };
+        let name = device.name().unwrap_or_else(|_| "unnamed".to_owned());
+        Ok(Self { uuid: uuid.into(), name: name.into(), bounds })
     }
 }
 
@@ -179,19 +187,11 @@ fn activity(device: &Device<'_>) -> DeviceActivity {
 }
 
 fn detail(device: &Device<'_>, identity: &Identity) -> DeviceDetail {
-    let threshold = |threshold| device.temperature_threshold(threshold).ok();
     let ecc = |error| device.total_ecc_errors(error, EccCounter::Volatile).ok();
     let [correctable, uncorrectable, pending, failed] = fields(device, ROW_REMAP_FIELDS);
     let processes = device.running_compute_processes().ok();
     DeviceDetail {
-        uuid: identity.uuid.to_string(),
-        sm_clock_max_mhz: identity.sm_clock_max_mhz,
-        memory_clock_max_mhz: identity.memory_clock_max_mhz,
         power_limit_milliwatts: device.enforced_power_limit().ok(),
-        temperature_max_celsius: threshold(TemperatureThreshold::GpuMax),
-        temperature_slowdown_celsius: threshold(TemperatureThreshold::Slowdown),
-        temperature_shutdown_celsius: threshold(TemperatureThreshold::Shutdown),
-        memory_temperature_max_celsius: threshold(TemperatureThreshold::MemoryMax),
         ecc_corrected: ecc(MemoryError::Corrected),
         ecc_uncorrected: ecc(MemoryError::Uncorrected),
         rows_remapped_correctable: correctable,
@@ -201,6 +201,7 @@ fn detail(device: &Device<'_>, identity: &Identity) -> DeviceDetail {
         mig_enabled: device.mig_mode().ok().map(|mode| mode.current == MIG_ENABLED),
         compute_processes: processes.as_ref().map(Vec::len),
         processes: processes.map(largest),
+        ..identity.bounds.clone()
     }
 }
 

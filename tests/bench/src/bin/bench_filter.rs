@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use headgate_bench::affinity::pin;
 use headgate_test_support::control_plane::ControlPlaneOptions;
-use headgate_test_support::envoy::{AccessLog, Bootstrap, EnvoyOptions, HttpFilter, Upstream, WasmFilter};
+use headgate_test_support::envoy::{AccessLog, Bootstrap, EnvoyOptions, Gradient, HttpFilter, Upstream, WasmFilter};
 use headgate_test_support::load::{Saturation, saturate};
 use headgate_test_support::{ControlPlaneProcess, EnvoyProcess, NvmlDevice, NvmlState, wait_until};
 use serde::Serialize;
@@ -109,13 +109,13 @@ async fn run(args: &Args) -> Result<()> {
 
 async fn start_all(is_wanted: impl Fn(&str) -> bool) -> Result<Vec<Variant>> {
     // A bucket that never empties and a limit that is never reached: what they cost when they admit.
-    let bucket = HttpFilter::LocalRateLimit { tokens: 1_000_000_000, fill_interval: Duration::from_secs(1) };
+    let bucket = HttpFilter::LocalRateLimit { burst: 1_000_000_000, fill: 1_000_000_000, fill_interval: Duration::from_secs(1) };
     let mut variants = Vec::new();
     for (name, filter) in [
         ("no_filter", HttpFilter::None),
         ("empty_filter", HttpFilter::Wasm(WasmFilter::empty()?)),
         ("local_ratelimit", bucket),
-        ("adaptive_concurrency", HttpFilter::AdaptiveConcurrency),
+        ("adaptive_concurrency", HttpFilter::AdaptiveConcurrency(Gradient::NeverLimits)),
         ("lua_header_check", HttpFilter::LuaHeaderCheck),
     ] {
         if is_wanted(name) {

@@ -21,15 +21,28 @@ pub enum HttpFilter {
     Ecds(WasmFilter),
     /// Envoy's own `local_ratelimit`.
     LocalRateLimit {
-        /// Size of the bucket, and tokens per fill.
-        tokens: u32,
+        /// Size of the bucket.
+        burst: u32,
+        /// Tokens per fill.
+        fill: u32,
         /// Time between fills.
         fill_interval: Duration,
     },
     /// Envoy's own `adaptive_concurrency`.
-    AdaptiveConcurrency,
+    AdaptiveConcurrency(Gradient),
+    /// Envoy's own `admission_control` with its defaults.
+    AdmissionControl,
     /// A Lua filter that looks at one header and answers 403 to one value of it.
     LuaHeaderCheck,
+}
+
+/// How Envoy's gradient controller is set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gradient {
+    /// So high that it never limits: what it costs.
+    NeverLimits,
+    /// Its defaults: a median, and a minimum round trip time measured anew every 60 s with 3 requests at once.
+    Defaults,
 }
 
 /// One wasm filter.
@@ -152,18 +165,19 @@ impl HttpFilter {
             Self::None => Vec::new(),
             Self::Wasm(filter) => vec![json!({"name": "headgate", "typed_config": filter.render()})],
             Self::Ecds(default) => vec![json!({"name": "headgate", "config_discovery": default.render_discovered()})],
-            Self::LocalRateLimit { tokens, fill_interval } => vec![local_rate_limit(*tokens, *fill_interval)],
-            Self::AdaptiveConcurrency => vec![adaptive_concurrency()],
+            Self::LocalRateLimit { burst, fill, fill_interval } => vec![local_rate_limit(*burst, *fill, *fill_interval)],
+            Self::AdaptiveConcurrency(gradient) => vec![adaptive_concurrency(*gradient)],
+            Self::AdmissionControl => vec![admission_control()],
             Self::LuaHeaderCheck => vec![lua_header_check()],
         })
     }
 }
 
-fn local_rate_limit(tokens: u32, fill_interval: Duration) -> Value {
+fn local_rate_limit(burst: u32, fill: u32, fill_interval: Duration) -> Value {
     let always = |key: &str| json!({"runtime_key": key, "default_value": {"numerator": 100, "denominator": "HUNDRED"}});
     let config = json!({
         "stat_prefix": "local_rate_limit",
-        "token_bucket": {"max_tokens": tokens, "tokens_per_fill": tokens, "fill_interval": seconds(fill_interval)},
+        "token_bucket": {"max_tokens": burst, "tokens_per_fill": fill, "fill_interval": seconds(fill_interval)},
         "filter_enabled": always("local_rate_limit_enabled"),
         "filter_enforced": always("local_rate_limit_enforced"),
     });
@@ -173,18 +187,38 @@ fn local_rate_limit(tokens: u32, fill_interval: Duration) -> Value {
     })
 }
 
-fn adaptive_concurrency() -> Value {
-    let config = json!({
-        "gradient_controller_config": {
+fn adaptive_concurrency(gradient: Gradient) -> Value {
+    let gradient = match gradient {
+        Gradient::NeverLimits => json!({
             "sample_aggregate_percentile": {"value": 90},
             "concurrency_limit_params": {"concurrency_update_interval": "0.1s", "max_concurrency_limit": 10_000},
             "min_rtt_calc_params": {"interval": "60s", "request_count": 50, "min_concurrency": 1_000, "jitter": {"value": 10}},
-        },
+        }),
+        // The two intervals have no default; these are those of Envoy's documentation.
+        Gradient::Defaults => json!({
+            "concurrency_limit_params": {"concurrency_update_interval": "0.1s"},
+            "min_rtt_calc_params": {"interval": "60s"},
+        }),
+    };
+    let config = json!({
+        "gradient_controller_config": gradient,
         "enabled": {"default_value": true, "runtime_key": "adaptive_concurrency.enabled"},
     });
     json!({
         "name": "envoy.filters.http.adaptive_concurrency",
         "typed_config": typed("envoy.extensions.filters.http.adaptive_concurrency.v3.AdaptiveConcurrency", config),
+    })
+}
+
+fn admission_control() -> Value {
+    // `enabled` and the criteria of success have no default; a refusal of the engine itself (503) is no success.
+    let config = json!({
+        "enabled": {"default_value": true, "runtime_key": "admission_control.enabled"},
+        "success_criteria": {"http_criteria": {"http_success_status": [{"start": 100, "end": 500}]}},
+    });
+    json!({
+        "name": "envoy.filters.http.admission_control",
+        "typed_config": typed("envoy.extensions.filters.http.admission_control.v3.AdmissionControl", config),
     })
 }
 

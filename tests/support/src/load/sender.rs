@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use tokio::task::JoinSet;
 use tokio::time::{sleep_until, timeout};
 
-use super::connections::Connections;
+use super::connections::{Connection, Connections};
 use super::recorder::{Kind, Outcome};
 use super::{Plan, Shared, Template};
 
@@ -48,9 +48,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
 async fn stream(shared: Arc<Shared>, connections: Rc<Connections>, index: usize) {
     let Some(traffic) = shared.plan.traffic.get(index) else { return };
     let mut requests = JoinSet::new();
-    // Streams with the same seed would all arrive at the same instants.
-    let seed = shared.plan.seed.wrapping_add((index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    for at in traffic.arrivals.times(seed) {
+    for at in shared.plan.schedule(index) {
         if !wait_for(&shared, shared.started + at).await {
             break;
         }
@@ -88,9 +86,9 @@ async fn one(shared: Arc<Shared>, connections: Rc<Connections>, index: usize, at
     let progress = Progress::default();
     let exchange = exchange(&shared, &connections, &traffic.request, &progress);
     let kind = match timeout(shared.plan.request_timeout, exchange).await {
-        Ok(Ok(kind)) => kind,
+        Ok(Ok(Some(kind))) => kind,
         Ok(Err(error)) => Kind::Failed { cause: cause(&error) },
-        Err(_) => Kind::Failed { cause: "timeout".to_owned() },
+        Ok(Ok(None)) | Err(_) => Kind::Failed { cause: "timeout".to_owned() },
     };
     let since_start = |instant: Instant| instant.saturating_duration_since(shared.started);
     let ended_at = since_start(Instant::now());
@@ -115,7 +113,25 @@ struct Progress {
     worker: Cell<u64>,
 }
 
-async fn exchange(shared: &Shared, connections: &Connections, template: &Template, progress: &Progress) -> Result<Kind> {
+/// What came of a request; `None` when its first byte did not come in time.
+async fn exchange(shared: &Shared, connections: &Connections, template: &Template, progress: &Progress) -> Result<Option<Kind>> {
+    let patience = shared.plan.first_byte_timeout.unwrap_or(shared.plan.request_timeout);
+    let Ok(begun) = timeout(patience, begin(shared, connections, template, progress)).await else { return Ok(None) };
+    let (connection, kind, mut body) = begun?;
+    while let Some(frame) = body.frame().await {
+        frame?;
+    }
+    connections.put(connection);
+    Ok(Some(kind))
+}
+
+/// Sends a request and reads to the first byte of the body, or to the end of one that is empty.
+async fn begin(
+    shared: &Shared,
+    connections: &Connections,
+    template: &Template,
+    progress: &Progress,
+) -> Result<(Connection, Kind, Incoming)> {
     let request = build(&shared.plan, template)?;
     let mut connection = connections.take().await?;
     progress.worker.set(u64::from(connection.number));
@@ -127,12 +143,12 @@ async fn exchange(shared: &Shared, connections: &Connections, template: &Templat
     let kind = classify(&response);
     let mut body = response.into_body();
     while let Some(frame) = body.frame().await {
-        if frame?.data_ref().is_some_and(bytes::Bytes::has_remaining) && progress.first_byte.get().is_none() {
+        if frame?.data_ref().is_some_and(bytes::Bytes::has_remaining) {
             progress.first_byte.set(Some(Instant::now()));
+            break;
         }
     }
-    connections.put(connection);
-    Ok(kind)
+    Ok((connection, kind, body))
 }
 
 /// A refusal is what says so itself; any other status that is no success is a failure.

@@ -33,7 +33,15 @@ async fn server(answer: &'static str, delay: Duration) -> SocketAddr {
 
 fn plan(target: SocketAddr, arrivals: Arrivals) -> Plan {
     let traffic = vec![Traffic { class: "only".to_owned(), request: Template::get("/"), arrivals }];
-    Plan { target, seed: 1, traffic, max_in_flight: 100, request_timeout: Duration::from_secs(10), worker_header: None }
+    Plan {
+        target,
+        seed: 1,
+        traffic,
+        max_in_flight: 100,
+        request_timeout: Duration::from_secs(10),
+        first_byte_timeout: None,
+        worker_header: None,
+    }
 }
 
 #[test]

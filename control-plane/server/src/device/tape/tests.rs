@@ -153,9 +153,9 @@ fn what_is_wrong_with_a_tape_is_said_with_its_line() {
     assert!(problem(&endless).contains("a line is longer than 1 MiB"), "{}", problem(&endless));
 }
 
-/// The recording of an H200; `tests/tapes/README.md` says what happens in it.
-fn h200() -> Tape {
-    Tape::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/tapes/h200.jsonl")).unwrap()
+/// A recording of an H200; `tests/tapes/README.md` says what happens in it.
+fn recorded(name: &str) -> Tape {
+    Tape::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/tapes").join(name)).unwrap()
 }
 
 fn instant(at: Duration) -> Timestamp {
@@ -183,7 +183,7 @@ fn the_memory_of_an_h200_trips_the_level_once_and_lets_it_recover_once() {
             changes.push((at.as_millis() / 100, state));
         }
     };
-    for moment in h200().samples() {
+    for moment in recorded("h200.jsonl").samples() {
         let now = instant(moment.ready_at);
         // The step just before the sample is there: a late one must not look stale.
         note(moment.ready_at, level.tick(now).state);
@@ -202,8 +202,22 @@ fn the_memory_of_an_h200_trips_the_level_once_and_lets_it_recover_once() {
 }
 
 #[test]
+fn a_process_that_makes_its_context_does_not_make_the_memory_of_an_h200_stale() {
+    let tape = recorded("h200-context.jsonl");
+    let longest = tape.samples().iter().map(|moment| moment.ready_at - moment.asked_at).max().unwrap();
+    assert!(longest > Duration::from_millis(100), "{longest:?}: the driver was busy");
+    let config = GpuMemoryConfig { sample: Duration::from_millis(20), ..GpuMemoryConfig::default() };
+    let mut level = GpuMemoryLevel::new(&config, &HysteresisConfig { recover_percent: 90.0, recovery: Duration::from_secs(1) });
+    for moment in tape.samples() {
+        let now = instant(moment.ready_at);
+        assert_ne!(level.tick(now).state, LevelState::Stale, "{now:?}");
+        level.observe(now, &fullest(&config.devices, &state(moment)).unwrap());
+    }
+}
+
+#[test]
 fn a_busy_h200_is_held_by_its_power_limit_and_not_by_heat() {
-    let tape = h200();
+    let tape = recorded("h200.jsonl");
     let activities = || tape.samples().iter().filter_map(|moment| Some(&moment.answer.as_ref().ok()?.first()?.activity));
     let busy: Vec<_> = activities().filter(|activity| activity.power_milliwatts > Some(680_000)).collect();
     assert!(busy.len() > 150, "{}", busy.len());

@@ -99,6 +99,7 @@ impl Scene {
             traffic: traffic.collect(),
             max_in_flight: 4096,
             request_timeout: Duration::from_secs(20),
+            first_byte_timeout: None,
             worker_header: None,
         }
     }

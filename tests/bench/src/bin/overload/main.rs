@@ -1,0 +1,131 @@
+//! `cargo xtask bench overload`: admission controls before the same engine under the same overload, on a real Envoy and in the simulator.
+//!
+//! Every contender gets an engine, an Envoy with two workers and, if it needs one, a control plane of its own, one after the other; the
+//! load is open-loop and the same to the request. The simulator then plays the very same requests before an engine of the same
+//! constants, so that what it says of scenarios that no machine can play is known to be worth something.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use clap::Parser;
+use headgate_sim::measure::{Figures as Simulated, Recorder};
+use headgate_sim::{Setup, World};
+use headgate_test_support::load::Load;
+
+mod contender;
+mod judge;
+mod report;
+mod world;
+
+use contender::{Contender, Stage};
+use judge::Figures;
+use report::{Errors, Report, RunReport, ScenarioReport};
+
+/// Seed of what is random in the simulator besides the load.
+const SIMULATED_SEED: u64 = 1;
+
+/// Headgate, no control and Envoy's own filters under overload.
+#[derive(Parser)]
+#[command(
+    after_help = "Examples:\n  cargo xtask bench overload\n  cargo xtask bench overload --loads 3 --only headgate,no_control --json overload.json"
+)]
+struct Args {
+    /// Loads, in multiples of the capacity.
+    #[arg(long, value_delimiter = ',', default_value = "0.8,3,10")]
+    loads: Vec<f64>,
+    /// Judged length of each run, in seconds.
+    #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u64).range(4..=600))]
+    seconds: u64,
+    /// Measures these alone, for example headgate,no_control.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Writes the figures to this file as JSON.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let known = |name: &String| Contender::ALL.iter().any(|contender| contender.name() == name);
+    if let Some(name) = args.only.iter().find(|name| !known(name)) {
+        return Err(anyhow!("--only: {name} is none of {}", Contender::ALL.map(Contender::name).join(", ")));
+    }
+    ensure!(args.loads.iter().all(|load| (0.1..=100.0).contains(load)), "--loads: outside 0.1..=100");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(run(&args))
+}
+
+async fn run(args: &Args) -> Result<()> {
+    let length = Duration::from_secs(args.seconds);
+    let mut report = Report {
+        capacity_rps: world::capacity_rps(),
+        seconds: args.seconds,
+        processors: std::thread::available_parallelism().map_or(0, usize::from),
+        load_average_before: load_average(),
+        scenarios: Vec::new(),
+    };
+    let contenders =
+        || Contender::ALL.into_iter().filter(|contender| args.only.is_empty() || args.only.iter().any(|name| name == contender.name()));
+    for load in &args.loads {
+        let mut runs = Vec::new();
+        for contender in contenders() {
+            let run = compare(contender, *load, length).await.with_context(|| format!("{} at {load}x", contender.name()))?;
+            let slo = run.real.top_class_slo * 100.0;
+            eprintln!("{load}x {}: goodput {:.0} work tokens/s, top class {slo:.1} %", run.name, run.real.goodput);
+            runs.push(run);
+        }
+        report.scenarios.push(ScenarioReport::new(*load, runs));
+    }
+    println!("capacity {:.1} requests/s, {} s each; work tokens (prompt + 2 x output) per second\n", report.capacity_rps, report.seconds);
+    report.scenarios.iter().for_each(|scenario| println!("{}", scenario.table()));
+    if let Some(path) = &args.json {
+        fs::write(path, serde_json::to_string_pretty(&report)?).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// One contender at one load, really and simulated.
+async fn compare(contender: Contender, load: f64, length: Duration) -> Result<RunReport> {
+    let stage = contender.start().await?;
+    let plan = world::plan(stage.envoy.address(), load, length);
+    let scenario = world::scenario(&plan, load, length);
+    let played = play(&stage, plan, length).await;
+    stage.stop().await?;
+    let (real, overrun, status) = played?;
+    let simulated = match contender.simulated() {
+        Some(mut controller) => {
+            let mut recorder = Recorder::new(&scenario);
+            let setup: &Setup = &scenario.setup;
+            World::new(setup, SIMULATED_SEED).run(controller.as_mut(), &mut recorder)?;
+            Some(judge::simulated(&Simulated::of(&scenario, &recorder.into_run())))
+        }
+        None => None,
+    };
+    let error = simulated.as_ref().map(|simulated| Errors::of(&real, simulated, world::capacity_work()));
+    Ok(RunReport { name: contender.name(), real, simulated, error, overrun, status })
+}
+
+async fn play(
+    stage: &Stage,
+    plan: headgate_test_support::load::Plan,
+    length: Duration,
+) -> Result<(Figures, u64, Option<serde_json::Value>)> {
+    let load = Load::start(plan)?;
+    tokio::time::sleep_until((load.started() + world::WARM_UP + length).into()).await;
+    let status = stage.status().await;
+    while !load.is_over() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let outcomes = load.outcomes(0);
+    let overrun = load.finish().await?.classes.values().map(|class| class.overrun).sum();
+    let pool = status.map(|status| status["pools"][0].clone());
+    Ok((judge::real(&outcomes, length), overrun, pool))
+}
+
+/// The first figure of `/proc/loadavg`; 0 where there is none.
+fn load_average() -> f64 {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().and_then(|figure| figure.parse().ok()).unwrap_or(0.0)
+}
