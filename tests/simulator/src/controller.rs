@@ -146,6 +146,8 @@ pub struct Gauges {
     pub saturation: Option<f64>,
     /// Limit of the work in flight, in the algorithm's own unit.
     pub limit: Option<f64>,
+    /// What limits it: the term of the saturation that binds.
+    pub binding: Option<&'static str>,
     /// Target of the KV use, `0..=1`.
     pub kv_target: Option<f64>,
 }
@@ -236,6 +238,12 @@ impl<'a> Ctx<'a> {
     pub fn engine_queueing(&self, id: RequestId) -> Option<Duration> {
         let (engine, slot) = self.requests.place(id)?;
         self.engines.get(usize::from(engine))?.queueing(slot)
+    }
+
+    /// Output tokens that an admitted request has so far: what a proxy counts as pieces of the response.
+    pub fn output_so_far(&self, id: RequestId) -> u32 {
+        let engine = self.requests.place(id).and_then(|(engine, slot)| Some((self.engines.get(usize::from(engine))?, slot)));
+        engine.map_or(0, |(engine, slot)| engine.made(slot))
     }
 
     /// Requests that wait for a release now, over all sites.

@@ -9,6 +9,7 @@
 pub mod baselines;
 pub mod controller;
 pub mod engine;
+pub mod headgate;
 pub mod measure;
 pub mod observe;
 pub mod rng;

@@ -163,12 +163,20 @@ impl Llm {
     pub(super) fn in_batch(&self) -> impl Iterator<Item = Running> + '_ {
         self.sequences.running().map(|slot| {
             let sequence = self.sequences.get(slot);
-            let made = match sequence.phase {
-                Phase::Decode { since, .. } => sequence.made + (self.tokens - since) as u32,
-                _ => sequence.made,
-            };
-            Running { id: sequence.id, prompt_tokens: sequence.prompt, made, output_tokens: sequence.output }
+            Running { id: sequence.id, prompt_tokens: sequence.prompt, made: self.made(slot), output_tokens: sequence.output }
         })
+    }
+
+    pub(super) fn made(&self, slot: u32) -> u32 {
+        let sequence = self.sequences.get(slot);
+        match sequence.phase {
+            Phase::Decode { since, .. } => sequence.made + (self.tokens - since) as u32,
+            _ => sequence.made,
+        }
+    }
+
+    pub(super) fn free_blocks(&self) -> u32 {
+        self.free_blocks
     }
 
     /// What a step would take now that computes `prompt_tokens`.
@@ -205,11 +213,7 @@ impl Llm {
 
     /// Returns the tokens that it had made.
     pub(super) fn abort(&mut self, slot: u32) -> u32 {
-        let sequence = self.sequences.get(slot);
-        let made = match sequence.phase {
-            Phase::Decode { since, .. } => sequence.made + (self.tokens - since) as u32,
-            _ => sequence.made,
-        };
+        let (sequence, made) = (self.sequences.get(slot), self.made(slot));
         if made == 0 {
             self.backlog -= u64::from(sequence.prompt);
         }

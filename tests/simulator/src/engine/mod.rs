@@ -124,6 +124,22 @@ impl Engine {
         }
     }
 
+    /// Blocks of the KV cache that are free; free places of a plain server.
+    pub fn free_blocks(&self) -> u32 {
+        match &self.model {
+            Model::Llm(llm) => llm.free_blocks(),
+            Model::Plain(plain) => plain.config().concurrency - plain.running(),
+        }
+    }
+
+    /// Output tokens that a request has so far.
+    pub(crate) fn made(&self, slot: Slot) -> u32 {
+        match &self.model {
+            Model::Llm(llm) => llm.made(slot.0),
+            Model::Plain(_) => 0,
+        }
+    }
+
     /// Requests in the batch (in service).
     pub fn running(&self) -> u32 {
         match &self.model {

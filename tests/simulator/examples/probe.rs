@@ -1,0 +1,138 @@
+//! A run second by second: `cargo run --release -p headgate-sim --example probe -- headgate|none ENGINES LOAD SECONDS [SEED]`.
+
+use std::time::Duration;
+
+use headgate_core::time::Timestamp;
+use headgate_sim::controller::{Controller, Ctx};
+use headgate_sim::engine::EngineConfig;
+use headgate_sim::headgate::{Headgate, default_policy};
+use headgate_sim::observe::{Fate, Observer, Over, Sample};
+use headgate_sim::setup::{Arrivals, Lengths, Patience, Shape, Source, Tenants};
+use headgate_sim::{Arrival, Ending, Setup, Verdict, World};
+
+struct Everything;
+
+impl Controller for Everything {
+    fn name(&self) -> &'static str {
+        "none"
+    }
+
+    fn on_arrival(&mut self, _: &mut Ctx<'_>, _: &Arrival) -> Verdict {
+        Verdict::Admit
+    }
+}
+
+#[derive(Default)]
+struct Probe {
+    second: u64,
+    sent: [u32; 3],
+    good: [u32; 3],
+    refused: u32,
+    late: u32,
+    slow: u32,
+    left: u32,
+    good_work: f64,
+    kv: Vec<f64>,
+    total_good_work: f64,
+    per_class: [(u32, u32); 3],
+    preemptions: u64,
+}
+
+impl Probe {
+    fn line(&mut self, sample: &Sample<'_>) {
+        let kv = self.kv.iter().sum::<f64>() / self.kv.len().max(1) as f64;
+        let least = self.kv.iter().copied().fold(1.0, f64::min);
+        let queued: u32 = sample.engines.iter().map(headgate_sim::engine::Engine::waiting).sum();
+        let running: u32 = sample.engines.iter().map(headgate_sim::engine::Engine::running).sum();
+        let preemptions: u64 = sample.engines.iter().map(|engine| engine.counters().preemptions).sum();
+        println!(
+            "{:4} sent {:?} good {:?} refused {} late {} slow {} left {} work {:.0} kv {:.2}/{:.2} run {running} eq {queued} wait {} preempt {} | cut {:.1} sat {:.2} {} limit {:.0}",
+            self.second,
+            self.sent,
+            self.good,
+            self.refused,
+            self.late,
+            self.slow,
+            self.left,
+            self.good_work,
+            kv,
+            least,
+            sample.waiting,
+            preemptions - self.preemptions,
+            sample.gauges.cut_off.unwrap_or(f64::NAN),
+            sample.gauges.saturation.unwrap_or(f64::NAN),
+            sample.gauges.binding.unwrap_or("-"),
+            sample.gauges.limit.unwrap_or(f64::NAN),
+        );
+        let Self { total_good_work, per_class, second, .. } = *self;
+        *self = Self { second: second + 1, total_good_work, per_class, preemptions, ..Self::default() };
+    }
+}
+
+impl Observer for Probe {
+    fn on_sent(&mut self, _: Timestamp, arrival: &Arrival) {
+        self.sent[usize::from(arrival.class)] += 1;
+        self.per_class[usize::from(arrival.class)].0 += 1;
+    }
+
+    fn on_over(&mut self, over: &Over) {
+        let class = usize::from(over.arrival.class);
+        match over.fate {
+            Fate::Refused => self.refused += 1,
+            Fate::Ended(Ending::Completed) => {
+                let first = over.first_token_at.expect("it completed");
+                let in_time = first.since(over.sent_at) <= Duration::from_secs(2);
+                let tpot = over.ended_at.since(first).as_secs_f64() / f64::from(over.output_tokens.max(2) - 1);
+                if in_time && tpot <= 0.1 {
+                    self.good[class] += 1;
+                    self.per_class[class].1 += 1;
+                    let work = f64::from(over.arrival.prompt_tokens) + 2.0 * f64::from(over.output_tokens);
+                    self.good_work += work;
+                    self.total_good_work += work;
+                }
+                self.late += u32::from(!in_time);
+                self.slow += u32::from(tpot > 0.1);
+            }
+            _ => self.left += 1,
+        }
+    }
+
+    fn on_sample(&mut self, sample: &Sample<'_>) {
+        self.kv.push(sample.engines.iter().map(headgate_sim::engine::Engine::kv_usage).sum::<f64>() / sample.engines.len() as f64);
+        if sample.now.as_nanos().is_multiple_of(1_000_000_000) {
+            self.line(sample);
+        }
+    }
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    let number = |index: usize, otherwise: f64| arguments.get(index).and_then(|text| text.parse().ok()).unwrap_or(otherwise);
+    let (engines, load, seconds) = (number(2, 4.0) as usize, number(3, 1.0), number(4, 30.0));
+    let source = |class: u8| Source {
+        class,
+        tenants: Tenants { first: 0, count: 1000, zipf: 0.9 },
+        arrivals: Arrivals::Open { rps: 12.0 * load * engines as f64 * [0.1, 0.4, 0.5][usize::from(class)], cv: 1.0, shape: Shape::Steady },
+        prompt: Lengths::LogNormal { median: 400.0, sigma: 0.7, most: 8000 },
+        output: Lengths::LogNormal { median: 200.0, sigma: 0.7, most: 4000 },
+        patience: Patience { timeout: Duration::from_secs(10), ..Patience::default() },
+        from: Duration::ZERO,
+        until: Duration::from_secs(3600),
+    };
+    let setup = Setup {
+        engines: vec![EngineConfig::default(); engines],
+        sources: (0..3).map(source).collect(),
+        duration: Duration::from_secs_f64(seconds),
+        drain: Duration::from_secs(20),
+        ..Setup::default()
+    };
+    let mut controller: Box<dyn Controller> = match arguments.get(1).map(String::as_str) {
+        Some("headgate") => Box::new(Headgate::new(&setup, &default_policy(&setup)).expect("the default policy is valid")),
+        _ => Box::new(Everything),
+    };
+    let mut probe = Probe::default();
+    match World::new(&setup, number(5, 1.0) as u64).run(&mut *controller, &mut probe) {
+        Ok(totals) => println!("{totals:?} good work/s {:.0} classes {:?}", probe.total_good_work / seconds, probe.per_class),
+        Err(violation) => eprintln!("{violation}"),
+    }
+}

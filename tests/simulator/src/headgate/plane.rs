@@ -1,0 +1,204 @@
+//! The control plane: books, control loop and discovery, called as `headgate serve` calls them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use headgate_core::fleet::{Controls, Ledger, LimitsLifetime, LimitsTable, PolicySet, StepInputs, StoredPolicy};
+use headgate_core::overload::{EngineSample, LEVELS, Term};
+use headgate_core::session::Link;
+use headgate_core::time::Timestamp;
+use headgate_protos::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use headgate_protos::v1;
+use headgate_xds::{DeltaStream, Resource, ResourceName, ResourceType, Scope, Snapshot, Version};
+use prost::Message as _;
+
+use super::proxy::Proxy;
+use super::transit::{Direction, Message};
+use crate::controller::Gauges;
+use crate::engine::Engine;
+
+/// How long limits hold, as `headgate serve` has it by default.
+const LIFETIME: LimitsLifetime = LimitsLifetime { ttl: Duration::from_secs(3), decay: Duration::from_secs(10) };
+/// What a proxy is told at its first report.
+const REPORT_INTERVAL_MS: u32 = 100;
+/// Age at which a reading of the engines leaves the decision.
+const STALE_AFTER: Duration = Duration::from_millis(300);
+
+/// The control plane.
+pub(super) struct Plane {
+    policy: Resource,
+    policy_name: ResourceName,
+    pool: ResourceName,
+    ledger: Ledger,
+    controls: Controls,
+    table: LimitsTable,
+    /// Discovery streams by proxy, with their number.
+    streams: BTreeMap<u16, (u32, DeltaStream)>,
+    /// Report streams that have been greeted.
+    greeted: BTreeMap<u16, u32>,
+    /// A reading that was taken and is not there yet.
+    taken: Option<EngineSample>,
+    engines: Option<EngineSample>,
+    readings: u64,
+    kv_target: Option<f64>,
+}
+
+// === impl Plane ===
+
+impl Plane {
+    pub(super) fn new(policy: &v1::Policy) -> Self {
+        let stored = Arc::new(StoredPolicy { policy: policy.clone(), changed_at_unix_ms: 0 });
+        let policies = PolicySet { policies: [(policy.name.clone(), stored)].into() };
+        let mut ledger = Ledger::default();
+        ledger.set_policies(&policies);
+        let mut controls = Controls::new(LIFETIME);
+        controls.set_policies(Timestamp::ZERO, 0, &policies);
+        let spec = policy.spec.clone().unwrap_or_default();
+        Self {
+            pool: name(&spec.pool),
+            policy: policy_resource(policy),
+            policy_name: name(&policy.name),
+            ledger,
+            controls,
+            table: LimitsTable::default(),
+            streams: BTreeMap::new(),
+            greeted: BTreeMap::new(),
+            taken: None,
+            engines: None,
+            readings: 0,
+            kv_target: spec.overload.map(|overload| f64::from(overload.kv_target_percent.unwrap_or(90)) / 100.0),
+        }
+    }
+
+    /// One step of the control loop; what the proxies are told.
+    pub(super) fn step(&mut self, now: Timestamp) -> Vec<(u16, Vec<Message>)> {
+        let loads = self.ledger.view(now);
+        let ledger = &self.ledger;
+        let engines = self.engines.filter(|sample| now.since(sample.at) <= STALE_AFTER);
+        let inputs = StepInputs { loads: &loads, gpu_memory: &|_| None, engines: &|_| engines, shares: &|pool| ledger.shares(now, pool) };
+        let Some(table) = self.controls.step(now, &inputs) else { return Vec::new() };
+        self.table = table;
+        let mut told = Vec::new();
+        for proxy in self.streams.keys().copied().collect::<Vec<_>>() {
+            let snapshot = self.snapshot(proxy);
+            let Some((number, stream)) = self.streams.get_mut(&proxy) else { continue };
+            told.push((proxy, answers(*number, stream.on_snapshot(&snapshot))));
+        }
+        told
+    }
+
+    pub(super) fn on_message(&mut self, now: Timestamp, proxy: u16, message: &Message) -> Vec<Message> {
+        match message.link {
+            Link::Discovery => self.on_discovery(proxy, message),
+            Link::Reports => self.on_report(now, proxy, message),
+        }
+    }
+
+    /// The streams of a proxy are gone.
+    pub(super) fn forget_streams(&mut self, proxy: u16) {
+        self.streams.remove(&proxy);
+        self.greeted.remove(&proxy);
+    }
+
+    /// Reads the engines' metrics; the answer is there with [`Plane::take_reading`].
+    pub(super) fn scrape(&mut self, now: Timestamp, engines: &[Engine]) {
+        self.readings += 1;
+        let alive = || engines.iter().filter(|engine| engine.is_alive());
+        self.taken = alive().next().map(|_| EngineSample {
+            at: now,
+            epoch: self.readings,
+            kv_used_tokens: alive().map(Engine::kv_used_tokens).sum(),
+            kv_total_tokens: if alive().all(|engine| engine.llm().is_some()) { alive().map(Engine::kv_total_tokens).sum() } else { 0 },
+            kv_fullest: alive().map(Engine::kv_usage).fold(0.0, f64::max),
+            running: alive().map(|engine| u64::from(engine.running())).sum(),
+            waiting: alive().map(|engine| u64::from(engine.waiting())).sum(),
+            preemptions: engines.iter().map(|engine| engine.counters().preemptions).sum(),
+            output_tokens: engines.iter().map(|engine| engine.counters().output_tokens).sum(),
+            engines: alive().count() as u32,
+        });
+    }
+
+    /// The newest reading is there.
+    pub(super) fn take_reading(&mut self) {
+        self.engines = self.taken.take().or(self.engines);
+    }
+
+    pub(super) fn gauges(&self, out: &mut Gauges) {
+        out.kv_target = self.kv_target;
+        let views = self.controls.views();
+        let Some(overload) = views.get(self.pool.as_str()).and_then(|view| view.overload.as_ref()) else { return };
+        out.saturation = Some(overload.saturation.value);
+        let cut = f64::from(overload.cut_off.level) + if overload.cut_off.level < LEVELS { overload.cut_off.fraction } else { 0.0 };
+        out.cut_off = Some(cut);
+        out.binding = overload.saturation.binding.map(term_name);
+        out.limit = overload.budgets.kv_tokens.map(|tokens| tokens as f64);
+    }
+
+    fn on_discovery(&mut self, proxy: u16, message: &Message) -> Vec<Message> {
+        let Ok(request) = DeltaDiscoveryRequest::decode(message.bytes.as_slice()) else { return Vec::new() };
+        if self.streams.get(&proxy).is_none_or(|(number, _)| *number != message.stream) {
+            self.streams.insert(proxy, (message.stream, DeltaStream::new(Scope::Aggregated)));
+        }
+        let snapshot = self.snapshot(proxy);
+        let Some((number, stream)) = self.streams.get_mut(&proxy) else { return Vec::new() };
+        match stream.on_request(&request, &snapshot) {
+            Ok(step) => answers(*number, step.responses),
+            Err(_) => Vec::new(),
+        }
+    }
+
+    fn on_report(&mut self, now: Timestamp, proxy: u16, message: &Message) -> Vec<Message> {
+        let Ok(report) = v1::LoadReport::decode(message.bytes.as_slice()) else { return Vec::new() };
+        self.ledger.record(now, &report);
+        if self.greeted.insert(proxy, message.stream) == Some(message.stream) {
+            return Vec::new();
+        }
+        let bytes = v1::LoadReportResponse { report_interval_ms: REPORT_INTERVAL_MS }.encode_to_vec();
+        vec![Message { direction: Direction::ToProxy, link: Link::Reports, stream: message.stream, bytes }]
+    }
+
+    /// What a proxy may be told: the policy, and its part of the limits.
+    fn snapshot(&self, proxy: u16) -> Snapshot {
+        let mut resources = vec![self.policy.clone()];
+        if let Some(limits) = self.table.for_node(&Proxy::node_id(proxy), self.pool.as_str()) {
+            let limits = Resource::new(ResourceType::HeadgateLimits, self.pool.clone(), limits.encode_to_vec().into());
+            resources.push(limits.needing(ResourceType::HeadgatePolicy, self.policy_name.clone()));
+        }
+        Snapshot::try_new(resources).expect("limits need a policy that is there")
+    }
+}
+
+fn term_name(term: Term) -> &'static str {
+    match term {
+        Term::Prefill => "prefill",
+        Term::Kv => "kv",
+        Term::Decode => "decode",
+        Term::EngineQueue => "engine_queue",
+        Term::Ttft => "ttft",
+        Term::Tpot => "tpot",
+        Term::Level => "level",
+    }
+}
+
+fn name(text: &str) -> ResourceName {
+    ResourceName::new(text).expect("policy and pool have been validated")
+}
+
+fn policy_resource(policy: &v1::Policy) -> Resource {
+    let resource = Resource::new(ResourceType::HeadgatePolicy, name(&policy.name), policy.encode_to_vec().into());
+    match Version::parse(&policy.version) {
+        Some(version) => resource.versioned(version),
+        None => resource,
+    }
+}
+
+fn answers(stream: u32, responses: Vec<DeltaDiscoveryResponse>) -> Vec<Message> {
+    let message = |response: DeltaDiscoveryResponse| Message {
+        direction: Direction::ToProxy,
+        link: Link::Discovery,
+        stream,
+        bytes: response.encode_to_vec(),
+    };
+    responses.into_iter().map(message).collect()
+}

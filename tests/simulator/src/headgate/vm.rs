@@ -1,0 +1,139 @@
+//! One worker VM: when the adapter calls core. Periods and order are those of `filter/wasm/src/root.rs`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use headgate_core::discovery::PolicySnapshot;
+use headgate_core::lease::{Grant, Holding, Want};
+use headgate_core::policy::Policy;
+use headgate_core::shared::{self, Keys, Revisions, SharedLimits};
+use headgate_core::time::Timestamp;
+use headgate_core::worker::Worker;
+use prost::Message as _;
+
+/// Time between two ticks.
+pub(super) const TICK: Duration = Duration::from_millis(20);
+/// Between two refreshes of the sub-leases and of the report.
+const SHARE_EVERY: Duration = Duration::from_millis(100);
+/// Between two reports of a VM that has not seen a request.
+const IDLE_REPORT_EVERY: Duration = Duration::from_millis(400);
+/// Between two refreshes of the sub-leases when they do not suffice.
+const LEASE_AGAIN: Duration = Duration::from_millis(5);
+
+/// What the VMs of a proxy share: values by key.
+pub(super) type SharedData = BTreeMap<String, Vec<u8>>;
+
+/// One worker VM.
+pub(super) struct Vm {
+    pub(super) worker: Worker,
+    pub(super) owner: u64,
+    seen: Revisions,
+    /// Permits by policy, `None`: unbounded. Empty before the first request.
+    permits: Vec<Option<u32>>,
+    leased_at: Timestamp,
+    reported_at: Timestamp,
+    pub(super) looked_at: Timestamp,
+}
+
+// === impl Vm ===
+
+impl Vm {
+    pub(super) fn new(owner: u64) -> Self {
+        Self {
+            worker: Worker::new(owner),
+            owner,
+            seen: Revisions::default(),
+            permits: Vec::new(),
+            leased_at: Timestamp::ZERO,
+            reported_at: Timestamp::ZERO,
+            looked_at: Timestamp::ZERO,
+        }
+    }
+
+    pub(super) fn on_tick(&mut self, now: Timestamp, keys: &Keys, shared: &mut SharedData) {
+        self.worker.on_tick(now);
+        self.take_up(now, keys, shared);
+        if !self.permits.is_empty() && (now.since(self.leased_at) >= SHARE_EVERY || self.is_short_of_permits()) {
+            self.lease(now, keys, shared);
+        }
+        if self.reports_next(now) {
+            self.reported_at = now;
+            self.report(now, keys, shared);
+        }
+    }
+
+    /// Whether a tick now would share a report.
+    pub(super) fn reports_next(&self, now: Timestamp) -> bool {
+        let every = if self.permits.is_empty() { IDLE_REPORT_EVERY } else { SHARE_EVERY };
+        now.since(self.reported_at) >= every
+    }
+
+    /// Before a decision: takes permits up when there are none left.
+    pub(super) fn ensure_permits(&mut self, now: Timestamp, keys: &Keys, shared: &mut SharedData) {
+        if self.permits.is_empty() || (self.is_short_of_permits() && now.since(self.leased_at) >= LEASE_AGAIN) {
+            self.lease(now, keys, shared);
+        }
+    }
+
+    /// Takes up what the leader has shared since the last look.
+    fn take_up(&mut self, now: Timestamp, keys: &Keys, shared: &mut SharedData) {
+        let newest = Revisions::decode(blob(shared, &keys.revisions));
+        if newest == self.seen {
+            return;
+        }
+        let has_policies = newest.policies != self.seen.policies;
+        if has_policies && let Some(snapshot) = PolicySnapshot::decode(blob(shared, &keys.policies)) {
+            let policies = snapshot.policies.iter().filter_map(|wire| Policy::try_from_wire(wire).ok().map(Arc::new));
+            self.worker.set_policies(now, policies.collect());
+            if !self.permits.is_empty() {
+                self.lease(now, keys, shared);
+            }
+        }
+        if has_policies || newest.limits != self.seen.limits {
+            for pool in SharedLimits::decode(blob(shared, &keys.limits)).unwrap_or_default().pools {
+                if let Some(limits) = &pool.limits {
+                    self.worker.set_limits(Timestamp::from_nanos(pool.at_ns), limits);
+                }
+            }
+        }
+        self.seen = newest;
+    }
+
+    fn is_short_of_permits(&self) -> bool {
+        let is_short = |(index, held): (usize, &Option<u32>)| held.is_some_and(|held| self.worker.wants(index).permits_in_use >= held);
+        self.permits.iter().enumerate().any(is_short)
+    }
+
+    fn lease(&mut self, now: Timestamp, keys: &Keys, shared: &mut SharedData) {
+        self.leased_at = now;
+        self.permits.clear();
+        let policies: Vec<Arc<Policy>> = self.worker.policies().cloned().collect();
+        for (index, policy) in policies.iter().enumerate() {
+            let grant = Grant { permits_total: policy.concurrency().map(|concurrency| concurrency.max_in_flight) };
+            let held = refresh(now, self.owner, shared, keys.lease(policy.name()), self.worker.wants(index), grant);
+            if let Some((_, Holding { permits, rate_share })) = held {
+                self.worker.set_permits(index, permits.unwrap_or(u32::MAX), rate_share);
+            }
+            self.permits.push(held.and_then(|(_, holding)| holding.permits));
+        }
+    }
+
+    fn report(&self, now: Timestamp, keys: &Keys, shared: &mut SharedData) {
+        let none = Grant { permits_total: None };
+        let Some((slot, _)) = refresh(now, self.owner, shared, keys.roster.clone(), Want::default(), none) else { return };
+        let report = self.worker.report(now, slot as u32);
+        shared.insert(keys.report(slot), report.encode_to_vec());
+    }
+}
+
+pub(super) fn blob<'a>(shared: &'a SharedData, key: &str) -> &'a [u8] {
+    shared.get(key).map_or(&[], Vec::as_slice)
+}
+
+fn refresh(now: Timestamp, owner: u64, shared: &mut SharedData, key: String, want: Want, grant: Grant) -> Option<(usize, Holding)> {
+    let record = shared.entry(key).or_default();
+    let (bytes, held) = shared::refresh_lease(record, now, owner, want, grant)?;
+    *record = bytes;
+    Some(held)
+}
