@@ -38,9 +38,9 @@ enum Task {
     },
     /// Format, lints, docs and every test of the workspace
     Test,
-    /// Runs one benchmark
+    /// Runs one benchmark: `decision` times the core alone, the others run against real proxies
     Bench {
-        /// Name of the benchmark: the binary `bench-NAME` of headgate-bench
+        /// `decision`, or the NAME of a binary `bench-NAME` of headgate-bench
         name: String,
         /// Passed to the benchmark as they are
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -68,6 +68,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Wasm => build_filters(&layout, &mut steps)?,
         Task::Test => check::run(&layout, &mut steps)?,
         Task::Demo { args } => return show(&layout, &mut steps, "demo", &[], &args),
+        Task::Bench { name, args } if name == "decision" => return decision(&layout, &args),
         Task::Bench { name, args } => return show(&layout, &mut steps, &format!("bench-{name}"), &["--release"], &args),
     }
     steps.done();
@@ -84,6 +85,14 @@ fn build_filters(layout: &Layout, steps: &mut Steps) -> Result<()> {
     // The filters need no Envoy, so building them does not wait for one to be downloaded.
     let toolchain = toolchain::provide(layout, steps).context("the wasm target is not set up")?;
     wasm::build(layout, &toolchain, steps)
+}
+
+/// What a decision costs natively; needs neither an Envoy nor the filters.
+fn decision(layout: &Layout, args: &[String]) -> Result<ExitCode> {
+    let mut command = layout.cargo();
+    command.args(["bench", "--quiet", "--package", "headgate-core", "--bench", "decision", "--"]).args(args);
+    let status = command.status().context("cannot start cargo to run the benchmark")?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Builds everything that a program of headgate-bench starts, then becomes that program's parent until it ends.

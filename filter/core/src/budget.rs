@@ -32,7 +32,8 @@ pub(crate) struct Lack {
 }
 
 /// The first budget that has no room for `work` besides `in_flight`. One request fits always, or a budget that is smaller than a
-/// request would never be tried again.
+/// request would never be tried again. Prefill may pass its budget by one request: a worker's part of it is a few prompts at most, and a
+/// prompt too many costs a moment, while a KV cache too small costs every request in it.
 pub(crate) fn lack(in_flight: Work, work: Work, budgets: &Budgets) -> Option<Lack> {
     if in_flight.streams == 0 {
         return None;
@@ -44,7 +45,8 @@ pub(crate) fn lack(in_flight: Work, work: Work, budgets: &Budgets) -> Option<Lac
         (Term::Decode, in_flight.streams, sum.streams, budgets.streams),
     ];
     kinds.into_iter().find_map(|(term, used, value, budget)| {
-        let budget = budget.filter(|budget| used > 0 && value > *budget)?;
+        let reached = if term == Term::Prefill { used.saturating_add(1) } else { value };
+        let budget = budget.filter(|budget| used > 0 && reached > *budget)?;
         Some(Lack { term, value, budget })
     })
 }
@@ -121,8 +123,10 @@ mod tests {
         assert_eq!(lack(Work::NONE, SIZE.work(), &budgets(1)), None);
         assert_eq!(lack(SIZE.work(), SIZE.work(), &budgets(240)), None);
         assert_eq!(lack(SIZE.work(), SIZE.work(), &budgets(239)), Some(Lack { term: Term::Kv, value: 240, budget: 239 }));
-        let prefill = Budgets { prefill_tokens: Some(50), ..Budgets::UNBOUNDED };
+        let prefill = |tokens| Budgets { prefill_tokens: Some(tokens), ..Budgets::UNBOUNDED };
+        assert_eq!(lack(SIZE.work(), SIZE.work(), &prefill(101)), None, "one prompt may pass the budget");
+        assert_eq!(lack(SIZE.work(), SIZE.work(), &prefill(100)), Some(Lack { term: Term::Prefill, value: 200, budget: 100 }));
         let decoding = Work { prefill_tokens: 0, ..SIZE.work() };
-        assert_eq!(lack(decoding, SIZE.work(), &prefill), None, "nobody else's prompt waits");
+        assert_eq!(lack(decoding, SIZE.work(), &prefill(50)), None, "nobody else's prompt waits");
     }
 }

@@ -187,6 +187,12 @@ impl Stream {
         Self { id, ..Self::default() }
     }
 
+    /// The adapter's name for it.
+    #[must_use]
+    pub const fn id(&self) -> u32 {
+        self.id
+    }
+
     /// Takes one event and says what to do. Once the request is over, every later event changes nothing.
     pub fn handle(&mut self, worker: &mut Worker, now: Timestamp, event: Event<'_>) -> Outcome {
         match (&mut self.phase, event) {

@@ -125,7 +125,7 @@ fn size_up(load: &mut PoolOverload, config: &OverloadConfig, now: Timestamp, new
         load.retries.note_first_attempt(now);
     }
     load.flow.offered_requests += 1;
-    load.flow.offered.record(level, work);
+    load.levels.record(level, work);
     if let Some(offered) = load.offered.get_mut(index) {
         offered.total = offered.total.saturating_add(work);
     }

@@ -148,15 +148,15 @@ fn what_finds_no_budget_waits_and_starts_when_another_ends_the_most_important_fi
 #[test]
 fn a_newcomer_overtakes_nobody_who_is_as_important() {
     let mut site = Site::new(policy(|_, _| {}));
-    let prefill = |requests: u64| v1::Work { prefill_tokens: requests * 1000, ..Default::default() };
-    site.limit(ms(0), |limits| limits.budgets = Some(prefill(2)));
+    site.kv(2);
     let first = site.send(ms(1), "medium").0;
     let huge = site.send_with(ms(1), "medium", &[(b"content-length", b"8000")]);
     assert_eq!(huge.1, Got::Waits);
     assert_eq!(site.send(ms(2), "medium").1, Got::Waits, "it would fit");
     assert_eq!(site.send(ms(2), "low").1, Got::Waits);
-    assert_eq!(site.send(ms(2), "high").1, Got::Admitted);
-    site.token(ms(3), first);
+    let high = site.send(ms(2), "high");
+    assert_eq!(high.1, Got::Admitted);
+    site.log(ms(3), first, StreamEnd::Complete);
     assert_eq!(site.released(ms(3)), [], "the one that waits longest needs more than is free, and nobody passes it");
 }
 

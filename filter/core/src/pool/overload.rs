@@ -13,7 +13,7 @@ use crate::level::{LevelState, LevelStatus};
 use crate::limits::HeldLimits;
 use crate::limits::work::{self, WorkLimits};
 use crate::output_estimate::{Estimates, Presumed};
-use crate::overload::{Flow, OverloadController, OverloadSignals};
+use crate::overload::{Flow, LEVELS, Level, OfferedLevels, OverloadController, OverloadSignals};
 use crate::permits::MAX_CLASSES;
 use crate::policy::{ClassId, OverloadConfig, Policy, QueueConfig, RungKind};
 use crate::queue::{AdmissionQueue, Bounds};
@@ -62,6 +62,37 @@ pub(crate) struct Offered {
     rate: f64,
 }
 
+/// Work tokens offered by level since the last tick: adding to them must not search.
+#[derive(Debug)]
+pub(crate) struct RecentLevels {
+    work: Vec<u64>,
+    /// Levels that are not 0.
+    touched: Vec<Level>,
+}
+
+impl RecentLevels {
+    fn new() -> Self {
+        Self { work: alloc::vec![0; usize::from(LEVELS)], touched: Vec::with_capacity(usize::from(LEVELS)) }
+    }
+
+    /// Counts work, which is never 0.
+    pub(crate) fn record(&mut self, level: Level, work: u64) {
+        let Some(sum) = self.work.get_mut(usize::from(level.index())) else { return };
+        if *sum == 0 {
+            self.touched.push(level);
+        }
+        *sum = sum.saturating_add(work);
+    }
+
+    fn drain_into(&mut self, offered: &mut OfferedLevels) {
+        for level in self.touched.drain(..) {
+            if let Some(sum) = self.work.get_mut(usize::from(level.index())) {
+                offered.record(level, core::mem::take(sum));
+            }
+        }
+    }
+}
+
 /// Overload control of one policy.
 #[derive(Debug)]
 pub(crate) struct PoolOverload {
@@ -73,6 +104,7 @@ pub(crate) struct PoolOverload {
     pub(crate) estimates: Estimates,
     pub(crate) retries: RetryBudget,
     pub(crate) offered: [Offered; MAX_CLASSES],
+    pub(crate) levels: RecentLevels,
     pub(crate) floors: [TokenBucket; MAX_CLASSES],
     controller: OverloadController,
     rated_at: Timestamp,
@@ -95,6 +127,7 @@ impl PoolOverload {
             estimates: Estimates::default(),
             retries: RetryBudget::default(),
             offered: [Offered::default(); MAX_CLASSES],
+            levels: RecentLevels::new(),
             floors: core::array::from_fn(|_| TokenBucket::new(now, 0.0, 0.0)),
             controller,
             rated_at: now,
@@ -171,8 +204,9 @@ impl PoolOverload {
         self.controller.step(now, &signals);
     }
 
-    /// Puts into force what holds at `now` for a worker with `share` of its proxy.
+    /// Every tick: takes stock, and puts into force what holds at `now` for a worker with `share` of its proxy.
     pub(crate) fn enforce(&mut self, now: Timestamp, limits: Option<&HeldLimits>, share: f64, config: &OverloadConfig) {
+        self.levels.drain_into(&mut self.flow.offered);
         self.in_force = work::in_force(limits, self.controller.state(), now, share);
         for (bucket, floor) in self.floors.iter_mut().zip(self.in_force.floors_work_per_s) {
             bucket.set_rate(now, floor, floor);

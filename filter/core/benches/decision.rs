@@ -1,0 +1,55 @@
+//! What a decision costs natively, with 3 classes and 1,000 tenants: `cargo xtask bench decision`.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use divan::{Bencher, black_box};
+use headgate_core::stream::{Outcome, StreamEnd};
+
+mod site;
+use site::{Control, PLENTY, Site};
+
+fn main() {
+    divan::main();
+}
+
+/// Headers to verdict, admitted.
+#[divan::bench(args = ["levels", "work"], sample_count = 500, sample_size = 200)]
+fn admit(bencher: Bencher<'_, '_>, control: &str) {
+    let mut site = Site::new(if control == "work" { Control::Work } else { Control::Levels }, PLENTY);
+    bencher.bench_local(|| black_box(site.send()));
+}
+
+/// Headers to log: decision, first token, end.
+#[divan::bench(args = ["levels", "work"], sample_count = 500, sample_size = 200)]
+fn whole_request(bencher: Bencher<'_, '_>, control: &str) {
+    let mut site = Site::new(if control == "work" { Control::Work } else { Control::Levels }, PLENTY);
+    bencher.bench_local(|| {
+        let (mut stream, outcome) = site.send();
+        assert_eq!(outcome, Outcome::Continue);
+        site.first_token(&mut stream);
+        site.end(&mut stream, StreamEnd::Complete);
+    });
+}
+
+/// Two whole requests of which the second waits for the first, while a thousand others wait behind both.
+#[divan::bench(sample_count = 500, sample_size = 100)]
+fn wait_and_release(bencher: Bencher<'_, '_>) {
+    let mut site = Site::new(Control::Work, 1000);
+    let (mut running, mut waiting) = (Vec::new(), std::collections::VecDeque::new());
+    for number in 0..2000 {
+        let (stream, _) = site.send();
+        if number < 1000 { running.push(stream) } else { waiting.push_back(stream) }
+    }
+    let mut by_id: std::collections::HashMap<u32, _> = waiting.into_iter().map(|stream| (stream.id(), stream)).collect();
+    bencher.bench_local(|| {
+        let mut over = running.pop().expect("a thousand run");
+        site.end(&mut over, StreamEnd::Complete);
+        let released = site.worker.next_released().expect("a thousand wait");
+        let mut stream = by_id.remove(&released).expect("it waits");
+        let now = site.now();
+        assert_eq!(stream.release(&mut site.worker, now), Outcome::Continue);
+        running.push(stream);
+        let (stream, _) = site.send();
+        by_id.insert(stream.id(), stream);
+    });
+}
