@@ -37,7 +37,7 @@ const LEASE_AGAIN: Duration = Duration::from_millis(5);
 #[derive(Debug)]
 enum Happening {
     Tick,
-    Limits(v1::Limits),
+    Limits(Box<v1::Limits>),
     Request { id: u32, headers: Pairs },
     ResponseHeaders { id: u32, status: u16, failed_dependency: bool },
     ResponseBody { id: u32, len: u32, is_last: bool },
@@ -78,7 +78,7 @@ impl Draw {
             return (self.now, Happening::Tick);
         }
         let happening = match self.rng.random_range(0..200) {
-            0 => Happening::Limits(self.limits()),
+            0 => Happening::Limits(Box::new(self.limits())),
             1..70 if self.open.len() < 120 => self.request(),
             _ if self.open.is_empty() => self.request(),
             _ => self.step(),
@@ -324,7 +324,7 @@ impl Native {
                 Vec::new()
             }
             Happening::Limits(limits) => {
-                self.pushed = Some((now, limits.clone()));
+                self.pushed = Some((now, (**limits).clone()));
                 Vec::new()
             }
             Happening::Request { id, headers } => self.request(now, *id, headers),
