@@ -18,7 +18,9 @@ use crate::clock::{Clock, unix_ms};
 use crate::control_loop::{ControlView, SharedLedger};
 use crate::device::DeviceState;
 use crate::fleet::Fleet;
-use crate::status::{ClassStatus, EngineStatus, GpuStatus, LevelView, PoolStatus, ProxyStatus, StatusDocument, TripView, source_text};
+use crate::status::{
+    ClassStatus, EngineStatus, GpuStatus, LevelView, OverloadStatus, PoolStatus, ProxyStatus, StatusDocument, TripView, source_text,
+};
 
 mod metrics;
 
@@ -100,6 +102,7 @@ impl Observatory {
                 classes: view.state.classes.iter().map(|decision| class(&ledger, name, decision, load, self.clock)).collect(),
                 drain_rps: view.state.drain_rps,
                 proxies: load.proxies,
+                overload: OverloadStatus::of(view, load),
                 engines: control.engines.get(name).map_or_else(Vec::new, |pool| pool.engines.iter().map(EngineStatus::from).collect()),
             }
         };

@@ -8,6 +8,10 @@ use crate::device::{DeviceActivity, DeviceDetail, DeviceSample, DeviceState, Sam
 use crate::engine::{EngineView, Health};
 use crate::fleet::ProxyView;
 
+mod overload;
+
+pub use self::overload::{BudgetStatus, ClassShed, CutOffStatus, OverloadStatus, QueueStatus, RungStatus, WorkStatus};
+
 /// The whole document.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StatusDocument {
@@ -40,6 +44,9 @@ pub struct PoolStatus {
     pub drain_rps: f64,
     /// Proxies that report the pool.
     pub proxies: usize,
+    /// Overload control; absent when the policy has none.
+    #[serde(default)]
+    pub overload: Option<OverloadStatus>,
     /// The engines behind the pool, in the policy's order.
     #[serde(default)]
     pub engines: Vec<EngineStatus>,

@@ -157,6 +157,47 @@ async fn the_page_of_an_engine_comes_out_in_status_and_metrics() {
 }
 
 #[tokio::test]
+async fn work_that_is_reported_comes_out_in_limits_status_and_metrics() {
+    let directory = tempfile::tempdir().unwrap();
+    let (running, channel) = serve(&directory).await;
+    let document = format!("{POLICY}  overload: {{queue: {{}}, ladder: [{{kind: delay, engageAt: 1.5}}]}}\n");
+    let policy = apply_document(&channel, document).await;
+    let loaded = |sequence: u64, requests: u64| {
+        let mut report = report(sequence, &policy, requests);
+        let work = |requests: u64| v1::Work { prefill_tokens: 100 * requests, kv_tokens: 150 * requests, streams: requests };
+        report.workers[0].pools[0].overload = Some(v1::OverloadReport {
+            in_flight: Some(work(2)),
+            admitted: Some(work(requests)),
+            finished: Some(work(requests.saturating_sub(2))),
+            queue: Some(v1::QueueReport { requests: 3, work: 600, released: requests, ..Default::default() }),
+            ..Default::default()
+        });
+        report
+    };
+    let (reports, stream) = mpsc::channel(4);
+    reports.send(loaded(1, 10)).await.unwrap();
+    let _answers = LoadReportingClient::new(channel.clone()).stream_load_reports(ReceiverStream::new(stream)).await.unwrap();
+    reports.send(loaded(2, 40)).await.unwrap();
+
+    let status = status_with(&running, |status| status["pools"][0]["overload"]["queue"]["released"] == 40).await;
+    let overload = &status["pools"][0]["overload"];
+    assert_eq!((&overload["in_flight"]["kv_tokens"], &overload["queue"]["requests"]), (&300.into(), &3.into()));
+    assert_eq!((&overload["cut_off"]["level"], &overload["rungs"][0]["kind"]), (&1024.into(), &"delay".into()));
+    let metrics = get(&running, "/metrics").await;
+    for line in [
+        "headgate_in_flight_work{pool=\"demo\",kind=\"kv\"} 300",
+        "headgate_cut_level{pool=\"demo\"} 1024",
+        "headgate_shed_ratio{pool=\"demo\",class=\"low\"} 0",
+        "headgate_queue_outcomes_total{pool=\"demo\",outcome=\"released\"} 40",
+        "headgate_rung{pool=\"demo\",rung=\"0\",kind=\"delay\",state=\"released\"} 1",
+        "headgate_saturation_term{pool=\"demo\",term=\"kv\"} ",
+    ] {
+        assert!(metrics.contains(line), "{line} in\n{metrics}");
+    }
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn a_stop_ends_open_streams_within_its_bound() {
     let directory = tempfile::tempdir().unwrap();
     let (running, channel) = serve(&directory).await;

@@ -9,6 +9,8 @@ use super::table::{Align, Table};
 use super::{CliError, Format, gpu, print};
 use crate::status::{ClassStatus, EngineStatus, LevelView, PoolStatus, StatusDocument};
 
+mod overload;
+
 /// Arguments of `headgate status`.
 #[derive(Args, Debug)]
 pub(super) struct StatusArgs {
@@ -83,7 +85,9 @@ fn pool(pool: &PoolStatus) -> String {
         ("REFUSED", Align::Left),
     ]);
     pool.classes.iter().for_each(|class| classes.row(class_row(class)));
-    let mut parts = vec![head, levels.render(), classes.render()];
+    let mut parts = vec![head];
+    parts.extend(pool.overload.as_ref().map(overload::render));
+    parts.extend([levels.render(), classes.render()]);
     if !pool.engines.is_empty() {
         parts.push(engines(&pool.engines).render());
     }

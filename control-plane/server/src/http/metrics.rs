@@ -20,6 +20,7 @@ use crate::fleet::PolicyReach;
 use crate::status::{ClassStatus, LevelView, PoolStatus, StatusDocument};
 
 mod engines;
+mod overload;
 
 /// Type of the text.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -34,6 +35,7 @@ struct Scrape {
     policies: Vec<(String, PolicyReach)>,
     filters: v1::WorkerCounters,
     unaccounted_reports: u64,
+    unreadable_reports: u64,
     step_seconds: f64,
     steps: u64,
     gpu_telemetry_up: bool,
@@ -63,6 +65,7 @@ impl Scrape {
             policies: policies.policies.iter().map(|(name, stored)| reach(name, &stored.policy.version)).collect(),
             filters: *ledger.worker_counters(),
             unaccounted_reports: ledger.unaccounted(),
+            unreadable_reports: ledger.unreadable(),
             step_seconds: control.step.as_secs_f64(),
             steps: control.steps,
             gpu_telemetry_up: observatory.devices.borrow().state == SourceState::Sampling,
@@ -181,6 +184,8 @@ impl Scrape {
         out.counters("headgate_filter_events", "What the filters count besides policies", events.into_iter())?;
         let unaccounted = [(Labels::new(), self.unaccounted_reports)];
         out.counters("headgate_unaccounted_reports", "Load reports of proxies beyond the bound", unaccounted.into_iter())?;
+        let unreadable = [(Labels::new(), self.unreadable_reports)];
+        out.counters("headgate_unreadable_reports", "Overload reports of workers that could not be read", unreadable.into_iter())?;
         out.gauge("headgate_control_step_seconds", "Duration of the last control step", self.step_seconds)?;
         out.counters("headgate_control_steps", "Control steps", [(Labels::new(), self.steps)].into_iter())?;
         out.gauge("headgate_ready", "Whether policies are open and gRPC is served", f64::from(u8::from(self.ready)))
@@ -193,6 +198,7 @@ impl Collector for Scrape {
         self.encode_levels(&mut out)?;
         self.encode_classes(&mut out)?;
         self.encode_pools(&mut out)?;
+        overload::encode(&self.status.pools, &mut out)?;
         engines::encode(&self.status.pools, &mut out)?;
         self.encode_gpus(&mut out)?;
         self.encode_fleet(&mut out)

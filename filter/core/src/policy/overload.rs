@@ -123,6 +123,18 @@ pub enum RungKind {
 }
 
 impl RungKind {
+    /// The name of the kind in a policy document.
+    #[must_use]
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::CapMaxTokens(_) => "cap_max_tokens",
+            Self::DropFeatures => "drop_features",
+            Self::Delay(_) => "delay",
+            Self::SwitchModel(_) => "switch_model",
+            Self::CacheFirst => "cache_first",
+        }
+    }
+
     /// Whether this build can do it: bodies are not edited.
     #[must_use]
     pub const fn is_available(&self) -> bool {

@@ -16,7 +16,7 @@ use crate::control::{ClassLoad, LimitsFrame, PoolController, PoolState, Signals}
 use crate::histogram::Histogram;
 use crate::level::{GpuMemorySample, SignalSource};
 use crate::overload::{EngineSample, OverloadState};
-use crate::policy::{GpuMemoryConfig, Policy, PolicyErrors};
+use crate::policy::{GpuMemoryConfig, OverloadConfig, Policy, PolicyErrors};
 use crate::time::Timestamp;
 
 mod material;
@@ -48,6 +48,8 @@ pub struct PoolControlView {
     pub state: PoolState,
     /// What overload control found; `None` when the policy has none.
     pub overload: Option<OverloadState>,
+    /// What the policy asks of it.
+    pub overload_config: Option<OverloadConfig>,
     /// Epoch of the newest pushed limits; 0 before the first.
     pub epoch: u64,
 }
@@ -168,6 +170,7 @@ impl Controls {
             version: pool.policy.version().to_owned(),
             state: pool.state(),
             overload: pool.overload.as_ref().map(|overload| overload.state().clone()),
+            overload_config: pool.policy.overload().cloned(),
             epoch: pool.pushed.as_ref().map_or(0, |pushed| pushed.limits.fleet.epoch),
         };
         self.pools.iter().map(|(name, pool)| (name.clone(), view(pool))).collect()
