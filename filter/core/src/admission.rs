@@ -67,6 +67,7 @@ enum BreakerSays {
 }
 
 /// Decides about a request and counts the decision.
+#[inline(never)]
 pub(crate) fn admit(pool: &mut Pool, now: Timestamp, rng: &mut Rng, newcomer: &Newcomer<'_>) -> Admission {
     let classified = newcomer.classified;
     if let Some(state) = pool.state_mut(classified.class) {

@@ -81,9 +81,12 @@ fn tenant_of_key(policy: &Policy, key: &[u8], cache: &mut KeyCache) -> Option<Te
     if key.is_empty() || key.len() > MAX_KEY_BYTES {
         return None;
     }
-    if let Some(remembered) = cache.get(key) {
-        return remembered;
-    }
+    cache.get(key).unwrap_or_else(|| tenant_of_new_key(policy, key, cache))
+}
+
+// Apart, so that the way of a key that is remembered has no SHA-256 in its code.
+#[inline(never)]
+fn tenant_of_new_key(policy: &Policy, key: &[u8], cache: &mut KeyCache) -> Option<TenantId> {
     let digest: [u8; 32] = Sha256::digest(key).into();
     let keys = &policy.identities.api_keys;
     let found = keys.binary_search_by(|(known, _)| known.cmp(&digest)).ok().and_then(|position| keys.get(position));
@@ -96,7 +99,7 @@ fn tenant_of_key(policy: &Policy, key: &[u8], cache: &mut KeyCache) -> Option<Te
 /// proxy in front may have added its own, and which one counts must not depend on the order.
 fn claimed_class(policy: &Policy, headers: &HeaderView<'_>) -> Option<ClassId> {
     let name = policy.classification().priority_header.as_bytes();
-    let mut values = headers.iter().filter(|(key, _)| *key == name).map(|(_, value)| value.trim_ascii());
+    let mut values = headers.all(name).map(<[u8]>::trim_ascii);
     let first = values.next()?;
     if values.any(|other| !other.eq_ignore_ascii_case(first)) {
         return None;

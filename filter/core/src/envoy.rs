@@ -1,11 +1,22 @@
 //! What Envoy's own values mean.
 
+use alloc::format;
+use alloc::string::String;
+
+use crate::policy::ClaimName;
 use crate::stream::StreamEnd;
 
 /// Downstream connection termination, downstream remote reset: bits of `CoreResponseFlag`.
 const BY_CLIENT: u64 = 1 << 14 | 1 << 28;
 /// Upstream request timeout, local reset, remote reset, connection failure, connection termination, protocol error.
 const BY_UPSTREAM: u64 = 0b111_1100 | 1 << 23;
+
+/// The property that holds a claim of a verified JWT; its parts are separated by NUL.
+#[must_use]
+pub fn claim_path(claim: &ClaimName) -> String {
+    let ClaimName { payload, claim } = claim;
+    format!("metadata\0filter_metadata\0envoy.filters.http.jwt_authn\0{payload}\0{claim}")
+}
 
 /// Who ended a response that was not seen to its end, by the property `response.flags`: 8 bytes, little-endian.
 ///

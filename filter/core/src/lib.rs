@@ -14,6 +14,7 @@ mod admission;
 pub mod breaker;
 mod budget;
 pub mod classify;
+pub mod contexts;
 pub mod control;
 pub mod discovery;
 pub mod envoy;

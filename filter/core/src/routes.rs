@@ -27,11 +27,8 @@ impl RouteTable {
 
     /// Index of the policy.
     pub(crate) fn find(&self, path: &[u8], authority: &[u8]) -> Option<usize> {
-        let host = without_port(authority);
-        let found = self.0.iter().find(|entry| {
-            path.starts_with(entry.path_prefix.as_bytes())
-                && entry.host.as_ref().is_none_or(|own| host.eq_ignore_ascii_case(own.as_bytes()))
-        });
+        let is_host = |own: &String| without_port(authority).eq_ignore_ascii_case(own.as_bytes());
+        let found = self.0.iter().find(|entry| path.starts_with(entry.path_prefix.as_bytes()) && entry.host.as_ref().is_none_or(is_host));
         found.map(|entry| entry.policy)
     }
 }

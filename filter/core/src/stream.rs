@@ -279,6 +279,24 @@ impl Stream {
         outcome
     }
 
+    /// Whether there is more to see of the request: it waits, or it was admitted and is not over.
+    #[must_use]
+    pub const fn is_open(&self) -> bool {
+        matches!(self.phase, Phase::InFlight(_) | Phase::Waiting(_))
+    }
+
+    /// Whether the first byte of its response's body would say something.
+    #[must_use]
+    pub const fn awaits_first_byte(&self) -> bool {
+        matches!(&self.phase, Phase::InFlight(flight) if flight.awaits_first_byte())
+    }
+
+    /// Whether the status of its response is known, or of no interest.
+    #[must_use]
+    pub const fn has_status(&self) -> bool {
+        !matches!(&self.phase, Phase::InFlight(flight) if !flight.has_status())
+    }
+
     /// The decision for the access log; `None` when no policy governs the request.
     #[must_use]
     pub fn summary(&self) -> Option<Summary<'_>> {
@@ -342,11 +360,15 @@ fn only_if_cached() -> HeaderOp {
     HeaderOp::Set { name: "cache-control", value: String::from("only-if-cached") }
 }
 
+// Apart from here on: what few requests need is kept out of the code of those that are just admitted.
+
 /// Removal of every header that only Headgate may set, once for each name.
 fn forged_headers(request: &RequestInfo<'_>) -> Vec<HeaderOp> {
-    if !request.has_forged_headers {
-        return Vec::new();
-    }
+    if request.has_forged_headers { removals(request) } else { Vec::new() }
+}
+
+#[inline(never)]
+fn removals(request: &RequestInfo<'_>) -> Vec<HeaderOp> {
     let mut names: Vec<&[u8]> = request.headers.iter().map(|(name, _)| name).filter(|name| name.starts_with(OWN_HEADER_PREFIX)).collect();
     names.sort_unstable();
     names.dedup();
@@ -369,6 +391,7 @@ fn direct_header(passes: Passes) -> Option<HeaderOp> {
 }
 
 /// What the fallback of an open breaker does with the request.
+#[inline(never)]
 fn divert(policy: &Policy, cause: &Cause, mut headers: Vec<HeaderOp>) -> Outcome {
     match policy.breaker().and_then(|config| config.fallback.as_ref()) {
         Some(Fallback::StaticReply(reply)) => return Outcome::Reply(refusal::static_reply(policy, reply, cause)),

@@ -2,6 +2,7 @@
 
 use crate::abi;
 use core::ptr::NonNull;
+use headgate_core::stream::{HeaderOp, Reply};
 use headgate_core::time::Timestamp;
 use std::alloc::Layout;
 use std::cell::Cell;
@@ -187,16 +188,17 @@ pub(crate) fn response_header(name: &str) -> Result<Bytes, HostError> {
     value(|data, len| unsafe { abi::proxy_get_header_map_value(RESPONSE_HEADERS, name.as_ptr(), name.len(), data, len) })
 }
 
-/// Sets a request header, whatever was there.
-pub(crate) fn set_request_header(name: &str, value: &[u8]) -> Result<(), HostError> {
-    // SAFETY: pointers as said above.
-    check(unsafe { abi::proxy_replace_header_map_value(REQUEST_HEADERS, name.as_ptr(), name.len(), value.as_ptr(), value.len()) })
-}
-
-/// Removes every request header of that name.
-pub(crate) fn remove_request_header(name: &[u8]) -> Result<(), HostError> {
-    // SAFETY: pointers as said above.
-    check(unsafe { abi::proxy_remove_header_map_value(REQUEST_HEADERS, name.as_ptr(), name.len()) })
+/// Changes a request header: sets it whatever was there, or removes every one of that name.
+pub(crate) fn change_request_header(change: &HeaderOp) -> Result<(), HostError> {
+    check(match change {
+        HeaderOp::Set { name, value } => {
+            let (value, size) = (value.as_ptr(), value.len());
+            // SAFETY: pointers as said above.
+            unsafe { abi::proxy_replace_header_map_value(REQUEST_HEADERS, name.as_ptr(), name.len(), value, size) }
+        }
+        // SAFETY: pointers as said above.
+        HeaderOp::Remove { name } => unsafe { abi::proxy_remove_header_map_value(REQUEST_HEADERS, name.as_ptr(), name.len()) },
+    })
 }
 
 /// A property; the parts of `path` are separated by NUL.
@@ -253,13 +255,15 @@ pub(crate) fn update_shared<T>(key: &str, mut change: impl FnMut(&[u8]) -> Optio
     None
 }
 
-/// Answers the request here. `details` shows as `%RESPONSE_CODE_DETAILS%`.
-pub(crate) fn reply(status: u16, details: &str, headers: &[(&str, &[u8])], body: &[u8]) -> Result<(), HostError> {
-    let headers = encode_pairs(headers);
+/// Answers the request here. The details show as `%RESPONSE_CODE_DETAILS%`.
+pub(crate) fn reply(reply: &Reply) -> Result<(), HostError> {
+    let Reply { status, headers, body, details } = reply;
+    let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_bytes())).collect();
+    let headers = encode_pairs(&headers);
     // SAFETY: pointers as said above.
     check(unsafe {
         abi::proxy_send_local_response(
-            u32::from(status),
+            u32::from(*status),
             details.as_ptr(),
             details.len(),
             body.as_ptr(),

@@ -4,9 +4,8 @@ use crate::config;
 use crate::host::{self, Action, BufferKind, LogLevel};
 use crate::http::Exchange;
 use crate::root::Instance;
-use hashbrown::HashMap;
+use headgate_core::contexts::Contexts;
 use std::cell::RefCell;
-use std::hash::{BuildHasherDefault, Hasher};
 
 /// Most streams whose state is kept; one beyond is admitted, counted, and not looked at again.
 const MAX_STREAMS: usize = 1 << 16;
@@ -20,7 +19,7 @@ struct Vm {
     instances: Vec<Instance>,
     /// Root contexts, oldest first.
     roots: Vec<Root>,
-    streams: HashMap<u32, (usize, Exchange), BuildHasherDefault<ContextHasher>>,
+    streams: Contexts<Exchange>,
     /// Reused for access log lines.
     line: String,
 }
@@ -34,30 +33,12 @@ struct Root {
     instance: usize,
 }
 
-/// Context ids count up, so one multiplication spreads them.
-#[derive(Default)]
-struct ContextHasher(u64);
-
-impl Hasher for ContextHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|byte| self.write_u32(u32::from(*byte)));
-    }
-
-    fn write_u32(&mut self, context: u32) {
-        self.0 = (self.0 ^ u64::from(context)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-
-    fn finish(&self) -> u64 {
-        self.0 ^ (self.0 >> 32)
-    }
-}
-
 thread_local! {
     static VM: RefCell<Vm> = const {
         RefCell::new(Vm {
             instances: Vec::new(),
             roots: Vec::new(),
-            streams: HashMap::with_hasher(BuildHasherDefault::new()),
+            streams: Contexts::new(),
             line: String::new(),
         })
     };
@@ -89,8 +70,8 @@ impl Vm {
     }
 
     fn on_stream(&mut self, context: u32, callback: impl FnOnce(&mut Instance, &mut Exchange)) {
-        let Some((index, exchange)) = self.streams.get_mut(&context) else { return };
-        if let Some(instance) = self.instances.get_mut(*index) {
+        let Some(exchange) = self.streams.get_mut(context) else { return };
+        if let Some(instance) = self.instances.get_mut(exchange.instance) {
             callback(instance, exchange);
         }
     }
@@ -144,15 +125,16 @@ pub(crate) fn on_request_headers(context: u32) -> Action {
         let Some((index, instance)) = index.and_then(|index| Some((index, vm.instances.get_mut(index)?))) else {
             return Action::Continue;
         };
-        if vm.streams.len() >= MAX_STREAMS {
+        let Some(exchange) = (if vm.streams.len() < MAX_STREAMS { vm.streams.vacant() } else { None }) else {
             instance.worker.count_untracked();
             return Action::Continue;
-        }
+        };
         let now = host::now();
         instance.ensure_permits(now);
-        let (exchange, action) = Exchange::open(&mut instance.worker, &instance.reads, now, &mut vm.line);
-        if let Some(exchange) = exchange {
-            vm.streams.insert(context, (index, exchange));
+        let (is_open, action) = exchange.open(&mut instance.worker, &instance.reads, now, &mut vm.line);
+        exchange.instance = index;
+        if is_open {
+            vm.streams.keep(context);
         }
         action
     })
@@ -169,8 +151,8 @@ pub(crate) fn on_response_body(context: u32, len: usize, end_of_stream: bool) {
 /// A request is over. Envoy calls this once for every stream, and the access log reads what is set here.
 pub(crate) fn on_log(context: u32) {
     with(|vm| {
-        let Some((index, exchange)) = vm.streams.remove(&context) else { return };
-        let Some(instance) = vm.instances.get_mut(index) else { return };
+        let Some(exchange) = vm.streams.remove(context) else { return };
+        let Some(instance) = vm.instances.get_mut(exchange.instance) else { return };
         exchange.on_log(&mut instance.worker, &instance.reads, &mut vm.line);
     });
 }

@@ -79,6 +79,16 @@ impl Flight {
         }
     }
 
+    /// Whether nothing of the body has come.
+    pub(super) const fn awaits_first_byte(&self) -> bool {
+        matches!(self.first_byte, FirstByte::Awaited)
+    }
+
+    /// Whether the status is known.
+    pub(super) const fn has_status(&self) -> bool {
+        !matches!(self.response, Response::None)
+    }
+
     /// Takes the response's status; a breaker hears of it at once, not when the last token is out. The time to first token, if that
     /// had come and only its status was missing.
     pub(super) fn on_headers(
@@ -137,13 +147,13 @@ impl Flight {
         }
         let pool = worker.pool_mut(self.pool)?;
         let state = pool.states.get_mut(self.state)?;
-        let ttft = at.since(self.started);
-        state.ttft_us.record(micros(ttft));
-        pool.ttft_us.record(micros(ttft));
+        let ttft_us = at.micros_since(self.started);
+        state.ttft_us.record(ttft_us);
+        pool.ttft_us.record(ttft_us);
         if let (Some(load), Some(overload)) = (&mut self.load, &mut pool.overload) {
             load.on_first_token(overload, at);
         }
-        Some(ttft)
+        Some(at.since(self.started))
     }
 
     /// Takes the end; the time to first token when no body came.
@@ -199,7 +209,7 @@ impl Flight {
         match ending {
             Ending::Completed => {
                 state.completed += 1;
-                state.duration_us.record(micros(now.since(self.started)));
+                state.duration_us.record(now.micros_since(self.started));
             }
             Ending::Failed => state.failed += 1,
             Ending::Cancelled => state.cancelled += 1,
@@ -241,8 +251,4 @@ impl Flight {
             breakers.endpoints.observe(config, now, endpoint, verdict);
         }
     }
-}
-
-fn micros(span: Duration) -> u64 {
-    u64::try_from(span.as_micros()).unwrap_or(u64::MAX)
 }
