@@ -18,6 +18,11 @@ const RETRY_PENALTY: u8 = 32;
 const RETRIES_COUNT_FROM: f64 = 0.9;
 /// Part of the budgets that classes which a rung makes wait may fill.
 const DELAYED_PART: f64 = 0.8;
+/// How far the most important class may pass the worker's part of the budgets of KV tokens and streams: what a part may shrink by while
+/// its requests last.
+const PRECEDENCE: f64 = 0.2;
+/// The same of the prefill budget, which is a fraction of the objective's time: a prompt more costs the others a moment.
+const PREFILL_PRECEDENCE: f64 = 1.0;
 /// Bytes for which a body of unknown length counts in the queue: what Envoy may hold of it by default.
 const UNKNOWN_BODY_BYTES: u64 = 1 << 20;
 
@@ -83,7 +88,7 @@ pub(super) fn rule(
         return refuse(saturation(load, Reason::CutOff, 1.0));
     }
     let delay = load.queue.as_ref().and_then(|_| load.rung(config, candidate.class, |_, kind| delays(kind)));
-    let room = room(load, &candidate, has_permit, delay.is_some());
+    let room = room(load, policy, &candidate, has_permit, delay.is_some());
     let is_behind = load.queue.as_ref().is_some_and(|queue| queue.has_before(candidate.class));
     Some(match room {
         Ok(()) if !is_behind => Ruling::Admit(hold(load, now, config, candidate.size, candidate.class, candidate.tenant)),
@@ -94,9 +99,25 @@ pub(super) fn rule(
     })
 }
 
-/// The budgets for a class: all of them, or what a rung that makes it wait leaves it.
-fn budgets(load: &PoolOverload, is_held: bool) -> Budgets {
-    if is_held { load.in_force.budgets.part(DELAYED_PART) } else { load.in_force.budgets }
+/// The budgets for a class: more of them the more important it is, or what a rung that makes it wait leaves it.
+///
+/// What a worker may fill is a part of a part, and full most of the time under overload. The most important class may pass it by
+/// [`PRECEDENCE`], the last not at all, those between by as much as their place: so a request of the first class starts at once instead
+/// of waiting until one that this very worker has admitted ends. The pool as a whole is held to its target by the control plane, which
+/// measures it.
+fn budgets(load: &PoolOverload, policy: &Policy, class: ClassId, is_held: bool) -> Budgets {
+    let whole = load.in_force.budgets;
+    if is_held {
+        return whole.part(DELAYED_PART);
+    }
+    let last = policy.classes().len().saturating_sub(1).max(1) as f64;
+    let place = 1.0 - (class.index() as f64 / last).min(1.0);
+    let stretch = |budget: Option<u64>, by: f64| budget.map(|budget| (budget as f64 * (1.0 + by * place)) as u64);
+    Budgets {
+        prefill_tokens: stretch(whole.prefill_tokens, PREFILL_PRECEDENCE),
+        kv_tokens: stretch(whole.kv_tokens, PRECEDENCE),
+        streams: stretch(whole.streams, PRECEDENCE),
+    }
 }
 
 fn redirects(kind: &RungKind) -> bool {
@@ -159,13 +180,13 @@ fn passes_cut_off(load: &mut PoolOverload, now: Timestamp, rng: &mut Rng, candid
 }
 
 /// Whether every budget has room, and a permit is free.
-fn room(load: &PoolOverload, candidate: &Candidate, has_permit: bool, is_held: bool) -> Result<(), Cause> {
+fn room(load: &PoolOverload, policy: &Policy, candidate: &Candidate, has_permit: bool, is_held: bool) -> Result<(), Cause> {
     let in_flight = load.flow.in_flight;
     if !has_permit {
         let streams = in_flight.streams as f64;
         return Err(Cause { reason: Reason::Concurrency, value: streams, threshold: streams, term: None, source: Source::Policy });
     }
-    match budget::lack(in_flight, candidate.size.work(), &budgets(load, is_held)) {
+    match budget::lack(in_flight, candidate.size.work(), &budgets(load, policy, candidate.class, is_held)) {
         None => Ok(()),
         Some(lack) => {
             let (value, threshold) = (lack.value as f64, lack.budget as f64);
@@ -271,7 +292,8 @@ pub(super) fn next(load: &mut PoolOverload, policy: &Policy, now: Timestamp, has
         return Some(expire(now, ticket, waiting));
     }
     let is_held = now < waiting.need.held_until && load.rung(config, waiting.class, |_, kind| delays(kind)).is_some();
-    if !has_permit || budget::lack(load.flow.in_flight, waiting.need.size.work(), &budgets(load, is_held)).is_some() {
+    if !has_permit || budget::lack(load.flow.in_flight, waiting.need.size.work(), &budgets(load, policy, waiting.class, is_held)).is_some()
+    {
         return Some(Next::Nothing);
     }
     let held = hold(load, now, config, waiting.need.size, waiting.class, waiting.tenant);

@@ -164,8 +164,8 @@ fn a_newcomer_overtakes_nobody_who_is_as_important() {
 fn the_prefill_of_a_request_is_free_again_at_its_first_token() {
     let mut site = Site::new(policy(|_, _| {}));
     site.limit(ms(0), |limits| limits.budgets = Some(v1::Work { prefill_tokens: 1000, ..Default::default() }));
-    let first = site.send(ms(1), "high").0;
-    let second = site.send(ms(1), "high").0;
+    let first = site.send(ms(1), "low").0;
+    let second = site.send(ms(1), "low").0;
     site.token(ms(50), first);
     assert_eq!(site.released(ms(50)), [(second, Got::Admitted)]);
     let report = site.report();
@@ -202,6 +202,18 @@ fn one_that_has_waited_as_long_as_it_could_is_refused_on_the_tick() {
 }
 
 #[test]
+fn an_important_request_may_pass_a_full_part_a_little_and_the_last_class_not() {
+    let mut site = Site::new(policy(|_, _| {}));
+    site.limit(ms(0), |limits| limits.budgets = Some(v1::Work { kv_tokens: 10 * KV, streams: 1000, ..Default::default() }));
+    for _ in 0..10 {
+        assert_eq!(site.send(ms(1), "low").1, Got::Admitted);
+    }
+    assert_eq!(site.send(ms(2), "low").1, Got::Waits);
+    let outcomes: Vec<Got> = (0..3).map(|_| site.send(ms(3), "high").1).collect();
+    assert_eq!(outcomes, [Got::Admitted, Got::Admitted, Got::Waits], "a fifth more, and no further");
+}
+
+#[test]
 fn a_class_that_does_not_wait_is_refused_with_the_numbers_of_the_budget() {
     let mut site = Site::new(policy(|_, spec| spec.classes[2].max_queue_ms = Some(0)));
     site.kv(1);
@@ -216,7 +228,7 @@ fn a_class_that_does_not_wait_is_refused_with_the_numbers_of_the_budget() {
 fn a_storm_of_clients_that_leave_leaves_nothing() {
     let mut site = Site::new(policy(|_, _| {}));
     site.limit(ms(0), |limits| limits.budgets = Some(v1::Work { streams: 1000, ..Default::default() }));
-    let ids: Vec<u32> = (0..6100).map(|n| site.send(ms(1), CLASSES[n % 3]).0).collect();
+    let ids: Vec<u32> = (0..6100).map(|_| site.send(ms(1), "low").0).collect();
     assert_eq!((site.queue().requests, site.queue().overflowed), (5000, 100));
     for id in &ids[1000..] {
         site.log(ms(2), *id, StreamEnd::ByClient);
@@ -406,7 +418,8 @@ proptest! {
                 (_, Some(_)) => { site.released(ms(now)); }
             }
             let report = site.report();
-            prop_assert!(report.in_flight.unwrap().kv_tokens <= budget * KV, "{:?}", report.in_flight);
+            // The most important class may pass the budget by a fifth.
+            prop_assert!(report.in_flight.unwrap().kv_tokens <= budget * KV * 6 / 5, "{:?}", report.in_flight);
             let (admitted, finished, in_flight) = (report.admitted.unwrap(), report.finished.unwrap(), report.in_flight.unwrap());
             prop_assert_eq!(admitted.kv_tokens, finished.kv_tokens + in_flight.kv_tokens);
             prop_assert_eq!(admitted.prefill_tokens, finished.prefill_tokens + in_flight.prefill_tokens);

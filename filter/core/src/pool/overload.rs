@@ -24,6 +24,9 @@ use crate::time::Timestamp;
 
 /// Weight of the newest 100 ms in the rates of offered work: 2 s.
 const RATE_ALPHA: f64 = 0.05;
+/// Weight of the newest 100 ms in the rate by which the proxy's budgets are split among its workers: 10 s. Requests hold their part of a
+/// budget for that long, so a split that followed every burst would leave one worker over its part, and idle, while another had room.
+const SPLIT_ALPHA: f64 = 0.01;
 /// Part of the pool's drain that a class can expect however much the classes above it ask for.
 const MIN_DRAIN_PART: f64 = 0.05;
 
@@ -60,6 +63,7 @@ pub(crate) struct Offered {
     pub(crate) total: u64,
     seen: u64,
     rate: f64,
+    slow_rate: f64,
 }
 
 /// Work tokens offered by level since the last tick: adding to them must not search.
@@ -192,7 +196,9 @@ impl PoolOverload {
         self.rated_at = now;
         for offered in &mut self.offered {
             let rate = offered.total.saturating_sub(offered.seen) as f64 / elapsed_s.max(1e-3);
-            *offered = Offered { total: offered.total, seen: offered.total, rate: offered.rate + RATE_ALPHA * (rate - offered.rate) };
+            let towards = |before: f64, alpha: f64| before + alpha * (rate - before);
+            let (slow_rate, total) = (towards(offered.slow_rate, SPLIT_ALPHA), offered.total);
+            *offered = Offered { total, seen: total, rate: towards(offered.rate, RATE_ALPHA), slow_rate };
         }
         if let Some(factor) = self.usage.on_tick(now)
             && let Some(queue) = &mut self.queue
@@ -253,10 +259,9 @@ impl PoolOverload {
         (drain - above).max(floor.min(drain)).max(drain * MIN_DRAIN_PART)
     }
 
-    /// Work tokens per second that this worker could use: what is offered, and what waits within a second.
+    /// Work tokens per second that this worker could use.
     pub(crate) fn work_wanted(&self) -> f64 {
-        let queued = self.queue.as_ref().map_or(0, WaitQueue::work);
-        self.offered.iter().map(|offered| offered.rate).sum::<f64>() + queued as f64
+        self.offered.iter().map(|offered| offered.slow_rate).sum::<f64>()
     }
 
     /// The first engaged rung that acts on a class and is of the kind that `pick` takes.

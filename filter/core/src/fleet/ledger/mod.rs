@@ -29,7 +29,7 @@ mod tests;
 
 pub use self::flow::QueueTotals;
 use self::flow::{Account, add_gauges};
-use self::node::{ClassDelta, Node};
+use self::node::{BUDGET_DEMAND_S, ClassDelta, Node, RATE_DEMAND_S};
 pub use self::share::Shares;
 
 /// Worker VMs of one proxy that are read from one report (leases have 64 slots).
@@ -190,7 +190,8 @@ impl Ledger {
                 let requests = deltas.map(|delta| book.add(now, delta, is_recent)).sum();
                 // Under overload control the budgets are of work, and so is what decides how they are split.
                 let work = accepted.accounts.get(&pool.policy).map(|account| book.add_account(account, is_recent));
-                node.add_demand(now, &pool.pool, work.unwrap_or(requests));
+                let (amount, memory_s) = work.map_or((requests, RATE_DEMAND_S), |work| (work, BUDGET_DEMAND_S));
+                node.add_demand(now, &pool.pool, amount, memory_s);
             }
         }
         true

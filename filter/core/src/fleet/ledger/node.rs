@@ -19,8 +19,11 @@ use crate::time::Timestamp;
 const MAX_VMS: usize = 256;
 /// Classes read from one report of one policy (`policy.proto`: 1 to 8).
 const MAX_CLASSES: usize = 8;
-/// Time constant of the demand estimate.
-const DEMAND_TIME: f64 = 1.0;
+/// Time constant of the estimate of demand for rates, in seconds: a rate that moves to where it is asked for costs nobody.
+pub(super) const RATE_DEMAND_S: f64 = 1.0;
+/// Time constant of the estimate of demand for budgets, in seconds: requests hold their part of a budget for about that long, and a proxy
+/// whose part shrinks under them idles while another has room.
+pub(super) const BUDGET_DEMAND_S: f64 = 10.0;
 
 /// One proxy.
 #[derive(Default)]
@@ -42,12 +45,13 @@ struct Vm {
     counters: v1::WorkerCounters,
 }
 
-/// What is asked of one pool per second, decaying over [`DEMAND_TIME`]: work tokens under overload control, otherwise requests of the
+/// What is asked of one pool per second, decaying over `memory_s`: work tokens under overload control, otherwise requests of the
 /// throttled classes.
 #[derive(Clone, Copy, Default)]
 struct Demand {
     rate: f64,
     at: Timestamp,
+    memory_s: f64,
 }
 
 /// What a report adds to the newest one before it.
@@ -139,18 +143,18 @@ impl Node {
         })
     }
 
-    /// Adds `amount` to the demand for `pool`.
-    pub(super) fn add_demand(&mut self, now: Timestamp, pool: &str, amount: u64) {
+    /// Adds `amount` to the demand for `pool`, an average over `memory_s` seconds.
+    pub(super) fn add_demand(&mut self, now: Timestamp, pool: &str, amount: u64, memory_s: f64) {
         if !self.demands.contains_key(pool) && self.demands.len() >= MAX_POLICIES_PER_PROXY {
             return;
         }
-        let rate = self.demand(now, pool) + amount as f64 / DEMAND_TIME;
-        self.demands.insert(pool.to_owned(), Demand { rate, at: now });
+        let rate = self.demand(now, pool) + amount as f64 / memory_s;
+        self.demands.insert(pool.to_owned(), Demand { rate, at: now, memory_s });
     }
 
     /// Demand for `pool` now, per second.
     pub(super) fn demand(&self, now: Timestamp, pool: &str) -> f64 {
-        self.demands.get(pool).map_or(0.0, |demand| demand.rate * libm::exp(-now.since(demand.at).as_secs_f64() / DEMAND_TIME))
+        self.demands.get(pool).map_or(0.0, |demand| demand.rate * libm::exp(-now.since(demand.at).as_secs_f64() / demand.memory_s))
     }
 
     fn make_room(&mut self, key: &(u32, u64)) {
