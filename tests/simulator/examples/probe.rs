@@ -27,14 +27,15 @@ struct Probe {
     second: u64,
     sent: [u32; 3],
     good: [u32; 3],
-    refused: u32,
+    refused: [u32; 3],
     late: u32,
     slow: u32,
     left: u32,
     good_work: f64,
     kv: Vec<f64>,
     total_good_work: f64,
-    per_class: [(u32, u32); 3],
+    /// By class, of what is sent from 10 s on: sent, good, refused, late, slow, left.
+    per_class: [[u32; 6]; 3],
     preemptions: u64,
 }
 
@@ -46,7 +47,7 @@ impl Probe {
         let running: u32 = sample.engines.iter().map(headgate_sim::engine::Engine::running).sum();
         let preemptions: u64 = sample.engines.iter().map(|engine| engine.counters().preemptions).sum();
         println!(
-            "{:4} sent {:?} good {:?} refused {} late {} slow {} left {} work {:.0} kv {:.2}/{:.2} run {running} eq {queued} wait {} preempt {} | cut {:.1} sat {:.2} {} limit {:.0}",
+            "{:4} sent {:?} good {:?} refused {:?} late {} slow {} left {} work {:.0} kv {:.2}/{:.2} run {running} eq {queued} wait {} preempt {} | cut {:.1} sat {:.2} {} limit {:.0}",
             self.second,
             self.sent,
             self.good,
@@ -72,28 +73,38 @@ impl Probe {
 impl Observer for Probe {
     fn on_sent(&mut self, _: Timestamp, arrival: &Arrival) {
         self.sent[usize::from(arrival.class)] += 1;
-        self.per_class[usize::from(arrival.class)].0 += 1;
     }
 
     fn on_over(&mut self, over: &Over) {
         let class = usize::from(over.arrival.class);
+        let mut nothing = [0; 6];
+        let counts = if over.sent_at >= Timestamp::from_millis(10_000) { &mut self.per_class[class] } else { &mut nothing };
+        counts[0] += 1;
         match over.fate {
-            Fate::Refused => self.refused += 1,
+            Fate::Refused => {
+                counts[2] += 1;
+                self.refused[class] += 1;
+            }
             Fate::Ended(Ending::Completed) => {
                 let first = over.first_token_at.expect("it completed");
                 let in_time = first.since(over.sent_at) <= Duration::from_secs(2);
                 let tpot = over.ended_at.since(first).as_secs_f64() / f64::from(over.output_tokens.max(2) - 1);
                 if in_time && tpot <= 0.1 {
                     self.good[class] += 1;
-                    self.per_class[class].1 += 1;
+                    counts[1] += 1;
                     let work = f64::from(over.arrival.prompt_tokens) + 2.0 * f64::from(over.output_tokens);
                     self.good_work += work;
                     self.total_good_work += work;
                 }
+                counts[3] += u32::from(!in_time);
+                counts[4] += u32::from(in_time && tpot > 0.1);
                 self.late += u32::from(!in_time);
                 self.slow += u32::from(tpot > 0.1);
             }
-            _ => self.left += 1,
+            _ => {
+                counts[5] += 1;
+                self.left += 1;
+            }
         }
     }
 
@@ -126,13 +137,17 @@ fn main() {
         drain: Duration::from_secs(20),
         ..Setup::default()
     };
-    let mut controller: Box<dyn Controller> = match arguments.get(1).map(String::as_str) {
-        Some("headgate") => Box::new(Headgate::new(&setup, &default_policy(&setup)).expect("the default policy is valid")),
-        _ => Box::new(Everything),
-    };
+    let mut headgate = Headgate::new(&setup, &default_policy(&setup)).expect("the default policy is valid");
+    let is_headgate = arguments.get(1).is_some_and(|name| name == "headgate");
     let mut probe = Probe::default();
-    match World::new(&setup, number(5, 1.0) as u64).run(&mut *controller, &mut probe) {
-        Ok(totals) => println!("{totals:?} good work/s {:.0} classes {:?}", probe.total_good_work / seconds, probe.per_class),
+    let controller: &mut dyn Controller = if is_headgate { &mut headgate } else { &mut Everything };
+    match World::new(&setup, number(5, 1.0) as u64).run(controller, &mut probe) {
+        Ok(totals) => println!(
+            "{totals:?} good work/s {:.0} classes (sent good refused late slow left) {:?}",
+            probe.total_good_work / seconds,
+            probe.per_class
+        ),
         Err(violation) => eprintln!("{violation}"),
     }
+    println!("refusals {:?}", headgate.refusals());
 }

@@ -240,12 +240,6 @@ impl<'a> Ctx<'a> {
         self.engines.get(usize::from(engine))?.queueing(slot)
     }
 
-    /// Output tokens that an admitted request has so far: what a proxy counts as pieces of the response.
-    pub fn output_so_far(&self, id: RequestId) -> u32 {
-        let engine = self.requests.place(id).and_then(|(engine, slot)| Some((self.engines.get(usize::from(engine))?, slot)));
-        engine.map_or(0, |(engine, slot)| engine.made(slot))
-    }
-
     /// Requests that wait for a release now, over all sites.
     pub fn waiting(&self) -> u32 {
         self.waiting

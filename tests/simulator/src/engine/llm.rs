@@ -167,7 +167,8 @@ impl Llm {
         })
     }
 
-    pub(super) fn made(&self, slot: u32) -> u32 {
+    /// Output tokens that a sequence has so far.
+    fn made(&self, slot: u32) -> u32 {
         let sequence = self.sequences.get(slot);
         match sequence.phase {
             Phase::Decode { since, .. } => sequence.made + (self.tokens - since) as u32,

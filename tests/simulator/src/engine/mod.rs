@@ -132,14 +132,6 @@ impl Engine {
         }
     }
 
-    /// Output tokens that a request has so far.
-    pub(crate) fn made(&self, slot: Slot) -> u32 {
-        match &self.model {
-            Model::Llm(llm) => llm.made(slot.0),
-            Model::Plain(_) => 0,
-        }
-    }
-
     /// Requests in the batch (in service).
     pub fn running(&self) -> u32 {
         match &self.model {

@@ -61,8 +61,6 @@ pub struct Headgate {
 struct Exchange {
     stream: Stream,
     site: Site,
-    /// Tokens of the response that the worker has been told of.
-    pieces: u32,
     has_first: bool,
 }
 
@@ -134,22 +132,9 @@ impl Headgate {
 
     fn on_tick(&mut self, ctx: &mut Ctx<'_>, site: Site) {
         ctx.schedule(vm::TICK, Timer::Tick(site).token());
-        self.count_pieces(ctx, site);
         let outgoing = self.proxies[usize::from(site.proxy)].on_tick(ctx.now(), site.worker, |_| link(ctx, site.proxy));
         self.send(ctx, site.proxy, outgoing);
         self.answer_released(ctx, site);
-    }
-
-    /// Tells a worker that reports next of the tokens that have passed meanwhile.
-    fn count_pieces(&mut self, ctx: &Ctx<'_>, site: Site) {
-        if !self.proxies[usize::from(site.proxy)].vm(site.worker).reports_next(ctx.now()) {
-            return;
-        }
-        for (index, exchange) in self.exchanges.iter_mut().enumerate() {
-            let Some(exchange) = exchange.as_mut().filter(|exchange| exchange.site == site && exchange.has_first) else { continue };
-            let made = ctx.output_so_far(RequestId(index as u32));
-            exchange.count(made);
-        }
     }
 
     fn send(&mut self, ctx: &mut Ctx<'_>, proxy: u16, messages: Vec<Message>) {
@@ -247,7 +232,7 @@ impl Controller for Headgate {
             if self.exchanges.len() <= arrival.id.index() {
                 self.exchanges.resize_with(arrival.id.index() + 1, || None);
             }
-            self.exchanges[arrival.id.index()] = Some(Exchange { stream, site: arrival.site, pieces: 0, has_first: false });
+            self.exchanges[arrival.id.index()] = Some(Exchange { stream, site: arrival.site, has_first: false });
         }
         self.answer_released(ctx, arrival.site);
         verdict
@@ -256,7 +241,6 @@ impl Controller for Headgate {
     fn on_first_token(&mut self, ctx: &mut Ctx<'_>, id: RequestId) {
         self.with_exchange(ctx, id, |exchange, vm, now| {
             exchange.has_first = true;
-            exchange.pieces = 1;
             exchange.stream.handle(&mut vm.worker, now, Event::ResponseHeaders { status: 200, failed_dependency: None });
             exchange.stream.handle(&mut vm.worker, now, Event::ResponseBody { len: 64, end_of_stream: false });
         });
@@ -264,7 +248,10 @@ impl Controller for Headgate {
 
     fn on_end(&mut self, ctx: &mut Ctx<'_>, id: RequestId, ending: Ending, output_tokens: u32) {
         self.with_exchange(ctx, id, |exchange, vm, now| {
-            exchange.count(output_tokens);
+            if exchange.has_first {
+                // The first came with the body's first piece.
+                exchange.stream.count_pieces(output_tokens.saturating_sub(1), 0);
+            }
             let (status, end) = match ending {
                 Ending::Completed => (None, StreamEnd::Complete),
                 Ending::ClientLeft => (None, StreamEnd::ByClient),
@@ -330,19 +317,6 @@ impl Controller for Headgate {
 
     fn check(&self) -> Result<(), String> {
         self.broken.clone().map_or(Ok(()), Err)
-    }
-}
-
-// === impl Exchange ===
-
-impl Exchange {
-    /// The response has `made` tokens by now.
-    fn count(&mut self, made: u32) {
-        let more = made.saturating_sub(self.pieces);
-        if self.has_first && more > 0 {
-            self.pieces = made;
-            self.stream.count_pieces(more, 0);
-        }
     }
 }
 

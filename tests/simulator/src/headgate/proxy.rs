@@ -68,10 +68,6 @@ impl Proxy {
         format!("proxy-{number:03}")
     }
 
-    pub(super) fn vm(&self, worker: u16) -> &Vm {
-        &self.vms[usize::from(worker)]
-    }
-
     pub(super) fn vm_mut(&mut self, worker: u16) -> &mut Vm {
         &mut self.vms[usize::from(worker)]
     }

@@ -81,8 +81,8 @@ fn a_restarted_leader_is_followed_by_another() {
     setup.faults = (0..4).map(|worker| restart(worker, 4)).collect();
     let mut headgate = Headgate::new(&setup, &default_policy(&setup)).unwrap();
     World::new(&setup, 3).run(&mut headgate, &mut ()).unwrap();
-    let epochs = headgate.proxies.iter().map(|proxy| proxy.vm(2).worker.limits_epoch(0));
-    assert!(epochs.clone().all(|epoch| epoch > 0), "limits reach every proxy again: {:?}", epochs.collect::<Vec<_>>());
+    let epochs = headgate.proxies.iter_mut().map(|proxy| proxy.vm_mut(2).worker.limits_epoch(0)).collect::<Vec<_>>();
+    assert!(epochs.iter().all(|epoch| *epoch > 0), "limits reach every proxy again: {epochs:?}");
 }
 
 #[test]

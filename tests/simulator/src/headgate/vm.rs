@@ -64,7 +64,7 @@ impl Vm {
     }
 
     /// Whether a tick now would share a report.
-    pub(super) fn reports_next(&self, now: Timestamp) -> bool {
+    fn reports_next(&self, now: Timestamp) -> bool {
         let every = if self.permits.is_empty() { IDLE_REPORT_EVERY } else { SHARE_EVERY };
         now.since(self.reported_at) >= every
     }
