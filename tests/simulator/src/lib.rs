@@ -12,9 +12,11 @@ pub mod engine;
 pub mod headgate;
 pub mod measure;
 pub mod observe;
+pub mod oracle;
 pub mod rng;
 pub mod scenarios;
 pub mod setup;
+pub mod suite;
 pub mod world;
 
 pub use controller::{Arrival, Controller, Ctx, Ending, RequestId, Site, Verdict};

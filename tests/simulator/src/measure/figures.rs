@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::recorder::{ClassTally, Run};
-use super::series::{jain, least_while_waiting, max_min_shares};
+use super::series::{Series, jain, least_while_waiting, max_min_shares};
 use crate::scenarios::{Scenario, Span};
 
 /// Part of a class's requests that must meet their objectives for a second to count as recovered.
@@ -14,18 +14,17 @@ const RECOVERED: f64 = 0.95;
 const KV_SPAN: Duration = Duration::from_millis(200);
 /// A class is short when less than this part of its work was served.
 const SHORT: f64 = 0.98;
-/// Span of the best throughput.
-const BEST_SECONDS: usize = 10;
+/// Time after which clients that were told nothing should have come to rest.
+const UNTOLD: Duration = Duration::from_secs(60);
 
 /// What one run of one controller achieved.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Figures {
-    /// Work tokens per second that were completed within their objectives, in the judged span.
+    /// Work tokens per second that were sent in the judged span and completed within their objectives. By the time of sending, since by
+    /// the time of completion whoever fills the engines faster would look worse until the first long responses end.
     pub goodput: f64,
-    /// Work tokens per second that were completed at all.
+    /// Work tokens per second that were completed at all in the judged span.
     pub throughput: f64,
-    /// The largest `goodput` of 10 s in a row.
-    pub best_goodput: f64,
     /// Part of the offered requests of the most important class that met their objectives.
     pub top_class_slo: f64,
     /// By class.
@@ -33,13 +32,14 @@ pub struct Figures {
     /// Jain's index over tenants of served work as a part of the max-min fair share, in the classes that were short; `None` when none
     /// was, or when what was served would not give each tenant one request.
     pub jain: Option<f64>,
-    /// From the step until KV use stays within ±5 % of its later mean (500 ms smoothing); `None`: no step, or never.
+    /// From the step until the KV use, as a part of its later mean, is within 0.05 of the clairvoyant scheduler's; `None`: no step, or never.
     pub settle_s: Option<f64>,
     /// Excess of the KV use over its later mean after the step, as a part of it.
     pub overshoot: Option<f64>,
     /// From the end of the overload until at least 95 % of what is sent in each second meets its objectives again.
     pub recovery_s: Option<f64>,
-    /// Least KV use (mean over 200 ms) as a part of its target while requests waited; `None` when none did.
+    /// Least KV use (mean over 200 ms) while requests waited, as a part of its target or of what the clairvoyant scheduler had in use
+    /// then, whichever is less; `None` when none waited.
     pub min_kv_use_while_queued: Option<f64>,
     /// Offered work after the overload and twice the longest `Retry-After`, over that before it.
     pub load_after_overload: Option<f64>,
@@ -73,44 +73,31 @@ pub struct ClassFigures {
 // === impl Figures ===
 
 impl Figures {
-    /// Judges a run of `scenario`.
-    pub fn of(scenario: &Scenario, run: &Run) -> Self {
+    /// Judges a run of `scenario` against the clairvoyant scheduler's run with the same seed.
+    pub fn of(scenario: &Scenario, run: &Run, optimum: &Run) -> Self {
         let judging = &scenario.judging;
         let end = scenario.setup.duration;
         let span_s = (end - judging.from).as_secs_f64();
-        let settling = judging.overload.and_then(|span| run.kv_use.settling(span.from, span.to));
-        let kv = least_while_waiting(&run.kv_use, &run.waiting, KV_SPAN, kv_from(scenario), end);
+        let settling = judging.overload.and_then(|span| run.kv_use.settling(span.from, span.to, Some(&optimum.kv_use)));
+        let wanted =
+            Series { values: optimum.kv_use.values.iter().map(|use_| use_.min(run.kv_target)).collect(), ..optimum.kv_use.clone() };
+        let kv = least_while_waiting(&run.kv_use, &wanted, &run.waiting, KV_SPAN, judging.from, end);
         let classes: Vec<ClassFigures> = run.classes.iter().map(ClassFigures::of).collect();
         Self {
             goodput: run.good_work / span_s,
             throughput: run.completed_work / span_s,
-            best_goodput: best_goodput(run, judging.from, end),
             top_class_slo: classes.first().map_or(1.0, |class| class.slo),
             classes,
             jain: fairness(run),
             settle_s: settling.map(|settling| settling.settled_after.as_secs_f64()),
             overshoot: settling.map(|settling| settling.overshoot),
             recovery_s: judging.overload.and_then(|span| recovery(run, span, end)),
-            min_kv_use_while_queued: kv.map(|use_| use_ / run.kv_target),
+            min_kv_use_while_queued: kv,
             load_after_overload: judging.overload.and_then(|span| load_after(run, judging.from, span, end)),
             longest_retry_after_s: run.longest_retry_after.as_secs_f64(),
             attempts: run.attempts,
         }
     }
-}
-
-/// While a pool fills up after a step the engines cannot be full yet: the least use counts from 3 s after it, the time that settling may take.
-fn kv_from(scenario: &Scenario) -> Duration {
-    let step = scenario.judging.overload.map_or(Duration::ZERO, |span| span.from + Duration::from_secs(3));
-    scenario.judging.from.max(step)
-}
-
-fn best_goodput(run: &Run, from: Duration, to: Duration) -> f64 {
-    let by_second: Vec<f64> = run.seconds.iter().map(|classes| classes.iter().map(|second| second.good_work).sum()).collect();
-    let (from, to) = ((from.as_secs() as usize).min(by_second.len()), (to.as_secs() as usize).min(by_second.len()));
-    let part = &by_second[from..to.max(from)];
-    let width = BEST_SECONDS.min(part.len().max(1));
-    part.windows(width).map(|window| window.iter().sum::<f64>() / width as f64).fold(0.0, f64::max)
 }
 
 /// See [`Figures::jain`].
@@ -154,7 +141,8 @@ fn load_after(run: &Run, from: Duration, overload: Span, end: Duration) -> Optio
         (to > from).then(|| offered / (to - from) as f64)
     };
     let base = mean(from, overload.from)?;
-    let after = mean(overload.to + 2 * run.longest_retry_after, end)?;
+    let told = if run.longest_retry_after.is_zero() { UNTOLD } else { 2 * run.longest_retry_after };
+    let after = mean(overload.to + told, end)?;
     (base > 0.0).then(|| after / base)
 }
 

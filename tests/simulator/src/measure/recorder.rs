@@ -57,11 +57,11 @@ pub struct Run {
     pub classes: Vec<ClassTally>,
     /// By second, then class, over the whole run.
     pub seconds: Vec<Vec<Second>>,
-    /// Work completed within objectives during the judged span.
+    /// Work that was sent during the judged span and completed within objectives, whenever it ended.
     pub good_work: f64,
     /// Work completed at all during the judged span.
     pub completed_work: f64,
-    /// By class and tenant: work offered and work completed during the judged span.
+    /// By class and tenant: work sent during the judged span, and what of it was completed.
     pub tenants: BTreeMap<(u8, u32), (f64, f64)>,
     /// Part of the KV cache (of the places of a plain server) in use over all engines that are there.
     pub kv_use: Series,
@@ -199,6 +199,8 @@ impl Observer for Recorder {
         }
         if self.is_judged(over.ended_at) {
             self.run.completed_work += work;
+        }
+        if self.is_judged(over.sent_at) {
             self.run.good_work += if is_good { work } else { 0.0 };
             self.run.tenants.entry((class, over.arrival.tenant)).or_default().1 += work;
         }

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::setup::Setup;
+use crate::setup::{Patience, Retries, Setup};
 
 mod check;
 mod engines;
@@ -62,11 +62,24 @@ impl Scenario {
         &self.setup.name
     }
 
+    /// The same with clients that never give up nor try again: what the engines do at their best when nothing is wasted.
+    #[must_use]
+    pub fn with_endless_patience(&self) -> Self {
+        let mut scenario = self.clone();
+        let patience = Patience { timeout: Duration::from_secs(1_000_000), retries: Retries::None };
+        for source in &mut scenario.setup.sources {
+            source.patience = patience;
+        }
+        scenario.setup.trace_patience = patience;
+        scenario
+    }
+
     /// The same, cut to `seconds` of load and judged over the span that is left: for quick looks, not for figures.
     #[must_use]
     pub fn shortened(mut self, seconds: Duration) -> Self {
         self.setup.duration = self.setup.duration.min(seconds);
         let end = self.setup.duration;
+        self.setup.drain = self.setup.drain.min(seconds);
         self.judging.from = self.judging.from.min(end / 4);
         self.judging.overload = self.judging.overload.filter(|span| span.from < end).map(|span| Span { to: span.to.min(end), ..span });
         for source in &mut self.setup.sources {

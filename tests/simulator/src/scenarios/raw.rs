@@ -193,7 +193,7 @@ mod defaults {
         1.0
     }
     pub(super) fn drain_seconds() -> f64 {
-        30.0
+        60.0
     }
     pub(super) fn timeout_ms() -> f64 {
         30_000.0
