@@ -22,6 +22,15 @@ pub struct Process {
     log: PathBuf,
 }
 
+/// Processor time of all threads of a process.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CpuTime {
+    /// Time that they ran.
+    pub ran: Duration,
+    /// Time that they could have run while something else did.
+    pub waited: Duration,
+}
+
 impl Process {
     /// Starts `command` with its standard output and error in the file `log`, which may have lines of an earlier run.
     ///
@@ -106,19 +115,21 @@ impl Process {
         Ok(kill(self.pid()?, Signal::SIGCONT)?)
     }
 
-    /// Processor time that all its threads that are alive have used, to the nanosecond.
+    /// What its threads have had of the processors so far.
     ///
     /// # Errors
     /// When it has ended.
-    pub fn cpu_time(&self) -> Result<Duration> {
+    pub fn cpu_time(&self) -> Result<CpuTime> {
         let tasks = fs::read_dir(format!("/proc/{}/task", self.id())).with_context(|| format!("{} has ended", self.name))?;
-        let mut nanos = 0;
+        let mut sum = CpuTime::default();
         for task in tasks.flatten() {
             // "<ns on cpu> <ns waiting> <slices>"; a thread may end between the listing and the reading.
             let Ok(line) = fs::read_to_string(task.path().join("schedstat")) else { continue };
-            nanos += line.split_whitespace().next().and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
+            let mut nanos = line.split_whitespace().map(|word| word.parse().map_or(Duration::ZERO, Duration::from_nanos));
+            sum.ran += nanos.next().unwrap_or_default();
+            sum.waited += nanos.next().unwrap_or_default();
         }
-        Ok(Duration::from_nanos(nanos))
+        Ok(sum)
     }
 
     /// The last lines of the log.

@@ -4,6 +4,9 @@
 //! that what else the machine does falls on all alike; ratios within one run count, absolute times do not. Every round starts its
 //! processes anew: where code and data happen to lie makes the same filter 10 % dearer in one process than in the next, for its whole
 //! life. Envoy answers by itself (`direct_response`), so nothing but Envoy and the filter is measured.
+//!
+//! Ours is rarely the only work on a machine. What runs on Envoy's core between its slices takes its caches, so a measurement in which Envoy
+//! had to wait for its core is taken again, at most three times, and the one with the least waiting counts.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,10 +22,12 @@ use headgate_test_support::load::{Saturation, saturate};
 use headgate_test_support::{ControlPlaneProcess, EnvoyProcess, NvmlDevice, NvmlState, wait_until};
 use serde::Serialize;
 
-const ENVOY_CORE: usize = 0;
-const CLIENT_CORE: usize = 1;
 const CONNECTIONS: usize = 32;
 const WARM_UP: Duration = Duration::from_millis(300);
+/// Measurements of one process in one round, at most.
+const TRIES: u32 = 4;
+/// Part of its time that Envoy may wait for its core: its main thread and its worker share it.
+const WAITING: f64 = 0.02;
 const POLICY: &str = include_str!("../../policy.yaml");
 
 /// A chat request as an SDK sends it; the key is the tenant bronze's.
@@ -33,11 +38,11 @@ const REQUEST: &str = "GET /v1/models HTTP/1.1\r\nhost: bench\r\nuser-agent: Ope
 #[derive(Parser)]
 #[command(after_help = "Example:\n  cargo xtask bench filter --rounds 6 --json filter.json")]
 struct Args {
-    /// Rounds through all variants; the first 5 are the least that says something.
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=100))]
+    /// Rounds through all variants, each with new processes: 5 are the least that says something.
+    #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
     /// Length of one measurement, in milliseconds.
-    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(100..=60_000))]
+    #[arg(long, default_value_t = 400, value_parser = clap::value_parser!(u64).range(100..=60_000))]
     round_ms: u64,
     /// Measures these variants alone, for example no_filter,empty_filter,headgate_admitting.
     #[arg(long, value_delimiter = ',')]
@@ -45,6 +50,19 @@ struct Args {
     /// Writes the figures to this file as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
+    #[command(flatten)]
+    cores: Cores,
+}
+
+/// Who runs where. On a machine whose cores are threads in pairs, take two of different pairs.
+#[derive(clap::Args, Clone, Copy)]
+struct Cores {
+    /// Core of the Envoys.
+    #[arg(long, default_value_t = 0)]
+    envoy_core: usize,
+    /// Core of the client and the control plane.
+    #[arg(long, default_value_t = 1)]
+    client_core: usize,
 }
 
 #[derive(Serialize)]
@@ -83,7 +101,7 @@ type Samples = BTreeMap<&'static str, Vec<f64>>;
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    pin(std::process::id(), CLIENT_CORE)?;
+    pin(std::process::id(), args.cores.client_core)?;
     // One thread for the client: it must not take time from Envoy's core.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(run(&args))
@@ -93,7 +111,11 @@ async fn run(args: &Args) -> Result<()> {
     let is_wanted = |name: &str| args.only.is_empty() || args.only.iter().any(|only| only == name);
     let mut samples = Samples::new();
     for round in 1..=args.rounds {
-        for mut variant in start_all(is_wanted).await? {
+        let mut variants = start_all(args.cores, is_wanted).await?;
+        // Nobody is always the first or the last.
+        let first = round as usize % variants.len().max(1);
+        variants.rotate_left(first);
+        for mut variant in variants {
             let sample = variant.measure(Duration::from_millis(args.round_ms)).await?;
             samples.entry(variant.name).or_default().push(sample);
         }
@@ -107,7 +129,7 @@ async fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-async fn start_all(is_wanted: impl Fn(&str) -> bool) -> Result<Vec<Variant>> {
+async fn start_all(cores: Cores, is_wanted: impl Fn(&str) -> bool) -> Result<Vec<Variant>> {
     // A bucket that never empties and a limit that is never reached: what they cost when they admit.
     let bucket = HttpFilter::LocalRateLimit { burst: 1_000_000_000, fill: 1_000_000_000, fill_interval: Duration::from_secs(1) };
     let mut variants = Vec::new();
@@ -119,13 +141,13 @@ async fn start_all(is_wanted: impl Fn(&str) -> bool) -> Result<Vec<Variant>> {
         ("lua_header_check", HttpFilter::LuaHeaderCheck),
     ] {
         if is_wanted(name) {
-            let envoy = start(bootstrap(filter)).await?;
+            let envoy = start(cores, bootstrap(filter)).await?;
             variants.push(Variant { name, answers: Answers::Success, envoy, _control: None });
         }
     }
     for (name, answers, memory_used) in [("headgate_admitting", Answers::Success, 10.0), ("headgate_refusing", Answers::Refusal, 90.0)] {
         if is_wanted(name) {
-            variants.push(headgate(name, answers, memory_used).await?);
+            variants.push(headgate(cores, name, answers, memory_used).await?);
         }
     }
     Ok(variants)
@@ -137,25 +159,25 @@ fn bootstrap(filter: HttpFilter) -> Bootstrap {
     bootstrap
 }
 
-async fn start(bootstrap: Bootstrap) -> Result<EnvoyProcess> {
+async fn start(cores: Cores, bootstrap: Bootstrap) -> Result<EnvoyProcess> {
     let mut options = EnvoyOptions::new(bootstrap);
     options.workers = 1;
     let mut envoy = EnvoyProcess::start(options).await?;
-    pin(envoy.process().id(), ENVOY_CORE)?;
+    pin(envoy.process().id(), cores.envoy_core)?;
     Ok(envoy)
 }
 
 /// The whole set-up as in production: control plane, limits pushed at 10 Hz, load reports; the GPU is `memory_used` percent full.
-async fn headgate(name: &'static str, answers: Answers, memory_used: f64) -> Result<Variant> {
+async fn headgate(cores: Cores, name: &'static str, answers: Answers, memory_used: f64) -> Result<Variant> {
     let folder = tempfile::tempdir()?;
     let gpu = NvmlState::create(&folder.path().join("nvml.json"), &[NvmlDevice::with_memory_used(0, memory_used)])?;
     let mut control = ControlPlaneProcess::start(ControlPlaneOptions::new(Some(gpu.path()))?).await?;
     control.apply(POLICY)?;
-    pin(control.process().id(), CLIENT_CORE)?;
+    pin(control.process().id(), cores.client_core)?;
     let mut filter = WasmFilter::headgate_controlled()?;
     // No access log here, so no line for it.
     filter.configuration["accessLog"] = "refused".into();
-    let envoy = start(bootstrap(HttpFilter::Wasm(filter)).with_control_plane(control.grpc())).await?;
+    let envoy = start(cores, bootstrap(HttpFilter::Wasm(filter)).with_control_plane(control.grpc())).await?;
     let address = envoy.address();
     wait_until("the filter's first decisions", Duration::from_secs(20), || async {
         let seen = saturate(address, REQUEST.as_bytes(), 1, Duration::from_millis(20)).await?;
@@ -175,19 +197,41 @@ fn has_only(seen: Saturation, answers: Answers) -> bool {
 }
 
 impl Variant {
-    /// CPU time of the Envoy process over the responses that it gave, in microseconds.
+    /// CPU time of the Envoy process over the responses that it gave, in microseconds: of several measurements the one in which it waited
+    /// least for its core.
     async fn measure(&mut self, length: Duration) -> Result<f64> {
-        let address = self.envoy.address();
-        saturate(address, REQUEST.as_bytes(), CONNECTIONS, WARM_UP).await?;
+        saturate(self.envoy.address(), REQUEST.as_bytes(), CONNECTIONS, WARM_UP).await?;
+        let mut best = self.measure_once(length).await?;
+        for _ in 1..TRIES {
+            if best.waiting <= WAITING {
+                break;
+            }
+            let next = self.measure_once(length).await?;
+            if next.waiting < best.waiting {
+                best = next;
+            }
+        }
+        Ok(best.us_per_request)
+    }
+
+    async fn measure_once(&mut self, length: Duration) -> Result<Sample> {
         let before = self.envoy.process().cpu_time()?;
-        let seen = saturate(address, REQUEST.as_bytes(), CONNECTIONS, length).await?;
-        let used = self.envoy.process().cpu_time()? - before;
+        let seen = saturate(self.envoy.address(), REQUEST.as_bytes(), CONNECTIONS, length).await?;
+        let after = self.envoy.process().cpu_time()?;
         if !has_only(seen, self.answers) {
             bail!("{}: {} admitted and {} refused: it measures something else", self.name, seen.admitted, seen.refused);
         }
-        ensure!(seen.responses() > 1000, "{}: only {} responses", self.name, seen.responses());
-        Ok(used.as_secs_f64() * 1e6 / seen.responses() as f64)
+        ensure!(seen.responses() > 100, "{}: only {} responses", self.name, seen.responses());
+        let (ran, waited) = ((after.ran - before.ran).as_secs_f64(), (after.waited - before.waited).as_secs_f64());
+        Ok(Sample { us_per_request: ran * 1e6 / seen.responses() as f64, waiting: waited / (ran + waited) })
     }
+}
+
+/// One measurement.
+struct Sample {
+    us_per_request: f64,
+    /// Part of its time that Envoy waited for its core.
+    waiting: f64,
 }
 
 fn figures(rounds: u32, samples: &Samples) -> Figures {

@@ -43,6 +43,14 @@ pub async fn saturate(target: SocketAddr, request: &[u8], connections: usize, du
         let request = request.to_vec();
         loops.spawn(async move { keep_busy(target, &request, until).await });
     }
+    // While this spins, the client's thread never sleeps, so no response has to wake it: a wake-up is paid by the server, and the slower
+    // the server the more of them there are.
+    let mut spinning = JoinSet::new();
+    spinning.spawn(async {
+        loop {
+            tokio::task::yield_now().await;
+        }
+    });
     let mut sum = Saturation::default();
     while let Some(done) = loops.join_next().await {
         let one = done??;
