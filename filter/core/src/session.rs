@@ -10,6 +10,7 @@ use core::time::Duration;
 
 use headgate_protos::v1;
 use prost::Message;
+use prost::encoding::{WireType, encode_key, encode_varint};
 
 use crate::discovery::{DiscoveryClient, LimitsSnapshot, NodeIdentity, PolicySnapshot};
 use crate::shared::{ReceivedLimits, SharedLimits};
@@ -195,20 +196,40 @@ impl Session {
     }
 
     /// The report of the proxy from the encoded reports of its VMs, of which those of dead VMs and unreadable ones are left out.
+    ///
+    /// They go in as they are: a report has thousands of numbers, and to decode and encode them all anew ten times a second would be
+    /// most of what the leader does.
     pub fn report(&mut self, now: Timestamp, workers: impl Iterator<Item = Vec<u8>>, policies: Vec<v1::AppliedPolicy>) -> Effect {
         self.reported_at = now;
         self.sequence += 1;
-        let is_live = |report: &v1::WorkerReport| now.since(Timestamp::from_nanos(report.at_ns)) <= REPORT_LAPSE;
         let report = v1::LoadReport {
             node_id: self.node.id.clone(),
             filter_version: self.node.version.clone(),
             sequence: self.sequence,
-            workers: workers.filter_map(|bytes| v1::WorkerReport::decode(bytes.as_slice()).ok()).filter(is_live).collect(),
+            workers: Vec::new(),
             policies,
             rejected: self.discovery.rejected().cloned().collect(),
         };
-        Effect::Send(Link::Reports, report.encode_to_vec())
+        let mut bytes = report.encode_to_vec();
+        let is_live = |head: &ReportHead| now.since(Timestamp::from_nanos(head.at_ns)) <= REPORT_LAPSE;
+        for worker in workers.filter(|worker| ReportHead::decode(worker.as_slice()).as_ref().is_ok_and(is_live)) {
+            // Fields of a message may stand in any order (protobuf encoding), so the workers can follow the rest.
+            encode_key(WORKERS_FIELD, WireType::LengthDelimited, &mut bytes);
+            encode_varint(worker.len() as u64, &mut bytes);
+            bytes.extend_from_slice(&worker);
+        }
+        Effect::Send(Link::Reports, bytes)
     }
+}
+
+/// Number of `LoadReport.workers`.
+const WORKERS_FIELD: u32 = 4;
+
+/// What the leader reads of a [`v1::WorkerReport`].
+#[derive(Clone, PartialEq, Message)]
+struct ReportHead {
+    #[prost(uint64, tag = "3")]
+    at_ns: u64,
 }
 
 #[cfg(test)]
