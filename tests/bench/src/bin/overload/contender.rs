@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use headgate_sim::Setup;
 use headgate_sim::baselines::{EnvoyAdmission, EnvoyGradient, NoControl, StaticBucket};
 use headgate_sim::controller::Controller;
+use headgate_sim::headgate::{Headgate, default_policy};
 use headgate_test_support::control_plane::ControlPlaneOptions;
 use headgate_test_support::envoy::{AccessLog, Bootstrap, EnvoyOptions, Gradient, HttpFilter, Upstream, WasmFilter};
 use headgate_test_support::{ControlPlaneProcess, EnvoyProcess, InferenceSimProcess, wait_until};
@@ -46,10 +48,10 @@ impl Contender {
         }
     }
 
-    /// The same algorithm in the simulator; `None` when it has none.
-    pub(crate) fn simulated(self) -> Option<Box<dyn Controller>> {
-        Some(match self {
-            Self::Headgate => return None,
+    /// The same algorithm in the simulator.
+    pub(crate) fn simulated(self, setup: &Setup) -> Result<Box<dyn Controller>> {
+        Ok(match self {
+            Self::Headgate => Box::new(Headgate::new(setup, &default_policy(setup))?),
             Self::NoControl => Box::new(NoControl),
             Self::LocalRateLimit => Box::new(StaticBucket::new(capacity_rps())),
             Self::AdaptiveConcurrency => Box::new(EnvoyGradient::default()),

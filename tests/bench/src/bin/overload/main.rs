@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use clap::Parser;
+use headgate_sim::World;
 use headgate_sim::measure::{Figures as Simulated, Recorder};
-use headgate_sim::{Setup, World};
+use headgate_sim::scenarios::Scenario;
 use headgate_test_support::load::Load;
 
 mod contender;
@@ -94,17 +95,16 @@ async fn compare(contender: Contender, load: f64, length: Duration) -> Result<Ru
     let played = play(&stage, plan, length).await;
     stage.stop().await?;
     let (real, overrun, status) = played?;
-    let simulated = match contender.simulated() {
-        Some(mut controller) => {
-            let mut recorder = Recorder::new(&scenario);
-            let setup: &Setup = &scenario.setup;
-            World::new(setup, SIMULATED_SEED).run(controller.as_mut(), &mut recorder)?;
-            Some(judge::simulated(&Simulated::of(&scenario, &recorder.into_run())))
-        }
-        None => None,
-    };
-    let error = simulated.as_ref().map(|simulated| Errors::of(&real, simulated, world::capacity_work()));
+    let simulated = simulate(contender, &scenario)?;
+    let error = Errors::of(&real, &simulated, world::capacity_work());
     Ok(RunReport { name: contender.name(), real, simulated, error, overrun, status })
+}
+
+fn simulate(contender: Contender, scenario: &Scenario) -> Result<Figures> {
+    let mut recorder = Recorder::new(scenario);
+    let mut controller = contender.simulated(&scenario.setup)?;
+    World::new(&scenario.setup, SIMULATED_SEED).run(controller.as_mut(), &mut recorder)?;
+    Ok(judge::simulated(&Simulated::of(scenario, &recorder.into_run())))
 }
 
 async fn play(

@@ -46,9 +46,9 @@ pub(crate) struct RunReport {
     /// On a real Envoy.
     pub(crate) real: Figures,
     /// In the simulator.
-    pub(crate) simulated: Option<Figures>,
+    pub(crate) simulated: Figures,
     /// How far the simulator is off.
-    pub(crate) error: Option<Errors>,
+    pub(crate) error: Errors,
     /// Requests that were scheduled but could not be sent.
     pub(crate) overrun: u64,
     /// What the control plane said at the end of the load.
@@ -108,16 +108,8 @@ impl ScenarioReport {
                 slo(1),
                 slo(2)
             );
-            let _ = match (&run.simulated, run.error) {
-                (Some(simulated), Some(error)) => writeln!(
-                    text,
-                    " | {:>9.0} {:>6.1} % {:>+6.1} %",
-                    simulated.goodput,
-                    simulated.top_class_slo * 100.0,
-                    error.goodput * 100.0
-                ),
-                _ => writeln!(text, " | {:>9} {:>8} {:>7}", "-", "-", "-"),
-            };
+            let (simulated, error) = (&run.simulated, run.error.goodput * 100.0);
+            let _ = writeln!(text, " | {:>9.0} {:>6.1} % {error:>+6.1} %", simulated.goodput, simulated.top_class_slo * 100.0);
         }
         match self.same_order {
             true => text.push_str("the simulator puts them into the same order\n"),
@@ -135,9 +127,8 @@ fn disagreements(runs: &[RunReport]) -> Vec<String> {
     let mut pairs = Vec::new();
     for (index, a) in runs.iter().enumerate() {
         for b in runs.iter().skip(index + 1) {
-            let (Some(simulated_a), Some(simulated_b)) = (&a.simulated, &b.simulated) else { continue };
             let real = ahead(a.real.goodput, b.real.goodput);
-            let simulated = ahead(simulated_a.goodput, simulated_b.goodput);
+            let simulated = ahead(a.simulated.goodput, b.simulated.goodput);
             if real * simulated < 0 {
                 pairs.push(format!("{} and {}", a.name, b.name));
             }
@@ -153,8 +144,8 @@ mod tests {
     fn run(name: &'static str, real: f64, simulated: f64) -> RunReport {
         let figures = |goodput| Figures { goodput, throughput: goodput, top_class_slo: 1.0, classes: Vec::new() };
         let (real, simulated) = (figures(real), figures(simulated));
-        let error = Some(Errors::of(&real, &simulated, 100.0));
-        RunReport { name, real, simulated: Some(simulated), error, overrun: 0, status: None }
+        let error = Errors::of(&real, &simulated, 100.0);
+        RunReport { name, real, simulated, error, overrun: 0, status: None }
     }
 
     #[test]
@@ -168,6 +159,6 @@ mod tests {
     #[test]
     fn errors_are_relative_to_reality() {
         let run = run("a", 100.0, 90.0);
-        assert!((run.error.unwrap().goodput + 0.1).abs() < 1e-12);
+        assert!((run.error.goodput + 0.1).abs() < 1e-12);
     }
 }
