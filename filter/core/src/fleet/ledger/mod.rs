@@ -187,7 +187,7 @@ impl Ledger {
                 let Some(book) = self.pools.get_mut(&pool.pool) else { continue };
                 book.first_report_at.get_or_insert(now);
                 let deltas = accepted.deltas.iter().filter(|delta| delta.policy == pool.policy);
-                let requests = deltas.map(|delta| book.add(now, delta, is_recent)).sum();
+                let requests = deltas.map(|delta| book.add(now, delta, is_recent)).fold(0, u64::saturating_add);
                 // Under overload control the budgets are of work, and so is what decides how they are split.
                 let work = accepted.accounts.get(&pool.policy).map(|account| book.add_account(account, is_recent));
                 let (amount, memory_s) = work.map_or((requests, RATE_DEMAND_S), |work| (work, BUDGET_DEMAND_S));
@@ -292,9 +292,9 @@ impl PoolBook {
         if !is_recent {
             return 0;
         }
-        book.control.offered += delta.totals.offered;
-        book.control.admitted += delta.totals.admitted;
-        book.control.completed += delta.totals.completed;
+        book.control.offered = book.control.offered.saturating_add(delta.totals.offered);
+        book.control.admitted = book.control.admitted.saturating_add(delta.totals.admitted);
+        book.control.completed = book.control.completed.saturating_add(delta.totals.completed);
         if let Some(ttft) = &delta.ttft {
             book.window.merge(now, ttft);
             self.ttft.merge(ttft);
@@ -356,21 +356,21 @@ impl ClassTotals {
     }
 
     fn add(&mut self, delta: &Self) {
-        self.offered += delta.offered;
-        self.admitted += delta.admitted;
-        self.completed += delta.completed;
-        self.failed += delta.failed;
-        self.cancelled += delta.cancelled;
+        self.offered = self.offered.saturating_add(delta.offered);
+        self.admitted = self.admitted.saturating_add(delta.admitted);
+        self.completed = self.completed.saturating_add(delta.completed);
+        self.failed = self.failed.saturating_add(delta.failed);
+        self.cancelled = self.cancelled.saturating_add(delta.cancelled);
         for (total, more) in self.refused.iter_mut().zip(delta.refused) {
-            *total += more;
+            *total = total.saturating_add(more);
         }
     }
 }
 
 fn add_counters(totals: &mut v1::WorkerCounters, delta: &v1::WorkerCounters) {
-    totals.unmatched += delta.unmatched;
-    totals.host_errors += delta.host_errors;
-    totals.unreadable += delta.unreadable;
-    totals.denied_claims += delta.denied_claims;
-    totals.untracked += delta.untracked;
+    totals.unmatched = totals.unmatched.saturating_add(delta.unmatched);
+    totals.host_errors = totals.host_errors.saturating_add(delta.host_errors);
+    totals.unreadable = totals.unreadable.saturating_add(delta.unreadable);
+    totals.denied_claims = totals.denied_claims.saturating_add(delta.denied_claims);
+    totals.untracked = totals.untracked.saturating_add(delta.untracked);
 }
