@@ -73,3 +73,15 @@ fn aliases_cannot_multiply_a_document_without_bound() {
 fn a_document_beyond_the_bound_is_refused_unread() {
     assert_eq!(lines(&"x".repeat(MAX_DOCUMENT_BYTES + 1)), ["document: 1048577 bytes are more than 1048576"]);
 }
+
+#[test]
+fn every_policy_of_the_examples_is_valid() {
+    let examples = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");
+    let folders = std::fs::read_dir(examples).unwrap().map(|entry| entry.unwrap().path().join("policy.yaml"));
+    let files: Vec<_> = folders.filter(|file| file.exists()).collect();
+    assert!(files.len() >= 2, "{files:?}");
+    for file in files {
+        let checked = CheckedPolicy::from_document(&std::fs::read_to_string(&file).unwrap());
+        assert!(checked.is_ok(), "{}: {}", file.display(), checked.unwrap_err());
+    }
+}
