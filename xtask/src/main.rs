@@ -38,6 +38,12 @@ enum Task {
     },
     /// Format, lints, docs and every test of the workspace
     Test,
+    /// Mutates the corpus of every fuzz target for a while
+    Fuzz {
+        /// Passed to the fuzzer as they are
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Runs one benchmark: `decision` times the core alone, the others run against real proxies
     Bench {
         /// `decision`, or the NAME of a binary `bench-NAME` of headgate-bench
@@ -68,6 +74,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Wasm => build_filters(&layout, &mut steps)?,
         Task::Test => check::run(&layout, &mut steps)?,
         Task::Demo { args } => return show(&layout, &mut steps, "demo", &[], &args),
+        Task::Fuzz { args } => return become_parent(&layout, "headgate-fuzz", "fuzz", &["--profile", "fuzz"], &args),
         Task::Bench { name, args } if name == "decision" => return decision(&layout, &args),
         Task::Bench { name, args } => return show(&layout, &mut steps, &format!("bench-{name}"), &["--release"], &args),
     }
@@ -100,8 +107,13 @@ fn show(layout: &Layout, steps: &mut Steps, bin: &str, profile: &[&str], args: &
     let toolchain = setup(layout, steps)?;
     wasm::build(layout, &toolchain, steps)?;
     wasm::build_programs(layout, steps)?;
+    become_parent(layout, "headgate-bench", bin, profile, args)
+}
+
+/// Builds a program of the workspace and runs it to its end.
+fn become_parent(layout: &Layout, package: &str, bin: &str, profile: &[&str], args: &[String]) -> Result<ExitCode> {
     let mut command = layout.cargo();
-    command.args(["run", "--quiet", "--package", "headgate-bench", "--bin", bin]).args(profile);
+    command.args(["run", "--quiet", "--package", package, "--bin", bin]).args(profile);
     let status = command.arg("--").args(args).status().with_context(|| format!("cannot start cargo to run {bin}"))?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

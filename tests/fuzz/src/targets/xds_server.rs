@@ -1,0 +1,100 @@
+//! The server's side of xDS: whatever a client says, it is told only of what exists, and nonces are never given twice.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use headgate_protos::discovery::{DeltaDiscoveryRequest, DiscoveryRequest};
+use headgate_protos::{LIMITS_TYPE_URL, POLICY_TYPE_URL};
+use headgate_xds::{DeltaStream, Resource, ResourceName, ResourceType, Scope, Snapshot, SotwStream};
+use prost::Message;
+
+use crate::input::{Input, fingerprint, push_frame};
+
+pub(super) const WORDS: &[&str] =
+    &[POLICY_TYPE_URL, LIMITS_TYPE_URL, "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig", "a", "b", "*"];
+
+const KINDS: [ResourceType; 3] = [ResourceType::HeadgatePolicy, ResourceType::HeadgateLimits, ResourceType::ExtensionConfig];
+const NAMES: [&str; 3] = ["a", "b", "c"];
+
+pub(super) fn seeds() -> Vec<Vec<u8>> {
+    let subscribe = |type_url: &str, nonce: &str| DeltaDiscoveryRequest {
+        type_url: type_url.to_owned(),
+        resource_names_subscribe: vec!["a".to_owned(), "*".to_owned()],
+        response_nonce: nonce.to_owned(),
+        ..Default::default()
+    };
+    let named =
+        |type_url: &str| DiscoveryRequest { type_url: type_url.to_owned(), resource_names: vec!["a".to_owned()], ..Default::default() };
+    let mut script = vec![2, 0, 0, 1, 2, 1, 1, 2];
+    for (op, message) in [
+        (0, subscribe(POLICY_TYPE_URL, "").encode_to_vec()),
+        (0, subscribe(LIMITS_TYPE_URL, "").encode_to_vec()),
+        (0, subscribe(POLICY_TYPE_URL, "1").encode_to_vec()),
+        (1, named(POLICY_TYPE_URL).encode_to_vec()),
+    ] {
+        script.push(op);
+        push_frame(&mut script, &message);
+        script.extend([2, 0, 0, 7, 3]);
+    }
+    vec![script]
+}
+
+pub(super) fn run(input: &[u8]) -> u64 {
+    let mut input = Input::new(input);
+    let (mut delta, mut sotw) = (DeltaStream::new(Scope::Aggregated), SotwStream::new(Scope::Aggregated));
+    let mut content = [[0_u8; NAMES.len()]; KINDS.len()];
+    let mut world = snapshot(&content);
+    let mut nonces = BTreeSet::new();
+    let mut seen = Vec::new();
+    for _ in 0..128 {
+        if input.is_empty() {
+            break;
+        }
+        match input.choice(4) {
+            0 => {
+                let Ok(request) = DeltaDiscoveryRequest::decode(input.frame()) else { continue };
+                // A client that breaks the protocol loses its stream.
+                let Ok(step) = delta.on_request(&request, &world) else { return fingerprint([seen]) };
+                seen.push(1 + step.responses.len() as u8 + 16 * step.events.len() as u8);
+                step.responses.iter().for_each(|response| check(response, &world, &mut nonces));
+            }
+            1 => {
+                let Ok(request) = DiscoveryRequest::decode(input.frame()) else { continue };
+                let Ok(step) = sotw.on_request(&request, &world) else { return fingerprint([seen]) };
+                seen.push(2 + step.responses.len() as u8 + 16 * step.events.len() as u8);
+            }
+            2 => {
+                let (kind, name) = (input.choice(KINDS.len()), input.choice(NAMES.len()));
+                content[kind][name] = input.byte();
+                world = snapshot(&content);
+            }
+            _ => {
+                let responses = delta.on_snapshot(&world);
+                seen.push(3 + responses.len() as u8);
+                responses.iter().for_each(|response| check(response, &world, &mut nonces));
+                sotw.on_snapshot(&world);
+            }
+        }
+    }
+    fingerprint([seen])
+}
+
+/// A resource a kind and name whose content is not 0.
+fn snapshot(content: &[[u8; NAMES.len()]; KINDS.len()]) -> Snapshot {
+    let resources = KINDS.iter().zip(content).flat_map(|(kind, contents)| {
+        NAMES.iter().zip(contents).filter(|(_, content)| **content > 0).map(|(name, content)| {
+            let name = ResourceName::new(name).expect("the names are valid");
+            Resource::new(*kind, name, Bytes::from(vec![*content]))
+        })
+    });
+    Snapshot::try_new(resources).expect("no resource needs another")
+}
+
+fn check(response: &headgate_protos::discovery::DeltaDiscoveryResponse, world: &Snapshot, nonces: &mut BTreeSet<String>) {
+    assert!(nonces.insert(response.nonce.clone()), "the nonce {} was given twice", response.nonce);
+    let kind = ResourceType::from_type_url(&response.type_url).expect("a response is of a known type");
+    for resource in &response.resources {
+        let exists = world.set(kind).iter().any(|known| known.name().as_str() == resource.name);
+        assert!(exists, "{} does not exist", resource.name);
+    }
+}
