@@ -3,10 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use headgate_sim::Setup;
-use headgate_sim::baselines::{EnvoyAdmission, EnvoyGradient, NoControl, StaticBucket};
-use headgate_sim::controller::Controller;
-use headgate_sim::headgate::{Headgate, default_policy};
+use headgate_sim::suite::Algorithm;
 use headgate_test_support::control_plane::ControlPlaneOptions;
 use headgate_test_support::envoy::{AccessLog, Bootstrap, EnvoyOptions, Gradient, HttpFilter, Upstream, WasmFilter};
 use headgate_test_support::{ControlPlaneProcess, EnvoyProcess, InferenceSimProcess, wait_until};
@@ -49,14 +46,14 @@ impl Contender {
     }
 
     /// The same algorithm in the simulator.
-    pub(crate) fn simulated(self, setup: &Setup) -> Result<Box<dyn Controller>> {
-        Ok(match self {
-            Self::Headgate => Box::new(Headgate::new(setup, &default_policy(setup))?),
-            Self::NoControl => Box::new(NoControl),
-            Self::LocalRateLimit => Box::new(StaticBucket::new(capacity_rps())),
-            Self::AdaptiveConcurrency => Box::new(EnvoyGradient::default()),
-            Self::AdmissionControl => Box::new(EnvoyAdmission::default()),
-        })
+    pub(crate) fn simulated(self) -> Algorithm {
+        match self {
+            Self::Headgate => Algorithm::Headgate,
+            Self::NoControl => Algorithm::NoControl,
+            Self::LocalRateLimit => Algorithm::StaticTokenBucket,
+            Self::AdaptiveConcurrency => Algorithm::EnvoyAdaptiveConcurrency,
+            Self::AdmissionControl => Algorithm::EnvoyAdmissionControl,
+        }
     }
 
     /// Envoy's own filter; `None` for Headgate's.

@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use clap::Parser;
-use headgate_sim::World;
-use headgate_sim::measure::{Figures as Simulated, Recorder};
+use headgate_sim::measure::{Figures as Simulated, Run};
 use headgate_sim::scenarios::Scenario;
+use headgate_sim::suite::{Algorithm, play as simulate};
 use headgate_test_support::load::Load;
 
 mod contender;
@@ -70,14 +70,18 @@ async fn run(args: &Args) -> Result<()> {
     let contenders =
         || Contender::ALL.into_iter().filter(|contender| args.only.is_empty() || args.only.iter().any(|name| name == contender.name()));
     for load in &args.loads {
+        let scenario = world::scenario(*load, length);
+        let optimum = simulate(&scenario, Algorithm::Oracle, None, SIMULATED_SEED)?.run;
         let mut runs = Vec::new();
         for contender in contenders() {
-            let run = compare(contender, *load, length).await.with_context(|| format!("{} at {load}x", contender.name()))?;
+            let run = compare(contender, &scenario, &optimum, length).await;
+            let run = run.with_context(|| format!("{} at {load}x", contender.name()))?;
             let slo = run.real.top_class_slo * 100.0;
             eprintln!("{load}x {}: goodput {:.0} work tokens/s, top class {slo:.1} %", run.name, run.real.goodput);
             runs.push(run);
         }
-        report.scenarios.push(ScenarioReport::new(*load, runs));
+        let oracle = judge::simulated(&Simulated::of(&scenario, &optimum, &optimum));
+        report.scenarios.push(ScenarioReport::new(*load, oracle, runs));
     }
     println!("capacity {:.1} requests/s, {} s each; work tokens (prompt + 2 x output) per second\n", report.capacity_rps, report.seconds);
     report.scenarios.iter().for_each(|scenario| println!("{}", scenario.table()));
@@ -88,23 +92,16 @@ async fn run(args: &Args) -> Result<()> {
 }
 
 /// One contender at one load, really and simulated.
-async fn compare(contender: Contender, load: f64, length: Duration) -> Result<RunReport> {
+async fn compare(contender: Contender, scenario: &Scenario, optimum: &Run, length: Duration) -> Result<RunReport> {
     let stage = contender.start().await?;
-    let plan = world::plan(stage.envoy.address(), load, length);
-    let scenario = world::scenario(&plan, load, length);
+    let plan = world::plan(stage.envoy.address(), scenario.judging.load, length);
     let played = play(&stage, plan, length).await;
     stage.stop().await?;
     let (real, overrun, status) = played?;
-    let simulated = simulate(contender, &scenario)?;
+    let run = simulate(scenario, contender.simulated(), None, SIMULATED_SEED)?.run;
+    let simulated = judge::simulated(&Simulated::of(scenario, &run, optimum));
     let error = Errors::of(&real, &simulated, world::capacity_work());
     Ok(RunReport { name: contender.name(), real, simulated, error, overrun, status })
-}
-
-fn simulate(contender: Contender, scenario: &Scenario) -> Result<Figures> {
-    let mut recorder = Recorder::new(scenario);
-    let mut controller = contender.simulated(&scenario.setup)?;
-    World::new(&scenario.setup, SIMULATED_SEED).run(controller.as_mut(), &mut recorder)?;
-    Ok(judge::simulated(&Simulated::of(scenario, &recorder.into_run())))
 }
 
 async fn play(

@@ -31,6 +31,8 @@ pub(crate) struct Report {
 pub(crate) struct ScenarioReport {
     /// Offered work over capacity.
     pub(crate) load: f64,
+    /// What a clairvoyant scheduler gets out of the same requests, in the simulator.
+    pub(crate) oracle: Figures,
     /// One run each.
     pub(crate) controllers: Vec<RunReport>,
     /// Whether reality and simulator put the contenders into the same order by goodput; those within 5 % count as equal.
@@ -80,14 +82,14 @@ impl Errors {
 // === impl ScenarioReport ===
 
 impl ScenarioReport {
-    pub(crate) fn new(load: f64, controllers: Vec<RunReport>) -> Self {
+    pub(crate) fn new(load: f64, oracle: Figures, controllers: Vec<RunReport>) -> Self {
         let disagreements = disagreements(&controllers);
-        Self { load, same_order: disagreements.is_empty(), controllers, disagreements }
+        Self { load, oracle, same_order: disagreements.is_empty(), controllers, disagreements }
     }
 
     /// The table of this load.
     pub(crate) fn table(&self) -> String {
-        let mut text = format!("load {}x\n", self.load);
+        let mut text = format!("load {}x; a clairvoyant scheduler gets {:.0} within objectives\n", self.load, self.oracle.goodput);
         let _ = writeln!(
             text,
             "{:<22} {:>9} {:>9} {:>8} {:>9} {:>9} {:>9} | {:>9} {:>8} {:>7}",
@@ -141,8 +143,11 @@ fn disagreements(runs: &[RunReport]) -> Vec<String> {
 mod tests {
     use super::*;
 
+    fn figures(goodput: f64) -> Figures {
+        Figures { goodput, throughput: goodput, top_class_slo: 1.0, classes: Vec::new() }
+    }
+
     fn run(name: &'static str, real: f64, simulated: f64) -> RunReport {
-        let figures = |goodput| Figures { goodput, throughput: goodput, top_class_slo: 1.0, classes: Vec::new() };
         let (real, simulated) = (figures(real), figures(simulated));
         let error = Errors::of(&real, &simulated, 100.0);
         RunReport { name, real, simulated, error, overrun: 0, status: None }
@@ -150,9 +155,9 @@ mod tests {
 
     #[test]
     fn only_differences_that_both_see_can_disagree() {
-        let report = ScenarioReport::new(3.0, vec![run("a", 100.0, 96.0), run("b", 98.0, 100.0), run("c", 50.0, 70.0)]);
+        let report = ScenarioReport::new(3.0, figures(100.0), vec![run("a", 100.0, 96.0), run("b", 98.0, 100.0), run("c", 50.0, 70.0)]);
         assert!(report.same_order, "{:?}", report.disagreements);
-        let report = ScenarioReport::new(3.0, vec![run("a", 100.0, 60.0), run("b", 50.0, 70.0)]);
+        let report = ScenarioReport::new(3.0, figures(100.0), vec![run("a", 100.0, 60.0), run("b", 50.0, 70.0)]);
         assert_eq!(report.disagreements, ["a and b"]);
     }
 

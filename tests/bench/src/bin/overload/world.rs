@@ -152,7 +152,7 @@ fn request(key: &str, kind: Kind) -> Template {
 }
 
 /// The same world for the simulator: the engine's constants, and every request of the plan as a row of a trace.
-pub(crate) fn scenario(plan: &Plan, multiple: f64, length: Duration) -> Scenario {
+pub(crate) fn scenario(multiple: f64, length: Duration) -> Scenario {
     let engine = LlmConfig {
         kv_blocks: KV_BLOCKS,
         max_sequences: MAX_BATCH,
@@ -172,7 +172,7 @@ pub(crate) fn scenario(plan: &Plan, multiple: f64, length: Duration) -> Scenario
         workers: 2,
         engines: vec![EngineConfig::Llm(engine)],
         classes: CLASSES.iter().map(class).collect(),
-        trace: trace(plan),
+        trace: trace(&plan(SocketAddr::from(([127, 0, 0, 1], 0)), multiple, length)),
         trace_patience: Patience { timeout: PATIENCE, retries: Retries::None },
         bytes_per_token: (4.0, 0.0),
         ..Setup::default()
