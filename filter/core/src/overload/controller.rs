@@ -11,6 +11,7 @@ use super::kv::{KvBudget, KvInput};
 use super::ladder::Ladder;
 use super::latency::{Engines, Latency};
 use super::level::CutOff;
+use super::means::Means;
 use super::meter::{Demand, Meter, Read, Tick, weight};
 use super::prefill::{ENGINE_PART, PrefillBudget, PrefillInput};
 use super::ramp::{SlowStart, Smooth};
@@ -30,13 +31,10 @@ const QUEUE_PART: f64 = 0.05;
 /// Memory of the budgets that are safe when nobody watches, and the part of them that is: a mean is exceeded half of the time.
 const SAFE_MEMORY_S: f64 = 10.0;
 const SAFE_PART: f64 = 0.9;
+/// Part of the budgets of KV and streams up to which they are not what work waits for: they are split among workers, unevenly.
+const OTHERS_ROOM: f64 = 0.9;
 /// Least and largest part of the objective of the time between tokens that the mean may take.
-const TPOT_PART: (f64, f64) = (0.65, 0.92);
-/// Memory of means over requests: length of prompts and outputs, rate of admission.
-/// Long, since responses that end early are short: right after a step of the load they alone are seen.
-const MEANS_MEMORY_S: f64 = 30.0;
-/// Requests that such a mean remembers at least.
-const MEANS_LEAST: f64 = 100.0;
+const TPOT_PART: (f64, f64) = (0.82, 0.93);
 
 /// Overload control of one pool: one [`step`](Self::step) every control tick (100 ms).
 ///
@@ -62,14 +60,6 @@ pub struct OverloadController {
     means: Means,
     safe: [Option<f64>; 3],
     state: OverloadState,
-}
-
-/// Means over the last requests.
-#[derive(Debug, Clone, Copy, Default)]
-struct Means {
-    prompt_tokens: f64,
-    output_tokens: f64,
-    admitted_per_s: f64,
 }
 
 impl OverloadController {
@@ -162,6 +152,7 @@ impl OverloadController {
             ttft_slo_s,
             tpot_s: self.streams.tpot_s(),
             tpot_aim_s: self.tpot_aim_s(),
+            is_short: flow.queued_requests > 0 && self.others_have_room(flow),
         };
         self.prefill.step(tick, &prefill);
         self.step_kv(tick, flow, sample, fresh, hungry);
@@ -180,6 +171,12 @@ impl OverloadController {
             None => self.latency.standing() <= Latency::standing_target(self.config.ttft_slo),
         };
         flow.queued_requests > 0 && ttft_ok && tpot_ok && queue_ok
+    }
+
+    /// Whether KV and streams have room for more than the requests that wait for a prefill.
+    fn others_have_room(&self, flow: &Flow) -> bool {
+        let others = Budgets { prefill_tokens: None, ..self.state.budgets };
+        flow.in_flight.part_of(&others) < OTHERS_ROOM
     }
 
     fn engines(&self, sample: Option<&EngineSample>) -> Engines {
@@ -229,6 +226,7 @@ impl OverloadController {
             standing_s: if stands && blind { standing.as_secs_f64() } else { 0.0 },
             admitted_rate: self.means.admitted_per_s,
             tpot_aim_s: prefill.tpot_aim_s,
+            ended_tpot_s: self.latency.tpot.mean(QUANTILE_COUNT).map(|mean| mean.as_secs_f64()),
             prefill_share: self.prefill.share(prefill),
             prefill_per_stream_s: self.prefill_per_stream_s(prefill),
             hungry: hungry && room,
@@ -286,13 +284,14 @@ impl OverloadController {
             finished_work: tick.finished_work(output_weight),
             queued_work: flow.queued_work as f64,
             room_work: self.room_work(flow),
+            request_work: self.means.request_work(output_weight),
             queues: self.config.queue.is_some(),
             part: flow.in_flight.part_of(&self.state.budgets),
             ttft_slo_s: self.config.ttft_slo.as_secs_f64(),
             floors: &self.floors,
         };
         self.state.cut_off = self.shedder.step(tick, &self.demand, &input);
-        self.state.drain_work_per_s = self.shedder.capacity();
+        self.state.drain_work_per_s = self.shedder.drain();
         for (floor, part) in self.state.floors_work_per_s.iter_mut().zip(&self.floors) {
             *floor = part * self.shedder.capacity();
         }
@@ -310,7 +309,7 @@ impl OverloadController {
         let requests = room(used.prefill_tokens, budgets.prefill_tokens, means.prompt_tokens)
             .min(room(used.kv_tokens, budgets.kv_tokens, means.prompt_tokens + means.output_tokens))
             .min(room(used.streams, budgets.streams, 1.0));
-        requests * (means.prompt_tokens + self.config.output_weight * means.output_tokens).max(1.0)
+        requests * means.request_work(self.config.output_weight)
     }
 
     fn step_saturation(&mut self, tick: &Tick, signals: &OverloadSignals<'_>) {
@@ -361,26 +360,6 @@ impl OverloadController {
         let p95 = self.latency.tpot.quantile(0.95, QUANTILE_COUNT);
         p95.map_or(0.0, |p95| p95.as_secs_f64() / self.config.tpot_slo.as_secs_f64().max(1e-6))
     }
-}
-
-// === impl Means ===
-
-impl Means {
-    fn observe(&mut self, tick: &Tick) {
-        self.admitted_per_s += weight(tick.seconds, 1.0) * (tick.admitted.streams as f64 / tick.seconds - self.admitted_per_s);
-        follow(&mut self.prompt_tokens, tick.admitted.prefill_tokens, tick.admitted.streams, self.admitted_per_s);
-        follow(&mut self.output_tokens, tick.output_tokens, tick.responses, self.admitted_per_s);
-    }
-}
-
-/// `mean ← mean + n / (n + memory · rate) · (sample − mean)` for `n` requests: they count by their number, over the memory at that rate.
-fn follow(mean: &mut f64, sum: u64, count: u64, per_s: f64) {
-    if count == 0 {
-        return;
-    }
-    let sample = sum as f64 / count as f64;
-    let weight = count as f64 / (count as f64 + (MEANS_MEMORY_S * per_s).max(MEANS_LEAST));
-    *mean = if *mean > 0.0 { *mean + weight * (sample - *mean) } else { sample };
 }
 
 /// Requests in the engines' queues at which that term is full.

@@ -23,6 +23,8 @@ const STARVED_GROWTH: f64 = 1.1;
 const STARVED_TICKS: u32 = 2;
 /// Part of the target below which the cache has room. Source: design invariant 8.
 const ROOM: f64 = 0.9;
+/// Growth of the ratio a second, as a part of what is missing of the target, while the budget binds.
+const APPROACH_PER_S: f64 = 0.3;
 /// Seconds by which the growth of the cache is extrapolated before it counts as room: admitted prompts arrive, responses lengthen.
 const LOOK_AHEAD_S: f64 = 1.0;
 /// Memory of the cache's growth.
@@ -80,7 +82,7 @@ impl KvBudget {
         }
         self.learn(tick, used, target, input);
         let effective = used.max(sample.kv_fullest * sample.kv_total_tokens as f64 / IMBALANCE) + input.credit;
-        self.feed(effective, target, input);
+        self.feed(tick, effective, target, input);
         let bound = self.headroom.part() * self.ratio * target;
         // Above the target, what is in flight is too much whatever the ratio says.
         let over = if effective > target { input.reserved_now * target / effective } else { bound };
@@ -114,9 +116,13 @@ impl KvBudget {
     }
 
     /// Never starve: work waits, the budget binds, and the cache has room and is not about to fill.
-    fn feed(&mut self, effective: f64, target: f64, input: &KvInput) {
+    fn feed(&mut self, tick: &Tick, effective: f64, target: f64, input: &KvInput) {
         let ahead = effective + LOOK_AHEAD_S * self.growth.max(0.0);
         let binds = self.bound.is_some_and(|bound| input.reserved_now >= ROOM * bound);
+        if input.hungry && binds && ahead < target && target > 0.0 {
+            // The ratio of a generation lags behind the mix; what is missing of the target is added by and by.
+            self.ratio = (self.ratio * (1.0 + APPROACH_PER_S * tick.seconds.min(1.0) * (1.0 - ahead / target))).min(MAX_RATIO);
+        }
         let starved = input.hungry && binds && ahead < ROOM * target;
         self.starved = if starved { self.starved.saturating_add(1) } else { 0 };
         if self.starved >= STARVED_TICKS {

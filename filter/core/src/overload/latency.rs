@@ -115,7 +115,8 @@ impl Latency {
         self.sums.scale(1.0 - weight(tick.seconds, FIT_MEMORY_S));
         self.sums.add(&tick.ttft_fit);
         if let Some(Line { slope, .. }) = self.sums.line(FIT_MIN_COUNT).filter(|line| line.slope > 0.0) {
-            self.slope = Some(slope / 1e6);
+            let before = *self.slope.get_or_insert(slope / 1e6);
+            self.slope = Some(before + weight(tick.seconds, FIT_MEMORY_S) * (slope / 1e6 - before));
         }
         self.follow_wait(tick, engines);
     }

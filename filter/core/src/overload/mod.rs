@@ -14,6 +14,7 @@ mod kv;
 mod ladder;
 mod latency;
 mod level;
+mod means;
 mod meter;
 mod prefill;
 mod ramp;

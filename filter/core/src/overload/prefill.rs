@@ -19,20 +19,26 @@ const FALL_S: f64 = 10.0;
 const RISE_S: f64 = 0.5;
 /// Part of the budget from which on it binds.
 pub(super) const BINDS: f64 = 0.9;
+/// The same while work waits although the other budgets have room: the parts of the workers do not fill evenly.
+const SHORT_BINDS: f64 = 0.5;
 /// How far the fitted rate may exceed the one that was seen: the slope of a line says little far beyond its samples.
 const FIT_TRUST: f64 = 4.0;
 
 /// Steps whose prompts are in flight at once: one is computed while the next one's come.
 const STEPS: f64 = 2.0;
-/// Correction of the model of a step: how fast it moves a second, and its bounds.
-const TRIM_PER_S: f64 = 0.2;
+/// Correction of the model of a step: integral gain a second on the relative error (critically damped with the second that the time
+/// between tokens is averaged over), and its bounds.
+const TRIM_PER_S: f64 = 0.5;
 const TRIM: (f64, f64) = (0.3, 2.0);
+/// Memory of what a step takes without prompts: it changes with the batch, slowly.
+const DECODE_MEMORY_S: f64 = 2.0;
 
 #[derive(Debug, Clone)]
 pub(super) struct PrefillBudget {
     measured: f64,
     rate: f64,
     trim: f64,
+    decode_s: f64,
     bound: Option<f64>,
 }
 
@@ -51,11 +57,13 @@ pub(super) struct PrefillInput {
     pub(super) tpot_s: f64,
     /// Mean time between tokens that is aimed at, in seconds.
     pub(super) tpot_aim_s: f64,
+    /// Whether work waits although the other budgets have room: the budget binds however its parts are split among workers.
+    pub(super) is_short: bool,
 }
 
 impl PrefillBudget {
     pub(super) fn new() -> Self {
-        Self { measured: 0.0, rate: 0.0, trim: 1.0, bound: None }
+        Self { measured: 0.0, rate: 0.0, trim: 1.0, decode_s: 0.0, bound: None }
     }
 
     /// The bound in tokens; `None` before the first step.
@@ -66,7 +74,8 @@ impl PrefillBudget {
     pub(super) fn step(&mut self, tick: &Tick, input: &PrefillInput) {
         let now = tick.finished.prefill_tokens as f64 / tick.seconds;
         self.measured += weight(tick.seconds, RATE_MEMORY_S) * (now - self.measured);
-        let binds = self.bound.is_some_and(|bound| input.in_flight >= BINDS * bound);
+        let binds =
+            self.bound.is_some_and(|bound| input.in_flight >= BINDS * bound || (input.is_short && input.in_flight >= SHORT_BINDS * bound));
         if self.measured > self.rate {
             self.rate += weight(tick.seconds, RISE_S) * (self.measured - self.rate);
         } else if binds {
@@ -95,11 +104,15 @@ impl PrefillBudget {
     fn within_tpot(&mut self, tick: &Tick, input: &PrefillInput, binds: bool) -> Option<f64> {
         let seconds_per_token = input.seconds_per_token.filter(|_| input.tpot_s > 0.0)?;
         let decode_s = input.tpot_s * (1.0 - self.share(input));
+        self.decode_s += weight(tick.seconds, DECODE_MEMORY_S) * (decode_s - self.decode_s);
+        let decode_s = self.decode_s;
         let a_step = (input.tpot_aim_s - decode_s).max(0.0) / seconds_per_token.max(1e-9);
         if binds {
             // What the model is off shows in the time between tokens while the budget binds.
-            let step = if input.tpot_s > input.tpot_aim_s { -TRIM_PER_S } else { TRIM_PER_S / 2.0 };
-            self.trim = (self.trim * (1.0 + step * tick.seconds.min(1.0))).clamp(TRIM.0, TRIM.1);
+            let error = ((input.tpot_aim_s - input.tpot_s) / input.tpot_aim_s.max(1e-6)).clamp(-1.0, 1.0);
+            // Tokens that came too slowly do not come again.
+            let gain = if error < 0.0 { 2.0 * TRIM_PER_S } else { TRIM_PER_S };
+            self.trim = (self.trim * (1.0 + gain * error * tick.seconds.min(1.0))).clamp(TRIM.0, TRIM.1);
         }
         Some(self.trim * STEPS * input.engines * a_step)
     }

@@ -9,6 +9,8 @@ use super::meter::{Demand, Tick, weight};
 /// Wait in the queue that is aimed at, as a part of the objective of the time to first token: long enough that no budget idles between
 /// two pushes of limits, short enough that what is admitted makes its objective.
 const WAIT_PART: f64 = 0.25;
+/// Requests that may wait however little the pool does: the queue is spread over the workers of all proxies.
+const LEAST_QUEUE: f64 = 8.0;
 /// Time in which the queue is brought to its target: a few times the delay of report, step and push (about 0.2 s), so that it is stable.
 const CORRECT_S: f64 = 1.0;
 /// Memory of the rate at which work leaves the queue while it stands.
@@ -43,6 +45,8 @@ pub(super) struct ShedInput<'a> {
     pub(super) queued_work: f64,
     /// Work tokens that the budgets have room for.
     pub(super) room_work: f64,
+    /// Work tokens of a mean request.
+    pub(super) request_work: f64,
     /// Whether there is a queue in the proxies.
     pub(super) queues: bool,
     /// Largest part that the work in flight takes of its budget.
@@ -73,6 +77,13 @@ impl Shedder {
     /// Work tokens that the pool finishes per second when busy; 0: not known.
     pub(super) fn capacity(&self) -> f64 {
         self.capacity
+    }
+
+    /// Work tokens per second that leave the queue while it stands, or that the pool finishes if that is more; 0: not known.
+    ///
+    /// While a pool fills up it admits more than it finishes; a waiting request is served at that rate.
+    pub(super) fn drain(&self) -> f64 {
+        self.capacity.max(self.drain)
     }
 
     /// Whether work waits or the budgets are full.
@@ -152,7 +163,7 @@ impl Shedder {
     /// Work that should wait: the class at the boundary waits for all above it, so the queue is sized by what is left to it.
     fn queue_target(&self, rates: &[f64], surge: f64, input: &ShedInput<'_>) -> f64 {
         let boundary = (self.drain - above_boundary(rates, surge, self.drain)).max(BOUNDARY_LEAST * self.drain);
-        WAIT_PART * input.ttft_slo_s * boundary
+        (WAIT_PART * input.ttft_slo_s * boundary).max(LEAST_QUEUE * input.request_work)
     }
 
     fn move_to(&mut self, target: f64, seconds: f64, short_queue: bool) {

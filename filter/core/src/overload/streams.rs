@@ -13,6 +13,8 @@ use crate::time::Timestamp;
 
 /// Memory of the time between tokens as it is now.
 const TPOT_MEMORY_S: f64 = 1.0;
+/// Memory of the streams behind the responses that end: about the length of a response.
+const ENDED_MEMORY_S: f64 = 8.0;
 /// Period of a sample of the fit, its memory, and the samples behind a line that is believed.
 const FIT_PERIOD: Duration = Duration::from_millis(500);
 const FIT_MEMORY_S: f64 = 60.0;
@@ -28,6 +30,8 @@ const REMEMBERED: Duration = Duration::from_secs(10);
 /// Growth when work waits and nothing else is short, and the ticks of it before. Source: design invariant 8.
 const STARVED_GROWTH: f64 = 1.1;
 const STARVED_TICKS: u32 = 2;
+/// Batch of an engine below which its size is not what makes a step long: reading the weights is.
+const LEAST_BATCH: f64 = 16.0;
 /// Least bound: a budget must be able to learn again.
 const LEAST: f64 = 1.0;
 
@@ -48,6 +52,8 @@ pub(super) struct StreamInput {
     pub(super) admitted_rate: f64,
     /// Mean time between tokens that is aimed at, in seconds.
     pub(super) tpot_aim_s: f64,
+    /// Mean time between tokens of the responses that have ended lately, in seconds.
+    pub(super) ended_tpot_s: Option<f64>,
     /// Part of the engines' time that prefill takes now, 0 to 1.
     pub(super) prefill_share: f64,
     /// What prefill adds to a step for each decoding stream when as many requests begin as end, in seconds.
@@ -139,20 +145,26 @@ impl StreamBudget {
         };
     }
 
-    /// `tpot = decoding / (tokens per second)`, both averaged alike. The engines' own count of tokens is of now; without it the responses
-    /// that end tell of the time in which they were made.
+    /// With the engines' count of tokens `tpot = decoding / (tokens per second)`, both averaged alike: that of now. Without it, that of the
+    /// responses that have ended, against the streams of the time in which they were made.
     fn follow_tpot(&mut self, tick: &Tick, input: &StreamInput) {
-        let (rate, seconds) = match input.engine.filter(|sample| sample.output_tokens > 0) {
-            Some(sample) => match self.engine_rate(&sample) {
-                Some(rate) => rate,
-                None => return,
-            },
-            None => (tick.output_tokens as f64 / tick.seconds, tick.seconds),
-        };
-        let weight = weight(seconds, TPOT_MEMORY_S);
-        self.tokens_per_s += weight * (rate - self.tokens_per_s);
-        self.decoding += weight * (input.decoding - self.decoding);
-        self.tpot_s = if self.tokens_per_s > 1.0 { self.decoding / self.tokens_per_s } else { 0.0 };
+        match input.engine.filter(|sample| sample.output_tokens > 0) {
+            Some(sample) => {
+                let Some((rate, seconds)) = self.engine_rate(&sample) else { return };
+                let weight = weight(seconds, TPOT_MEMORY_S);
+                self.tokens_per_s += weight * (rate - self.tokens_per_s);
+                self.decoding += weight * (input.decoding - self.decoding);
+                self.tpot_s = if self.tokens_per_s > 1.0 { self.decoding / self.tokens_per_s } else { 0.0 };
+            }
+            None => {
+                self.decoding += weight(tick.seconds, ENDED_MEMORY_S) * (input.decoding - self.decoding);
+                self.tpot_s = input.ended_tpot_s.unwrap_or(self.tpot_s);
+            }
+        }
+        self.fit_tpot(tick, input);
+    }
+
+    fn fit_tpot(&mut self, tick: &Tick, input: &StreamInput) {
         let decode_s = self.tpot_s * (1.0 - input.prefill_share.clamp(0.0, 0.95));
         self.steady_s = decode_s + input.prefill_per_stream_s * self.decoding;
         let due = self.fit_at.is_none_or(|at| tick.now.since(at) >= FIT_PERIOD);
@@ -187,10 +199,11 @@ impl StreamBudget {
         let line = self.fit.line(FIT_MIN_COUNT).filter(|line| line.slope > 0.0 && line.intercept >= 0.0);
         let fitted = line.map(|line| input.engines * (input.tpot_aim_s - line.intercept) / line.slope);
         // A line is believed within what was seen and never against the present: above the objective the proportion decides.
-        match fitted {
-            Some(fitted) if self.steady_s <= input.tpot_aim_s => Some(fitted.min(FIT_TRUST * self.most).max(proportional)),
-            _ => Some(proportional),
-        }
+        let most = match fitted {
+            Some(fitted) if self.steady_s <= input.tpot_aim_s => fitted.min(FIT_TRUST * self.most).max(proportional),
+            _ => proportional,
+        };
+        Some(most.max(LEAST_BATCH * input.engines))
     }
 
     /// A queue that stands in the engines while their batch does not grow is what was admitted too much: it is taken away. While the
