@@ -81,6 +81,8 @@ pub(crate) fn engine_flags() -> Vec<String> {
         flag("step-tokens", STEP_TOKENS),
         flag("max-batch", MAX_BATCH),
         flag("max-queue", MAX_QUEUE),
+        // As vLLM does unless told otherwise: a proxy counts pieces of a response to know its tokens.
+        flag("stream-interval", 1),
         "--preallocate".to_owned(),
     ]
 }
