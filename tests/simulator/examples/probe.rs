@@ -1,4 +1,4 @@
-//! A run second by second: `cargo run --release -p headgate-sim --example probe -- headgate|none ENGINES LOAD SECONDS [SEED]`.
+//! A run second by second: `cargo run --release -p headgate-sim --example probe -- headgate|none SCENARIO|ENGINES [LOAD SECONDS SEED]`.
 
 use std::time::Duration;
 
@@ -116,10 +116,8 @@ impl Observer for Probe {
     }
 }
 
-fn main() {
-    let arguments: Vec<String> = std::env::args().collect();
-    let number = |index: usize, otherwise: f64| arguments.get(index).and_then(|text| text.parse().ok()).unwrap_or(otherwise);
-    let (engines, load, seconds) = (number(2, 4.0) as usize, number(3, 1.0), number(4, 30.0));
+/// So many engines of the default kind under so many times what they can serve.
+fn plain(engines: usize, load: f64, seconds: f64) -> Setup {
     let source = |class: u8| Source {
         class,
         tenants: Tenants { first: 0, count: 1000, zipf: 0.9 },
@@ -130,13 +128,24 @@ fn main() {
         from: Duration::ZERO,
         until: Duration::from_secs(3600),
     };
-    let setup = Setup {
+    Setup {
         engines: vec![EngineConfig::default(); engines],
         sources: (0..3).map(source).collect(),
         duration: Duration::from_secs_f64(seconds),
         drain: Duration::from_secs(20),
         ..Setup::default()
+    }
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    let number = |index: usize, otherwise: f64| arguments.get(index).and_then(|text| text.parse().ok()).unwrap_or(otherwise);
+    let named = arguments.get(2).and_then(|name| headgate_sim::scenarios::standard(name));
+    let setup = match named {
+        Some(scenario) => scenario.expect("the standard scenarios are valid").setup,
+        None => plain(number(2, 4.0) as usize, number(3, 1.0), number(4, 30.0)),
     };
+    let seconds = setup.duration.as_secs_f64();
     let mut headgate = Headgate::new(&setup, &default_policy(&setup)).expect("the default policy is valid");
     let is_headgate = arguments.get(1).is_some_and(|name| name == "headgate");
     let mut probe = Probe::default();

@@ -135,6 +135,24 @@ impl Headgate {
         let outgoing = self.proxies[usize::from(site.proxy)].on_tick(ctx.now(), site.worker, |_| link(ctx, site.proxy));
         self.send(ctx, site.proxy, outgoing);
         self.answer_released(ctx, site);
+        let found = self.proxies[usize::from(site.proxy)].check();
+        self.note(found);
+    }
+
+    /// Keeps the first invariant that was found broken.
+    fn note(&mut self, found: Result<(), String>) {
+        if let Err(what) = found {
+            self.broken.get_or_insert(what);
+        }
+    }
+
+    /// Counts a refusal. Every one carries its reason and a time to come back (`design.md`, invariant 7).
+    fn count_refusal(&mut self, reply: &Reply) {
+        *self.refusals.entry(reply.details).or_default() += 1;
+        let has = |name: &str| reply.headers.iter().any(|(header, _)| *header == name);
+        if !has("x-headgate-reason") || retry_after(reply).is_none() {
+            self.note(Err(format!("a refusal without its reason or a time to come back: {:?}", reply.headers)));
+        }
     }
 
     fn send(&mut self, ctx: &mut Ctx<'_>, proxy: u16, messages: Vec<Message>) {
@@ -166,22 +184,28 @@ impl Headgate {
         for (proxy, messages) in self.plane.step(ctx.now()) {
             self.send(ctx, proxy, messages);
         }
+        let found = self.plane.check(self.proxies.len());
+        self.note(found);
     }
 
     /// Carries out the answers that a worker has for waiting requests.
     fn answer_released(&mut self, ctx: &mut Ctx<'_>, site: Site) {
         let worker = &mut self.proxies[usize::from(site.proxy)].vm_mut(site.worker).worker;
+        let mut refused = Vec::new();
         while let Some(id) = worker.next_released() {
             let Some(Some(exchange)) = self.exchanges.get_mut(id as usize) else { continue };
             match exchange.stream.release(worker, ctx.now()) {
                 Outcome::Continue | Outcome::ContinueWith(_) => ctx.release(RequestId(id)),
                 Outcome::Reply(reply) => {
-                    *self.refusals.entry(reply.details).or_default() += 1;
                     ctx.refuse(RequestId(id), retry_after(&reply));
                     self.exchanges[id as usize] = None;
+                    refused.push(reply);
                 }
                 Outcome::Wait(_) => {}
             }
+        }
+        for reply in refused {
+            self.count_refusal(&reply);
         }
     }
 
@@ -224,7 +248,7 @@ impl Controller for Headgate {
             Outcome::Continue | Outcome::ContinueWith(_) => Verdict::Admit,
             Outcome::Wait(_) => Verdict::Wait,
             Outcome::Reply(reply) => {
-                *self.refusals.entry(reply.details).or_default() += 1;
+                self.count_refusal(&reply);
                 Verdict::Refuse { retry_after: retry_after(&reply) }
             }
         };

@@ -42,6 +42,9 @@ pub(super) struct Plane {
     engines: Option<EngineSample>,
     readings: u64,
     kv_target: Option<f64>,
+    /// Requests in the queues of all proxies, and the most that one proxy may queue.
+    queued: u64,
+    max_queued: u64,
 }
 
 // === impl Plane ===
@@ -55,6 +58,7 @@ impl Plane {
         let mut controls = Controls::new(LIFETIME);
         controls.set_policies(Timestamp::ZERO, 0, &policies);
         let spec = policy.spec.clone().unwrap_or_default();
+        let queue = spec.overload.as_ref().and_then(|overload| overload.queue).unwrap_or_default();
         Self {
             pool: name(&spec.pool),
             policy: policy_resource(policy),
@@ -67,6 +71,8 @@ impl Plane {
             taken: None,
             engines: None,
             readings: 0,
+            queued: 0,
+            max_queued: u64::from(queue.max_requests.unwrap_or(5000)),
             kv_target: spec.overload.map(|overload| f64::from(overload.kv_target_percent.unwrap_or(90)) / 100.0),
         }
     }
@@ -74,6 +80,7 @@ impl Plane {
     /// One step of the control loop; what the proxies are told.
     pub(super) fn step(&mut self, now: Timestamp) -> Vec<(u16, Vec<Message>)> {
         let loads = self.ledger.view(now);
+        self.queued = loads.get(self.pool.as_str()).and_then(|load| load.flow.as_ref()).map_or(0, |flow| flow.queued_requests);
         let ledger = &self.ledger;
         let engines = self.engines.filter(|sample| now.since(sample.at) <= STALE_AFTER);
         let inputs = StepInputs { loads: &loads, gpu_memory: &|_| None, engines: &|_| engines, shares: &|pool| ledger.shares(now, pool) };
@@ -86,6 +93,18 @@ impl Plane {
             told.push((proxy, answers(*number, stream.on_snapshot(&snapshot))));
         }
         told
+    }
+
+    /// Parts of the proxies never sum above the whole, and no queue is over its bound (`design.md`, invariants 6 and 9).
+    pub(super) fn check(&self, proxies: usize) -> Result<(), String> {
+        if let Some(limits) = self.table.pools.get(self.pool.as_str()) {
+            let given: f64 = limits.shares.values().map(|share| share.rate).sum();
+            if given > 1.0 + 1e-6 {
+                return Err(format!("the proxies are given {given} of the pool"));
+            }
+        }
+        let bound = self.max_queued.saturating_mul(proxies as u64);
+        if self.queued > bound { Err(format!("{} requests are queued, the bound is {bound}", self.queued)) } else { Ok(()) }
     }
 
     pub(super) fn on_message(&mut self, now: Timestamp, proxy: u16, message: &Message) -> Vec<Message> {

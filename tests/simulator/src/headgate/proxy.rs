@@ -79,6 +79,13 @@ impl Proxy {
         vm
     }
 
+    /// Sub-leases never sum above the grant (`design.md`, invariant 6).
+    pub(super) fn check(&self) -> Result<(), String> {
+        let held: f64 = self.vms.iter().map(|vm| vm.share).sum();
+        // A VM that restarted has left its share behind, which its successor holds anew only after it has lapsed.
+        if held <= 1.0 + 1e-6 { Ok(()) } else { Err(format!("the workers of proxy {} hold {held} of its grant", self.number)) }
+    }
+
     /// A tick of one VM. `link` tells whether a stream can be opened.
     pub(super) fn on_tick(&mut self, now: Timestamp, worker: u16, link: impl FnMut(Link) -> NetworkLink) -> Vec<Message> {
         let vm = &mut self.vms[usize::from(worker)];

@@ -52,8 +52,24 @@ fn play(setup: &Setup, seed: u64) -> Tape {
     let mut tape = Tape::default();
     let mut headgate = Headgate::new(setup, &default_policy(setup)).unwrap();
     World::new(setup, seed).run(&mut headgate, &mut tape).unwrap();
+    for proxy in &mut headgate.proxies {
+        for worker in 0..setup.workers {
+            let report = proxy.vm_mut(worker).worker.report(Timestamp::ZERO, 0);
+            for load in report.pools.iter().filter_map(|pool| pool.overload.as_ref()) {
+                assert_eq!(load.in_flight, Some(v1::Work::default()), "work of requests that are over");
+                assert_eq!(load.queue.as_ref().map(|queue| (queue.requests, queue.bytes)), Some((0, 0)), "ghosts in the queue");
+            }
+        }
+    }
     assert!(headgate.exchanges.iter().all(Option::is_none), "a request is over but its worker still has it");
     tape
+}
+
+#[test]
+fn under_light_load_everything_is_served() {
+    let tape = play(&setup(6.0), 1);
+    assert!(tape.count(Fate::Ended(Ending::Completed)) > 30);
+    assert_eq!(tape.fates.len(), 1, "{:?}", tape.fates);
 }
 
 #[test]

@@ -31,6 +31,8 @@ pub(super) struct Vm {
     seen: Revisions,
     /// Permits by policy, `None`: unbounded. Empty before the first request.
     permits: Vec<Option<u32>>,
+    /// Part of the proxy's rates and budgets that it holds.
+    pub(super) share: f64,
     leased_at: Timestamp,
     reported_at: Timestamp,
     pub(super) looked_at: Timestamp,
@@ -45,6 +47,7 @@ impl Vm {
             owner,
             seen: Revisions::default(),
             permits: Vec::new(),
+            share: 0.0,
             leased_at: Timestamp::ZERO,
             reported_at: Timestamp::ZERO,
             looked_at: Timestamp::ZERO,
@@ -114,6 +117,7 @@ impl Vm {
             let held = refresh(now, self.owner, shared, keys.lease(policy.name()), self.worker.wants(index), grant);
             if let Some((_, Holding { permits, rate_share })) = held {
                 self.worker.set_permits(index, permits.unwrap_or(u32::MAX), rate_share);
+                self.share = rate_share;
             }
             self.permits.push(held.and_then(|(_, holding)| holding.permits));
         }
