@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 
 use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, Package};
 
-/// Which of our crates each crate may depend on. Crates under `tests/` may depend on anything; nothing else depends on them.
+/// Which of our crates each crate may depend on. Crates under `tests/` may depend on anything; nothing else depends on them, but `headgate simulate` on the simulator.
 const EDGES: &[(&str, &[&str])] = &[
     ("headgate-protos", &[]),
     ("headgate-core", &["headgate-protos"]),
     ("headgate-filter", &["headgate-core", "headgate-protos"]),
     ("headgate-xds", &["headgate-protos"]),
-    ("headgate", &["headgate-core", "headgate-protos", "headgate-xds"]),
+    ("headgate", &["headgate-core", "headgate-protos", "headgate-sim", "headgate-xds"]),
     ("inference-sim", &[]),
     ("xtask", &[]),
 ];

@@ -14,6 +14,7 @@ use crate::config::{Config, ConfigErrors, FileError, RawConfig};
 mod connect;
 mod gpu;
 mod policy;
+mod simulate;
 mod status;
 mod table;
 
@@ -26,6 +27,13 @@ const EXIT_CODES: &str = "Exit codes: 0 done, 1 refused or invalid, 2 wrong usag
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
+}
+
+/// A command that prints its result. `simulate` writes files, its `--json` takes a path.
+#[derive(Args, Debug)]
+struct Printing<T: Args> {
+    #[command(flatten)]
+    args: T,
     /// Print JSON instead of text
     #[arg(long, global = true)]
     json: bool,
@@ -37,17 +45,20 @@ enum Command {
     #[command(after_help = "Examples:\n  headgate serve\n  headgate serve --grpc 0.0.0.0:18000 --data-dir /var/lib/headgate\n  \
                             headgate serve --config headgate.yaml    # keys are the flags: `data-dir: /var/lib/headgate`\n\n\
                             Flags win over the environment (HEADGATE_*), the environment over the file.")]
-    Serve(Box<ServeArgs>),
+    Serve(Box<Printing<ServeArgs>>),
     /// Apply, check, read, delete and watch policies
     #[command(after_help = EXIT_CODES)]
-    Policy(policy::PolicyArgs),
+    Policy(Printing<policy::PolicyArgs>),
     /// Show levels, classes, GPUs and proxies of a running control plane
     #[command(after_help = "Examples:\n  headgate status\n  headgate status --watch\n  headgate status --json | jq '.pools[].levels'")]
-    Status(status::StatusArgs),
+    Status(Printing<status::StatusArgs>),
     /// Show or record this machine's GPUs as the control plane would see them; no GPU is an answer, not an error
     #[command(after_help = "Examples:\n  headgate gpu\n  headgate gpu --json\n  headgate gpu --nvml-lib /usr/lib/libnvidia-ml.so.1\n  \
                             headgate gpu --record day.jsonl --seconds 600 --period-ms 100")]
-    Gpu(gpu::GpuArgs),
+    Gpu(Printing<gpu::GpuArgs>),
+    /// Play a load against Headgate or another algorithm in a simulated fleet, and judge it
+    #[command(after_help = simulate::EXAMPLES)]
+    Simulate(simulate::SimulateArgs),
 }
 
 #[derive(Args, Debug)]
@@ -81,6 +92,9 @@ pub enum CliError {
     /// The input was refused; one problem a line.
     #[error("{0}")]
     Refused(String),
+    /// An input is not usable; one problem a line.
+    #[error("{0}")]
+    Usage(String),
     /// There is no such thing.
     #[error("{0}")]
     NotFound(String),
@@ -118,7 +132,7 @@ pub enum CliError {
 impl Cli {
     /// Runs the command to its end; an error is printed and becomes its exit code.
     pub async fn run(self) -> ExitCode {
-        let format = if self.json { Format::Json } else { Format::Text };
+        let format = self.command.format();
         match self.command.run(format).await {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
@@ -132,12 +146,24 @@ impl Cli {
 // === impl Command ===
 
 impl Command {
+    fn format(&self) -> Format {
+        let is_json = match self {
+            Self::Serve(command) => command.json,
+            Self::Policy(command) => command.json,
+            Self::Status(command) => command.json,
+            Self::Gpu(command) => command.json,
+            Self::Simulate(_) => false,
+        };
+        if is_json { Format::Json } else { Format::Text }
+    }
+
     async fn run(self, format: Format) -> Result<(), CliError> {
         match self {
-            Self::Serve(args) => Ok(crate::serve::run(args.config()?).await?),
-            Self::Policy(args) => policy::run(args, format).await,
-            Self::Status(args) => status::run(args, format).await,
-            Self::Gpu(args) => gpu::run(&args, format).await,
+            Self::Serve(serve) => Ok(crate::serve::run(serve.args.config()?).await?),
+            Self::Policy(policy) => policy::run(policy.args, format).await,
+            Self::Status(status) => status::run(status.args, format).await,
+            Self::Gpu(gpu) => gpu::run(&gpu.args, format).await,
+            Self::Simulate(args) => simulate::run(&args),
         }
     }
 }
@@ -163,7 +189,7 @@ impl CliError {
         match self {
             Self::OutputClosed => 0,
             Self::Refused(_) | Self::Serve(_) | Self::Io { .. } => 1,
-            Self::File(_) | Self::Config(_) => 2,
+            Self::File(_) | Self::Config(_) | Self::Usage(_) => 2,
             Self::NotFound(_) => 3,
             Self::Unreachable { .. } => 4,
             Self::VersionConflict(_) => 5,

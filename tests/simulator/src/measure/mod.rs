@@ -6,6 +6,7 @@ mod recorder;
 mod series;
 
 pub use estimate::{Estimate, Paired, Standing};
+pub(crate) use figures::percentile;
 pub use figures::{ClassFigures, Figures};
 pub use recorder::{ClassTally, Recorder, Run, Second};
 pub use series::{SETTLED_WITHIN, SMOOTHING, Series, Settling, jain, least_while_waiting, max_min_shares};

@@ -121,20 +121,50 @@ impl Plan {
 /// # Errors
 /// The first run that gave no result.
 pub fn compare(scenario: &Scenario, algorithms: &[Algorithm], policy: Option<&v1::Policy>, seed: u64) -> Result<Cells, PlayError> {
-    let optimum = play(scenario, Algorithm::Oracle, None, seed)?;
-    let best_work = play(&scenario.with_endless_patience(), Algorithm::NoControl, None, seed)?.run.completed_work;
+    let measure = Measure::of(scenario, seed)?;
     let mut cells = Cells::new();
-    let judge = |played: &Played| Outcome {
-        figures: Figures::of(scenario, &played.run, &optimum.run),
-        throughput_vs_none: played.run.completed_work / best_work.max(1.0),
-        goodput_vs_oracle: played.run.good_work / optimum.run.good_work.max(1.0),
-        took: played.took,
-    };
     for algorithm in algorithms.iter().chain([&Algorithm::NoControl]) {
         if *algorithm != Algorithm::Oracle && !cells.contains_key(algorithm) {
-            cells.insert(*algorithm, judge(&play(scenario, *algorithm, policy, seed)?));
+            cells.insert(*algorithm, measure.judge(scenario, &play(scenario, *algorithm, policy, seed)?));
         }
     }
-    cells.insert(Algorithm::Oracle, judge(&optimum));
+    cells.insert(Algorithm::Oracle, measure.judge(scenario, &measure.optimum));
     Ok(cells)
+}
+
+/// Plays one world under one algorithm, for a report of its own: what was recorded, and how it compares.
+///
+/// # Errors
+/// When a run gave no result.
+pub fn compare_one(scenario: &Scenario, algorithm: Algorithm, policy: Option<&v1::Policy>, seed: u64) -> Result<(Run, Outcome), PlayError> {
+    let measure = Measure::of(scenario, seed)?;
+    let played = play(scenario, algorithm, policy, seed)?;
+    let outcome = measure.judge(scenario, &played);
+    Ok((played.run, outcome))
+}
+
+/// What runs of one world are measured by.
+struct Measure {
+    optimum: Played,
+    /// Work that the engines complete when nobody gives up.
+    best_work: f64,
+}
+
+// === impl Measure ===
+
+impl Measure {
+    fn of(scenario: &Scenario, seed: u64) -> Result<Self, PlayError> {
+        let optimum = play(scenario, Algorithm::Oracle, None, seed)?;
+        let best_work = play(&scenario.with_endless_patience(), Algorithm::NoControl, None, seed)?.run.completed_work;
+        Ok(Self { optimum, best_work })
+    }
+
+    fn judge(&self, scenario: &Scenario, played: &Played) -> Outcome {
+        Outcome {
+            figures: Figures::of(scenario, &played.run, &self.optimum.run),
+            throughput_vs_none: played.run.completed_work / self.best_work.max(1.0),
+            goodput_vs_oracle: played.run.good_work / self.optimum.run.good_work.max(1.0),
+            took: played.took,
+        }
+    }
 }

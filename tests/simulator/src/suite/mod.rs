@@ -5,5 +5,5 @@ mod matrix;
 mod results;
 
 pub use algorithm::{Algorithm, PlayError};
-pub use matrix::{Outcome, Plan, Played, Progress, compare, play};
+pub use matrix::{Outcome, Plan, Played, Progress, compare, compare_one, play};
 pub use results::{ControllerResults, ScenarioResults, SuiteResults};
