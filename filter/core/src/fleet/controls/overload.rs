@@ -1,6 +1,7 @@
 //! Overload control of one pool within the control loop: its signals, its controller, and what each proxy is told of it.
 
 use alloc::sync::Arc;
+use core::time::Duration;
 
 use headgate_protos::v1;
 
@@ -14,9 +15,13 @@ use crate::time::Timestamp;
 /// Overload control of one pool.
 pub(super) struct PoolOverload {
     controller: OverloadController,
-    /// Engines in the newest sample.
+    /// Most engines that were read at once, and since when there are fewer.
     engines: u32,
+    fewer_since: Option<Timestamp>,
 }
+
+/// Absence after which an engine that is back starts cold. A shorter one is a page that came late.
+const AWAY: Duration = Duration::from_secs(5);
 
 /// What the proxies are told of overload control.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,20 +38,32 @@ pub struct OverloadPush {
 impl PoolOverload {
     /// For a policy that asks for it.
     pub(super) fn of(now: Timestamp, policy: &Policy) -> Option<Self> {
-        policy.overload().map(|_| Self { controller: OverloadController::new(now, policy), engines: 0 })
+        policy.overload().map(|_| Self { controller: OverloadController::new(now, policy), engines: 0, fewer_since: None })
     }
 
     pub(super) fn set_policy(&mut self, now: Timestamp, policy: &Policy) {
+        // The policy may name other engines.
+        (self.engines, self.fewer_since) = (0, None);
         self.controller.set_policy(now, policy);
     }
 
     pub(super) fn step(&mut self, now: Timestamp, load: &PoolView, engine: Option<EngineSample>, levels: &[LevelStatus; 3]) {
+        self.note_engines(now, engine.map_or(0, |sample| sample.engines));
         let nothing = Flow::default();
         let flow = load.flow.as_ref().unwrap_or(&nothing);
         // The books only grow while this program runs.
         self.controller.step(now, &OverloadSignals { series: 0, flow, engine, level_pressure: level_pressure(levels) });
-        if let Some(sample) = engine {
-            self.engines = sample.engines;
+    }
+
+    /// An engine that was away and is back gets its work little by little.
+    fn note_engines(&mut self, now: Timestamp, engines: u32) {
+        if engines < self.engines {
+            self.fewer_since.get_or_insert(now);
+            return;
+        }
+        self.engines = engines;
+        if self.fewer_since.take().is_some_and(|since| now.since(since) >= AWAY) {
+            self.controller.begin_slow_start(now);
         }
     }
 

@@ -154,6 +154,12 @@ fn overload_policies(overload: Option<v1::Overload>) -> PolicySet {
 
 /// A KV cache of 10,000 tokens, and two of this proxy's requests of 1000 tokens in it.
 fn overloaded(now: Timestamp, controls: &mut Controls, shares: &dyn Fn(&str) -> Shares) -> Option<LimitsTable> {
+    let is_read = true;
+    overloaded_before(now, controls, shares, is_read)
+}
+
+/// The same before an engine that is read, or not.
+fn overloaded_before(now: Timestamp, controls: &mut Controls, shares: &dyn Fn(&str) -> Shares, is_read: bool) -> Option<LimitsTable> {
     let mut loads = loads(now);
     let flow = Flow {
         in_flight: Work { prefill_tokens: 0, kv_tokens: 2000, streams: 2 },
@@ -173,7 +179,26 @@ fn overloaded(now: Timestamp, controls: &mut Controls, shares: &dyn Fn(&str) -> 
         engines: 1,
         ..EngineSample::default()
     };
-    controls.step(now, &StepInputs { loads: &loads, gpu_memory: &memory(now, 95), engines: &|_| Some(sample), shares })
+    controls.step(now, &StepInputs { loads: &loads, gpu_memory: &memory(now, 95), engines: &|_| is_read.then_some(sample), shares })
+}
+
+#[test]
+fn an_engine_that_was_away_gets_its_work_little_by_little() {
+    let mut controls = Controls::new(LIFETIME);
+    controls.set_policies(Timestamp::ZERO, EPOCH, &overload_policies(Some(v1::Overload::default())));
+    let mut kv_after = |from_ms: u64, until_ms: u64, is_read: bool| {
+        for ms in (from_ms..=until_ms).step_by(100) {
+            overloaded_before(Timestamp::from_millis(ms), &mut controls, &shares, is_read);
+        }
+        controls.views()["pool"].overload.as_ref().unwrap().budgets.kv_tokens.unwrap_or(0)
+    };
+    let before = kv_after(0, 3000, true);
+    kv_after(3100, 4000, false);
+    let late = kv_after(4100, 4200, true);
+    assert!(late * 10 > before * 9, "a page that came late is no return: {late} of {before}");
+    kv_after(4300, 10_000, false);
+    let back = kv_after(10_100, 10_200, true);
+    assert!(back * 10 < before * 9, "{back} of {before}");
 }
 
 #[test]
