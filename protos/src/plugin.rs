@@ -17,6 +17,7 @@ pub const MAX_MESSAGE_BYTES: u32 = 4 << 20;
 /// and answers other host calls with an error. The imports of the module and its `proxy_on_*` exports; a test compares them.
 pub const CAPABILITIES: &[&str] = &[
     "clock_time_get",
+    "proxy_continue_stream",
     "proxy_define_metric",
     "proxy_get_buffer_bytes",
     "proxy_get_header_map_pairs",
@@ -40,6 +41,7 @@ pub const CAPABILITIES: &[&str] = &[
     "proxy_remove_header_map_value",
     "proxy_replace_header_map_value",
     "proxy_send_local_response",
+    "proxy_set_effective_context",
     "proxy_set_property",
     "proxy_set_shared_data",
     "proxy_set_tick_period_milliseconds",

@@ -11,7 +11,8 @@ use anyhow::{Context as _, Result, ensure};
 use headgate_core::lease::{self, LeaseRecord};
 use headgate_core::policy::Policy;
 use headgate_core::request::{HeaderView, RequestInfo, VerifiedIdentity};
-use headgate_core::stream::{Decision, Event, HeaderOp, Outcome, Stream, StreamEnd};
+use headgate_core::resume::{RESUMES_PER_CALLBACK, Resumed};
+use headgate_core::stream::{Event, HeaderOp, Outcome, Stream, StreamEnd};
 use headgate_core::time::Timestamp;
 use headgate_core::worker::Worker;
 use headgate_protos::discovery::{DeltaDiscoveryResponse, Resource};
@@ -54,6 +55,22 @@ fn policy_spec() -> Value {
     spec["breaker"] = json!({
         "consecutiveFailures": 8, "openMs": 500, "rampMs": 1000, "scopes": ["endpoint", "dependency"],
         "errorRates": [{"percent": 50, "windowMs": 5000}],
+    });
+    spec
+}
+
+/// The same under overload control: a queue, every kind of rung, and permits besides the budgets.
+fn overload_spec() -> Value {
+    let mut spec = policy_spec();
+    spec["classes"][1]["maxQueueMs"] = json!(40);
+    spec["overload"] = json!({
+        "ttftSloMs": 200, "tpotSloMs": 50, "queue": {"maxDepthFactor": 2.0, "maxRequests": 20},
+        "retries": {"percent": 10, "minRps": 0.5},
+        "ladder": [
+            {"kind": "delay", "engageAt": 0.8, "classes": ["low"], "delayMs": 100},
+            {"kind": "switch_model", "engageAt": 1.2, "classes": ["medium"], "pool": "small"},
+            {"kind": "cache_first", "engageAt": 1.5, "classes": ["low"]},
+        ],
     });
     spec
 }
@@ -116,7 +133,32 @@ impl Draw {
             levels: vec![level],
             classes: classes.to_vec(),
             drain_rps: 50.0,
-            overload: None,
+            overload: Some(self.overload_limits()),
+        }
+    }
+
+    /// Ignored where the policy has no overload control.
+    fn overload_limits(&mut self) -> v1::OverloadLimits {
+        let work = |rng: &mut StdRng| v1::Work {
+            prefill_tokens: rng.random_range(0..400_000),
+            kv_tokens: rng.random_range(0..1_000_000),
+            streams: rng.random_range(0..40),
+        };
+        v1::OverloadLimits {
+            budgets: Some(work(&mut self.rng)),
+            cut_level: self.rng.random_range(100..1100),
+            cut_fraction: self.rng.random_range(0.0..1.0),
+            saturation: self.rng.random_range(0.0..2.0),
+            binding: self.rng.random_range(0..8),
+            sample_epoch: self.epoch,
+            drain_work_per_s: self.rng.random_range(0.0..500_000.0),
+            expected_ttft_ms: self.rng.random_range(0.0..150.0),
+            safe_budgets: Some(work(&mut self.rng)),
+            rungs: (0..3).filter(|_| self.rng.random_range(0..6) == 0).collect(),
+            retry_ratio: self.rng.random_range(0.0..0.2),
+            prompt_factor: self.rng.random_range(0.5..2.0),
+            output_tokens: self.rng.random_range(0.0..500.0),
+            floor_work_per_s: (0..3).map(|_| self.rng.random_range(0.0..20_000.0)).collect(),
         }
     }
 
@@ -146,6 +188,7 @@ impl Draw {
             }
             3 => add("x-headgate-class", b"forged"),
             4 => add("x-model", b"large"),
+            5 => add("x-envoy-attempt-count", b"2"),
             _ => {}
         }
         Happening::Request { id: self.next_id, headers }
@@ -280,9 +323,9 @@ fn discovery_response(limits: &v1::Limits) -> Vec<u8> {
 struct Exchange {
     stream: Stream,
     response: Option<(u16, bool)>,
-    has_body: bool,
     has_ended: bool,
-    ended_at: Option<Timestamp>,
+    ended_at: Option<(Timestamp, usize)>,
+    resumed: Resumed,
 }
 
 struct Native {
@@ -296,6 +339,7 @@ struct Native {
     reported_at: Timestamp,
     pushed: Option<(Timestamp, v1::Limits)>,
     report: v1::WorkerReport,
+    ticks: u32,
 }
 
 impl Native {
@@ -313,6 +357,7 @@ impl Native {
             reported_at: Timestamp::ZERO,
             pushed: None,
             report: v1::WorkerReport::default(),
+            ticks: 0,
         }
     }
 
@@ -320,8 +365,9 @@ impl Native {
         let now = Timestamp::from_nanos(now);
         match happening {
             Happening::Tick => {
+                self.ticks += 1;
                 self.tick(now);
-                Vec::new()
+                self.resume(now, Resumed::default())
             }
             Happening::Limits(limits) => {
                 self.pushed = Some((now, (**limits).clone()));
@@ -335,15 +381,20 @@ impl Native {
                 Vec::new()
             }
             Happening::ResponseBody { id, len, is_last } => {
-                let Some(exchange) = self.streams.get_mut(id) else { return Vec::new() };
+                let Some(exchange) = self.streams.get_mut(id) else { return self.resume(now, Resumed::default()) };
                 exchange.has_ended |= is_last;
-                if !exchange.has_body && *len > 0 {
-                    exchange.has_body = true;
-                    exchange.ended_at = is_last.then_some(now);
-                    let event = Event::ResponseBody { len: *len as usize, end_of_stream: *is_last };
-                    exchange.stream.handle(&mut self.worker, now, event);
+                let len = *len as usize;
+                if len > 0 && exchange.ended_at.is_none() {
+                    if !exchange.stream.awaits_first_byte() {
+                        exchange.stream.count_pieces(1, len as u64);
+                    } else if *is_last {
+                        exchange.ended_at = Some((now, len));
+                    } else {
+                        exchange.stream.handle(&mut self.worker, now, Event::ResponseBody { len, end_of_stream: false });
+                    }
                 }
-                Vec::new()
+                let resumed = exchange.resumed;
+                self.resume(now, resumed)
             }
             Happening::Over { id, flags } => self.over(now, *id, *flags),
         }
@@ -356,18 +407,12 @@ impl Native {
         let bytes = serialize(headers);
         let view = HeaderView::from_serialized(&bytes).expect("serialized as the host does");
         let info = RequestInfo::new(view, VerifiedIdentity { spiffe: None, jwt_claims: &[] });
-        let mut stream = Stream::new();
-        let mut effects = match stream.handle(&mut self.worker, now, Event::RequestHeaders(&info)) {
-            Outcome::Continue => Vec::new(),
-            Outcome::ContinueWith(changes) | Outcome::Wait(changes) => changes.into_iter().map(effect).collect(),
-            Outcome::Reply(reply) => vec![Effect::Reply {
-                status: u32::from(reply.status),
-                details: reply.details.as_bytes().to_vec(),
-                headers: reply.headers.into_iter().map(|(name, value)| (name.as_bytes().to_vec(), value.into_bytes())).collect(),
-                body: reply.body,
-            }],
-        };
-        if stream.summary().is_some_and(|summary| summary.decision == Decision::Admit) {
+        let mut stream = Stream::identified(id + ROOT);
+        let mut effects = effects_of(stream.handle(&mut self.worker, now, Event::RequestHeaders(&info)));
+        if stream.is_waiting() {
+            effects.push(Effect::TurnTo(id + ROOT));
+        }
+        if stream.is_open() {
             self.streams.insert(id, Exchange { stream, ..Exchange::default() });
         } else {
             effects.extend(line(&stream));
@@ -376,8 +421,13 @@ impl Native {
     }
 
     fn over(&mut self, now: Timestamp, id: u32, flags: u64) -> Vec<Effect> {
-        let Some(Exchange { mut stream, response, has_ended, ended_at, .. }) = self.streams.remove(&id) else { return Vec::new() };
-        let now = ended_at.unwrap_or(now);
+        let Some(exchange) = self.streams.remove(&id) else { return Vec::new() };
+        let Exchange { mut stream, response, has_ended, ended_at, resumed } = exchange;
+        let callback_at = now;
+        let now = ended_at.map_or(now, |(at, _)| at);
+        if let Some((_, len)) = ended_at {
+            stream.handle(&mut self.worker, now, Event::ResponseBody { len, end_of_stream: true });
+        }
         // Without a breaker most would be presumed good; this policy has one, so every status is read.
         let _ = has_ended && !self.worker.looks_at_status(now);
         if let Some((status, failed_dependency)) = response {
@@ -392,7 +442,29 @@ impl Native {
         };
         let endpoint = endpoint(id);
         stream.handle(&mut self.worker, now, Event::Log { endpoint: Some(&endpoint), end });
-        line(&stream).into_iter().collect()
+        line(&stream).into_iter().chain(self.resume(callback_at, resumed)).collect()
+    }
+
+    /// Continues those who waited and have an answer.
+    fn resume(&mut self, now: Timestamp, by: Resumed) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        let Some(resumed) = by.next(self.ticks) else { return effects };
+        for _ in 0..RESUMES_PER_CALLBACK {
+            let Some(context) = self.worker.next_released() else { break };
+            let Some(exchange) = self.streams.get_mut(&(context - ROOT)) else { continue };
+            exchange.resumed = resumed;
+            effects.push(Effect::TurnTo(context));
+            let outcome = exchange.stream.release(&mut self.worker, now);
+            let is_refused = matches!(outcome, Outcome::Reply(_));
+            effects.extend(effects_of(outcome));
+            if is_refused {
+                effects.extend(line(&exchange.stream));
+                exchange.stream = Stream::new();
+            } else {
+                effects.push(Effect::Continue);
+            }
+        }
+        effects
     }
 
     fn tick(&mut self, now: Timestamp) {
@@ -419,8 +491,22 @@ impl Native {
         let total = self.policy.concurrency().map(|concurrency| concurrency.max_in_flight);
         let slot = self.lease.claim(now, OWNER).expect("a slot is free");
         let holding = self.lease.update(now, slot, OWNER, want, lease::Grant { permits_total: total }).expect("the slot is ours");
+        self.worker.set_workers(0, holding.workers);
         self.worker.set_permits(0, holding.permits.unwrap_or(u32::MAX), holding.rate_share);
         self.held = holding.permits;
+    }
+}
+
+fn effects_of(outcome: Outcome) -> Vec<Effect> {
+    match outcome {
+        Outcome::Continue => Vec::new(),
+        Outcome::ContinueWith(changes) | Outcome::Wait(changes) => changes.into_iter().map(effect).collect(),
+        Outcome::Reply(reply) => vec![Effect::Reply {
+            status: u32::from(reply.status),
+            details: reply.details.as_bytes().to_vec(),
+            headers: reply.headers.into_iter().map(|(name, value)| (name.as_bytes().to_vec(), value.into_bytes())).collect(),
+            body: reply.body,
+        }],
     }
 }
 
@@ -433,14 +519,24 @@ fn effect(change: HeaderOp) -> Effect {
 
 #[test]
 fn native_and_wasm_agree_on_every_event_of_a_tape() -> Result<()> {
-    let spec = policy_spec();
-    let parsed = document::parse(serde_json::from_str(&render("test", &spec))?).expect("the document is good");
+    agree(&policy_spec(), EVENTS, &["admit", "gpu_memory", "concurrency", "breaker_open", "remove"])
+}
+
+#[test]
+fn native_and_wasm_agree_under_overload_control() -> Result<()> {
+    let kinds = ["admit", "cut_off", "deadline", "queue_full", "expired", "retry_budget", "continue", "wait", "set"];
+    agree(&overload_spec(), EVENTS / 2, &kinds)
+}
+
+/// Plays a tape for a policy through both, and sees that it holds enough of `kinds`: it is worth something only then.
+fn agree(spec: &Value, events: usize, kinds: &[&str]) -> Result<()> {
+    let parsed = document::parse(serde_json::from_str(&render("test", spec))?).expect("the document is good");
     let policy = Policy::try_from_wire(&parsed).expect("the policy is good");
     let mut draw = Draw { rng: StdRng::seed_from_u64(SEED), now: 5_000_000_000, next_tick: 0, next_id: 0, epoch: 0, open: Vec::new() };
-    let mut wasm = Built::start(&spec, draw.now)?;
+    let mut wasm = Built::start(spec, draw.now)?;
     let mut native = Native::start(policy, draw.now);
     let mut seen = BTreeMap::<String, usize>::new();
-    for number in 0..EVENTS {
+    for number in 0..events {
         let (now, happening) = draw.next();
         let expected = native.happen(now, &happening);
         let got = wasm.happen(now, &happening)?;
@@ -451,10 +547,9 @@ fn native_and_wasm_agree_on_every_event_of_a_tape() -> Result<()> {
     }
     let report = wasm.report()?;
     ensure!(report == native.report, "reports differ:\nnative {:?}\nwasm   {report:?}", native.report);
-    println!("{EVENTS} events, no difference: {seen:?}");
-    // The tape is worth something only if it holds every kind of decision.
-    for kind in ["admit", "gpu_memory", "concurrency", "breaker_open", "remove"] {
-        ensure!(seen.get(kind).is_some_and(|count| *count > 20), "the tape has too little of {kind}: {seen:?}");
+    println!("{events} events, no difference: {seen:?}");
+    for kind in kinds {
+        ensure!(seen.get(*kind).is_some_and(|count| *count > 20), "the tape has too little of {kind}: {seen:?}");
     }
     Ok(())
 }
@@ -489,6 +584,9 @@ fn kind_of(effect: &Effect) -> String {
             String::from_utf8_lossy(word).into_owned()
         }
         Effect::FilterState(_, line) if line.starts_with(b"decision=admit") => "admit".to_owned(),
+        Effect::FilterState(_, line) if line.starts_with(b"decision=wait") => "wait".to_owned(),
+        Effect::TurnTo(_) => "turn".to_owned(),
+        Effect::Continue => "continue".to_owned(),
         Effect::FilterState(..) => "other".to_owned(),
     }
 }

@@ -148,7 +148,7 @@ fn retry_after_of_work(pool: &mut Pool, now: Timestamp, rng: &mut Rng, class: Cl
 
 /// Gives answers to those who wait: to whom the budgets have room for, in their order, and to those whose time has passed. Each ticket
 /// that has an answer then goes to `answered`.
-pub(crate) fn answer_waiting(pool: &mut Pool, now: Timestamp, rng: &mut Rng, mut answered: impl FnMut(Ticket)) {
+pub(crate) fn answer_waiting(pool: &mut Pool, now: Timestamp, rng: &mut Rng, answered: &mut dyn FnMut(Ticket)) {
     while let Some(class) = pool.overload.as_ref().and_then(|load| Some(load.queue.as_ref()?.head()?.1.class)) {
         let has_permit = pool.has_permit(class);
         let Pool { policy, overload, .. } = pool;
@@ -161,7 +161,7 @@ pub(crate) fn answer_waiting(pool: &mut Pool, now: Timestamp, rng: &mut Rng, mut
 }
 
 /// Refuses those whose time has passed, wherever they stand in the queue.
-pub(crate) fn answer_expired(pool: &mut Pool, now: Timestamp, rng: &mut Rng, mut answered: impl FnMut(Ticket)) {
+pub(crate) fn answer_expired(pool: &mut Pool, now: Timestamp, rng: &mut Rng, answered: &mut dyn FnMut(Ticket)) {
     loop {
         let next = pool.overload.as_ref().and_then(|load| overload::next_expired(load, now));
         match answer(pool, now, rng, next) {

@@ -13,6 +13,7 @@ use core::time::Duration;
 use crate::overload::COHORTS;
 use crate::policy::TenantId;
 use crate::rng::Rng;
+use crate::shellsort;
 use crate::time::Timestamp;
 
 /// Time in which what was served counts half.
@@ -78,7 +79,7 @@ impl Usage {
             ranks.clear();
             let counters = self.counters.iter().skip(class * self.tenants).take(self.tenants);
             ranks.extend(counters.copied().filter(|counter| *counter > 0.0));
-            ranks.sort_unstable_by(f64::total_cmp);
+            shellsort::ascending(ranks);
         }
         factor
     }

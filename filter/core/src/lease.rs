@@ -52,6 +52,8 @@ pub struct Holding {
     pub permits: Option<u32>,
     /// Part of the proxy's rates, `0..=1`.
     pub rate_share: f64,
+    /// Live workers, this one included.
+    pub workers: u32,
 }
 
 /// A worker's place in the record.
@@ -164,7 +166,8 @@ impl LeaseRecord {
         mine.rate_want_milli = milli(want.rate_wanted);
         let permits = grant.permits_total.map(|total| self.settle_permits(now, slot, total));
         let share = self.settle_share(slot);
-        Ok(Holding { permits, rate_share: f64::from(share) / f64::from(WHOLE_SHARE) })
+        let workers = u32::try_from(self.workers()).unwrap_or(u32::MAX);
+        Ok(Holding { permits, rate_share: f64::from(share) / f64::from(WHOLE_SHARE), workers })
     }
 
     /// Gives the slot back, for a worker that ends in an orderly way. Whose slot it is not changes nothing.

@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 use headgate_protos::v1;
 
 /// Every counter of `report`: `headgate_requests.policy.P.class.C.decision.D`, `headgate_refusals.policy.P.class.C.reason.R`,
-/// `headgate_responses.policy.P.class.C.outcome.O` and `headgate_filter.event.E`.
+/// `headgate_responses.policy.P.class.C.outcome.O`, `headgate_queue.policy.P.event.E` and `headgate_filter.event.E`.
 #[must_use]
 pub fn counters(report: &v1::WorkerReport) -> Vec<(String, u64)> {
     let mut counters = Vec::new();
@@ -28,6 +28,13 @@ pub fn counters(report: &v1::WorkerReport) -> Vec<(String, u64)> {
             count("responses", "outcome", "completed", class.completed);
             count("responses", "outcome", "failed", class.failed);
             count("responses", "outcome", "cancelled", class.cancelled);
+        }
+    }
+    for pool in &report.pools {
+        let Some(queue) = pool.overload.as_ref().and_then(|overload| overload.queue.as_ref()) else { continue };
+        let v1::QueueReport { released, expired, abandoned, overflowed, .. } = queue;
+        for (event, total) in [("released", released), ("expired", expired), ("abandoned", abandoned), ("overflowed", overflowed)] {
+            counters.push((format!("headgate_queue.policy.{}.event.{event}", pool.policy), *total));
         }
     }
     let v1::WorkerCounters { unmatched, host_errors, unreadable, denied_claims, untracked } = report.counters.unwrap_or_default();

@@ -133,6 +133,8 @@ pub(crate) struct Pool {
     /// Overload control, when the policy has it.
     pub(crate) overload: Option<PoolOverload>,
     rate_share: f64,
+    /// Workers of the proxy.
+    pub(crate) workers: u32,
     controller: PoolController,
     controlled_at: Timestamp,
 }
@@ -152,6 +154,7 @@ impl Pool {
             ttft_us: Histogram::new(),
             overload: PoolOverload::new(now, &policy),
             rate_share: 1.0,
+            workers: 1,
             controller: PoolController::new(now, &policy),
             controlled_at: now,
             policy,
@@ -314,7 +317,7 @@ impl Pool {
     /// Puts into force what holds at `now`.
     fn enforce(&mut self, now: Timestamp) {
         if let (Some(load), Some(config)) = (&mut self.overload, self.policy.overload()) {
-            load.enforce(now, self.limits.as_ref(), self.rate_share, config);
+            load.enforce(now, self.limits.as_ref(), self.rate_share, self.workers, config);
         }
         // Under overload control the levels are terms of the saturation and act on no class themselves.
         let acts = self.overload.is_none();

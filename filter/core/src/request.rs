@@ -133,7 +133,7 @@ fn lengths(pair: [u8; 8]) -> (u32, u32) {
 pub struct VerifiedIdentity<'a> {
     /// URI SAN of the peer certificate (`connection.uri_san_peer_certificate`).
     pub spiffe: Option<&'a [u8]>,
-    /// Values of the claims in the order of [`crate::worker::Needs::jwt_claims`]; `None` where absent. A string claim as its bytes,
+    /// Values of the claims in the order of [`crate::needs::Needs::claim_paths`]; `None` where absent. A string claim as its bytes,
     /// without quotes; any other as its JSON text.
     pub jwt_claims: &'a [Option<&'a [u8]>],
 }

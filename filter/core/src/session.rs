@@ -80,14 +80,15 @@ impl Session {
         let mut discovery = DiscoveryClient::new(node.clone(), seed);
         let SharedLimits { pools } = SharedLimits::decode(limits).unwrap_or_default();
         let received_at = |pool: &ReceivedLimits| Some((pool.limits.as_ref()?.pool.clone(), Timestamp::from_nanos(pool.at_ns)));
-        let received_at = pools.iter().filter_map(received_at).collect();
+        let mut known = BTreeMap::new();
+        known.extend(pools.iter().filter_map(received_at));
         let limits = LimitsSnapshot { revision: 0, limits: pools.into_iter().filter_map(|pool| pool.limits).collect() };
         discovery.adopt(&PolicySnapshot::decode(policies).unwrap_or_default(), &limits);
         Self {
             discovery,
             has_discovery: false,
             has_reports: false,
-            received_at,
+            received_at: known,
             report_every: REPORT_EVERY,
             reported_at: Timestamp::ZERO,
             sequence: 0,

@@ -27,9 +27,6 @@ pub use summary::{Decision, Summary};
 
 /// Header on which Envoy routes to another pool.
 const POOL_HEADER: &str = "x-headgate-pool";
-/// Streams that an adapter continues in one callback of its proxy at most: each may run other callbacks at once.
-pub const RESUMES_PER_CALLBACK: usize = 4;
-
 /// Header in which a response names the dependency that failed it.
 pub const FAILED_DEPENDENCY_HEADER: &str = "x-headgate-failed-dependency";
 
@@ -204,14 +201,8 @@ impl Stream {
             }
             (Phase::InFlight(flight), Event::ResponseBody { len, end_of_stream }) => {
                 let body = if end_of_stream { Body::Ends } else { Body::GoesOn };
-                let ttft = if len > 0 || end_of_stream {
-                    {
-                        flight.count_pieces(u32::from(len > 0), len as u64);
-                        flight.on_first_byte(worker, now, body)
-                    }
-                } else {
-                    None
-                };
+                flight.count_pieces(u32::from(len > 0), len as u64);
+                let ttft = if len > 0 || end_of_stream { flight.on_first_byte(worker, now, body) } else { None };
                 self.note_ttft(ttft);
                 Outcome::Continue
             }

@@ -10,6 +10,7 @@ use headgate_protos::v1;
 use crate::admission::{self, Admission, Newcomer};
 use crate::classify::{Classified, classify};
 use crate::lease::Want;
+use crate::needs::Needs;
 use crate::policy::{ClaimName, Policy};
 use crate::pool::Pool;
 use crate::pool::overload::{Answer, PoolOverload};
@@ -27,19 +28,6 @@ mod tests;
 const STATUS_EVERY: u32 = 16;
 /// Time after a failure during which every response is looked at.
 const STATUS_WATCH: Duration = Duration::from_secs(10);
-
-/// What the adapter must read of a request besides its headers; each costs it a host call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Needs<'a> {
-    /// The peer certificate's URI SAN.
-    pub spiffe: bool,
-    /// Claims of verified JWTs, in the order of [`crate::request::VerifiedIdentity::jwt_claims`].
-    pub jwt_claims: &'a [ClaimName],
-    /// The address of the upstream endpoint, when the request is over.
-    pub endpoint: bool,
-    /// The response's `x-headgate-failed-dependency`.
-    pub failed_dependency: bool,
-}
 
 /// Where a request's pool is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -203,6 +191,14 @@ impl Worker {
         }
     }
 
+    /// Says how many workers share the proxy; 1 before the first call. Its queue is divided among them evenly: what a worker holds does not
+    /// follow the demand as fast as requests leave a queue.
+    pub fn set_workers(&mut self, policy_index: usize, workers: u32) {
+        if let Some(pool) = self.pools.get_mut(policy_index) {
+            pool.workers = workers.max(1);
+        }
+    }
+
     /// What the worker would like to hold of its proxy's grant: the permits are those that the demand of the last 200 ms needs, with
     /// headroom.
     #[must_use]
@@ -217,14 +213,8 @@ impl Worker {
 
     /// What the adapter must read of each request besides its headers.
     #[must_use]
-    pub fn needs(&self) -> Needs<'_> {
-        let breakers = || self.pools.iter().filter_map(|pool| pool.policy.breaker());
-        Needs {
-            spiffe: self.pools.iter().any(|pool| pool.policy.uses_spiffe()),
-            jwt_claims: &self.claims,
-            endpoint: breakers().any(|config| config.per_endpoint),
-            failed_dependency: breakers().any(|config| config.per_dependency),
-        }
+    pub fn needs(&self) -> Needs {
+        Needs::of(self.pools.iter().map(|pool| &*pool.policy), &self.claims)
     }
 
     /// Whether the adapter is to read the status of a response that it has seen to its end, instead of presuming that it is good.
@@ -305,7 +295,7 @@ impl Worker {
     }
 
     /// The next stream that waited and has an answer: the adapter continues it with [`crate::stream::Stream::release`]. To be asked after
-    /// every event and tick, at most [`crate::stream::RESUMES_PER_CALLBACK`] times in one callback of a proxy.
+    /// every event and tick, at most [`crate::resume::RESUMES_PER_CALLBACK`] times in one callback of a proxy.
     pub fn next_released(&mut self) -> Option<u32> {
         while let Some(released) = self.released.pop_front() {
             let stream = match released {
@@ -335,7 +325,7 @@ impl Worker {
         let Some(index) = self.index_of(pool) else { return };
         let Self { pools, rng, released, .. } = self;
         if let Some(of) = pools.get_mut(index) {
-            admission::answer_waiting(of, now, rng, |ticket| released.push_back(Released::Answered { pool, ticket }));
+            admission::answer_waiting(of, now, rng, &mut |ticket| released.push_back(Released::Answered { pool, ticket }));
         }
     }
 
@@ -347,7 +337,7 @@ impl Worker {
             let pool = PoolRef { index, uid: of.uid };
             let mut answered = |ticket| released.push_back(Released::Answered { pool, ticket });
             admission::answer_expired(of, now, rng, &mut answered);
-            admission::answer_waiting(of, now, rng, answered);
+            admission::answer_waiting(of, now, rng, &mut answered);
         }
     }
 

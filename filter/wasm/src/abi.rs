@@ -39,6 +39,8 @@ imports! { "env" {
         status: u32, details: *const u8, details_size: usize, body: *const u8, body_size: usize,
         headers: *const u8, headers_size: usize, grpc_status: i32
     ) -> i32;
+    fn proxy_continue_stream(kind: u32) -> i32;
+    fn proxy_set_effective_context(context: u32) -> i32;
     fn proxy_define_metric(kind: u32, name: *const u8, name_size: usize, id: *mut u32) -> i32;
     fn proxy_increment_metric(id: u32, offset: i64) -> i32;
     fn proxy_record_metric(id: u32, value: u64) -> i32;

@@ -57,6 +57,7 @@ pub(crate) enum BufferKind {
     PluginConfiguration = 7,
 }
 
+const REQUEST: u32 = 0;
 const REQUEST_HEADERS: u32 = 0;
 const RESPONSE_HEADERS: u32 = 2;
 const CLOCK_MONOTONIC: u32 = 1;
@@ -189,7 +190,7 @@ pub(crate) fn response_header(name: &str) -> Result<Bytes, HostError> {
 }
 
 /// Changes a request header: sets it whatever was there, or removes every one of that name.
-pub(crate) fn change_request_header(change: &HeaderOp) -> Result<(), HostError> {
+fn change_request_header(change: &HeaderOp) -> Result<(), HostError> {
     check(match change {
         HeaderOp::Set { name, value } => {
             let (value, size) = (value.as_ptr(), value.len());
@@ -199,6 +200,15 @@ pub(crate) fn change_request_header(change: &HeaderOp) -> Result<(), HostError> 
         // SAFETY: pointers as said above.
         HeaderOp::Remove { name } => unsafe { abi::proxy_remove_header_map_value(REQUEST_HEADERS, name.as_ptr(), name.len()) },
     })
+}
+
+/// Changes request headers, which can be done only before the request goes on. A header that cannot be changed is a host error, which is
+/// counted; `action` is done with the request nevertheless.
+pub(crate) fn change_request_headers(changes: &[HeaderOp], action: Action) -> Action {
+    for change in changes {
+        let _ = change_request_header(change);
+    }
+    action
 }
 
 /// A property; the parts of `path` are separated by NUL.
@@ -253,6 +263,18 @@ pub(crate) fn update_shared<T>(key: &str, mut change: impl FnMut(&[u8]) -> Optio
         }
     }
     None
+}
+
+/// Lets the calls that follow in this callback be about another stream; the host forgets it with the callback. Fails when the stream is gone.
+pub(crate) fn turn_to(context: u32) -> Result<(), HostError> {
+    // SAFETY: no pointers.
+    check(unsafe { abi::proxy_set_effective_context(context) })
+}
+
+/// Lets a request go on that was held, once the current callback has returned.
+pub(crate) fn continue_request() -> Result<(), HostError> {
+    // SAFETY: no pointers.
+    check(unsafe { abi::proxy_continue_stream(REQUEST) })
 }
 
 /// Answers the request here. The details show as `%RESPONSE_CODE_DETAILS%`.

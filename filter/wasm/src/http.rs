@@ -2,39 +2,19 @@
 
 use crate::host::{self, Action};
 use headgate_core::envoy;
+use headgate_core::needs::Needs;
 use headgate_core::request::{HeaderView, RequestInfo, VerifiedIdentity};
+use headgate_core::resume::Resumed;
 use headgate_core::stream::{Event, Outcome, Stream, StreamEnd};
 use headgate_core::time::Timestamp;
 use headgate_core::worker::Worker;
-use headgate_protos::plugin::AccessLog;
 
-/// What to do for a request beyond its headers. Each costs a host call per request, so only what a policy in force needs.
+/// What to do for a request beyond its headers.
 #[derive(Default)]
 pub(crate) struct Reads {
-    spiffe: bool,
-    /// Property paths, in the order of `Needs::jwt_claims`.
-    claims: Vec<String>,
-    endpoint: bool,
-    failed_dependency: bool,
-    /// The status as soon as it is known, for breakers; without one it is enough at the end.
-    early_status: bool,
+    pub(crate) needs: Needs,
     /// Whether an admitted request gets a line for the access log.
-    admitted_line: bool,
-}
-
-impl Reads {
-    /// What the policies of `worker` need.
-    pub(crate) fn of(worker: &Worker, access_log: AccessLog) -> Self {
-        let needs = worker.needs();
-        Self {
-            spiffe: needs.spiffe,
-            claims: needs.jwt_claims.iter().map(envoy::claim_path).collect(),
-            endpoint: needs.endpoint,
-            failed_dependency: needs.failed_dependency,
-            admitted_line: access_log == AccessLog::All,
-            early_status: worker.policies().any(|policy| policy.breaker().is_some()),
-        }
-    }
+    pub(crate) admitted_line: bool,
 }
 
 /// One admitted request from its headers to its log.
@@ -45,26 +25,33 @@ pub(crate) struct Exchange {
     stream: Stream,
     /// The response was seen to its end.
     has_ended: bool,
-    /// When, if that was its first piece; its body is handled together with its end then.
-    ended_at: Option<Timestamp>,
+    /// When, and of what length, if that was its first piece; its body is handled together with its end then.
+    ended_at: Option<(Timestamp, usize)>,
+    /// How it was continued, if it was held.
+    pub(crate) resumed: Resumed,
 }
 
 impl Exchange {
     /// Decides on the request whose headers are being read. False: there is nothing more to see of it.
-    pub(crate) fn open(&mut self, worker: &mut Worker, reads: &Reads, now: Timestamp, line: &mut String) -> (bool, Action) {
-        *self = Self::default();
+    pub(crate) fn open(&mut self, context: u32, worker: &mut Worker, reads: &Reads, now: Timestamp, line: &mut String) -> (bool, Action) {
+        *self = Self { stream: Stream::identified(context), ..Self::default() };
         let bytes = host::request_headers().unwrap_or_default();
-        let spiffe = if reads.spiffe { host::property("connection\0uri_san_peer_certificate").ok() } else { None };
-        let claims: Vec<_> = reads.claims.iter().map(|path| host::property(path).ok()).collect();
+        let spiffe = if reads.needs.spiffe { host::property("connection\0uri_san_peer_certificate").ok() } else { None };
+        let claims: Vec<_> = reads.needs.claim_paths.iter().map(|path| host::property(path).ok()).collect();
         let claims: Vec<_> = claims.iter().map(Option::as_deref).collect();
         let identity = VerifiedIdentity { spiffe: spiffe.as_deref(), jwt_claims: &claims };
         let info = HeaderView::from_serialized(&bytes).map_or(RequestInfo::unreadable(), |headers| RequestInfo::new(headers, identity));
         #[cfg(feature = "fault-injection")]
         crate::fault::trap_if_asked(&info.headers);
-        let action = match self.stream.handle(worker, now, Event::RequestHeaders(&info)) {
+        let mut action = match self.stream.handle(worker, now, Event::RequestHeaders(&info)) {
             Outcome::Continue => Action::Continue,
             outcome => apply(outcome),
         };
+        // A proxy that would not let us come back to a request, since its configuration lacks the capability, must not hold one.
+        if self.stream.is_waiting() && host::turn_to(context).is_err() {
+            self.abandon(worker, now);
+            action = Action::Continue;
+        }
         let is_open = self.stream.is_open();
         if !is_open {
             self.end(Some(line));
@@ -72,20 +59,44 @@ impl Exchange {
         (is_open, action)
     }
 
-    /// A piece of the response's body. Only the first says something: the time to first token.
+    /// The request has waited and has an answer: goes on, or is refused. The host's calls are about it.
+    pub(crate) fn resume(&mut self, worker: &mut Worker, now: Timestamp, resumed: Resumed, line: &mut String) {
+        self.resumed = resumed;
+        let outcome = self.stream.release(worker, now);
+        if matches!(apply(outcome), Action::Continue) {
+            let _ = host::continue_request();
+        }
+        if !self.stream.is_open() {
+            self.end(Some(line));
+        }
+    }
+
+    /// The request is gone without a log.
+    pub(crate) fn abandon(&mut self, worker: &mut Worker, now: Timestamp) {
+        self.stream.handle(worker, now, Event::Log { endpoint: None, end: StreamEnd::ByClient });
+        self.end(None);
+    }
+
+    /// A piece of the response's body. The first says the time to first token, the number of the others how long the output is.
     pub(crate) fn on_response_body(&mut self, worker: &mut Worker, reads: &Reads, len: usize, end_of_stream: bool) {
         self.has_ended |= end_of_stream;
-        if len == 0 || !self.stream.awaits_first_byte() || self.ended_at.is_some() {
+        if len == 0 || self.ended_at.is_some() {
+            return;
+        }
+        if !self.stream.awaits_first_byte() {
+            if reads.needs.pieces {
+                self.stream.count_pieces(1, len as u64);
+            }
             return;
         }
         let now = host::now();
         // With a dependency's breaker the headers must be seen too, and here Envoy does not show them.
-        if reads.early_status && !reads.failed_dependency {
+        if reads.needs.early_status && !reads.needs.failed_dependency {
             let status = host::property("response\0code").map_or(0, |code| envoy::code(&code));
             self.learn_status(worker, reads, now, status);
         }
         if end_of_stream {
-            self.ended_at = Some(now);
+            self.ended_at = Some((now, len));
         } else {
             self.stream.handle(worker, now, Event::ResponseBody { len, end_of_stream });
         }
@@ -93,16 +104,16 @@ impl Exchange {
 
     /// The request is over; its decision goes to the access log by way of `line`.
     pub(crate) fn on_log(&mut self, worker: &mut Worker, reads: &Reads, line: &mut String) {
-        let now = self.ended_at.unwrap_or_else(host::now);
-        if self.ended_at.is_some() {
-            self.stream.handle(worker, now, Event::ResponseBody { len: 1, end_of_stream: true });
+        let now = self.ended_at.map_or_else(host::now, |(at, _)| at);
+        if let Some((_, len)) = self.ended_at {
+            self.stream.handle(worker, now, Event::ResponseBody { len, end_of_stream: true });
         }
         if !self.stream.has_status() {
             let is_presumed_good = self.has_ended && !worker.looks_at_status(now);
             let text = if is_presumed_good { Ok(None) } else { host::response_header(":status").map(Some) };
             let _ = text.map(|text| self.learn_status(worker, reads, now, text.map_or(200, |text| envoy::status(&text))));
         }
-        let endpoint = if reads.endpoint { host::property("upstream\0address").ok() } else { None };
+        let endpoint = if reads.needs.endpoint { host::property("upstream\0address").ok() } else { None };
         let end =
             if self.has_ended { StreamEnd::Complete } else { envoy::stream_end(&host::property("response\0flags").unwrap_or_default()) };
         self.stream.handle(worker, now, Event::Log { endpoint: endpoint.as_deref(), end });
@@ -110,7 +121,7 @@ impl Exchange {
     }
 
     fn learn_status(&mut self, worker: &mut Worker, reads: &Reads, now: Timestamp, status: u16) {
-        let dependency = if reads.failed_dependency { host::response_header("x-headgate-failed-dependency").ok() } else { None };
+        let dependency = if reads.needs.failed_dependency { host::response_header("x-headgate-failed-dependency").ok() } else { None };
         // Its outcome would take the header away, for which it is too late here.
         self.stream.handle(worker, now, Event::ResponseHeaders { status, failed_dependency: dependency.as_deref() });
     }
@@ -131,13 +142,8 @@ impl Exchange {
 fn apply(outcome: Outcome) -> Action {
     match outcome {
         Outcome::Continue => Action::Continue,
-        Outcome::ContinueWith(changes) | Outcome::Wait(changes) => {
-            for change in &changes {
-                // A header that cannot be changed is a host error, which `host` counts; the request goes on.
-                let _ = host::change_request_header(change);
-            }
-            Action::Continue
-        }
+        Outcome::ContinueWith(changes) => host::change_request_headers(&changes, Action::Continue),
+        Outcome::Wait(changes) => host::change_request_headers(&changes, Action::Pause),
         Outcome::Reply(reply) => host::reply(&reply).map_or(Action::Continue, |()| Action::Pause),
     }
 }

@@ -170,7 +170,7 @@ impl Instance {
         let fallback = self.inline.iter().filter(|inline| !is_delivered(inline));
         let policies = self.delivered.iter().chain(fallback).cloned().collect();
         self.worker.set_policies(now, policies);
-        self.reads = Reads::of(&self.worker, self.access_log);
+        self.reads = Reads { needs: self.worker.needs(), admitted_line: self.access_log == AccessLog::All };
         if !self.permits.is_empty() {
             self.lease(now);
         }
@@ -210,7 +210,8 @@ impl Instance {
             let want = self.worker.wants(index);
             let refresh = |bytes: &[u8]| shared::refresh_lease(bytes, now, self.owner, want, grant);
             let held = host::update_shared(&self.keys.lease(policy.name()), refresh);
-            if let Some((_, Holding { permits, rate_share })) = held {
+            if let Some((_, Holding { permits, rate_share, workers })) = held {
+                self.worker.set_workers(index, workers);
                 self.worker.set_permits(index, permits.unwrap_or(u32::MAX), rate_share);
             }
             self.permits.push(held.and_then(|(_, holding)| holding.permits));

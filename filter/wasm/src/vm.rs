@@ -5,6 +5,7 @@ use crate::host::{self, Action, BufferKind, LogLevel};
 use crate::http::Exchange;
 use crate::root::Instance;
 use headgate_core::contexts::Contexts;
+use headgate_core::resume::{RESUMES_PER_CALLBACK, Resumed};
 use std::cell::RefCell;
 
 /// Most streams whose state is kept; one beyond is admitted, counted, and not looked at again.
@@ -22,6 +23,8 @@ struct Vm {
     streams: Contexts<Exchange>,
     /// Reused for access log lines.
     line: String,
+    /// Ticks so far, of any root.
+    tick: u32,
 }
 
 /// A configuration's root context.
@@ -40,6 +43,7 @@ thread_local! {
             roots: Vec::new(),
             streams: Contexts::new(),
             line: String::new(),
+            tick: 0,
         })
     };
 }
@@ -73,6 +77,27 @@ impl Vm {
         let Some(exchange) = self.streams.get_mut(context) else { return };
         if let Some(instance) = self.instances.get_mut(exchange.instance) {
             callback(instance, exchange);
+        }
+    }
+
+    /// Continues requests that have waited, at the end of a callback about a request that was itself continued as `by`. Nothing else may be
+    /// asked of the host afterwards: it takes it for one of these requests.
+    fn resume(&mut self, by: Resumed) {
+        let Some(resumed) = by.next(self.tick).filter(|_| self.instances.iter().any(|instance| instance.worker.has_released())) else {
+            return;
+        };
+        let now = host::now();
+        let Self { instances, streams, line, .. } = self;
+        for instance in instances {
+            for _ in 0..RESUMES_PER_CALLBACK {
+                let Some(context) = instance.worker.next_released() else { break };
+                let Some(exchange) = streams.get_mut(context) else { continue };
+                if host::turn_to(context).is_ok() {
+                    exchange.resume(&mut instance.worker, now, resumed, line);
+                } else if let Some(exchange) = streams.remove(context) {
+                    exchange.abandon(&mut instance.worker, now);
+                }
+            }
         }
     }
 
@@ -115,7 +140,11 @@ pub(crate) fn on_configure(root: u32, size: usize) -> bool {
 
 /// Time has passed.
 pub(crate) fn on_tick(root: u32) {
-    with(|vm| vm.on_root(root, |instance| instance.on_tick(root)));
+    with(|vm| {
+        vm.tick = vm.tick.wrapping_add(1);
+        vm.on_root(root, |instance| instance.on_tick(root));
+        vm.resume(Resumed::default());
+    });
 }
 
 /// A request's headers are there.
@@ -131,7 +160,7 @@ pub(crate) fn on_request_headers(context: u32) -> Action {
         };
         let now = host::now();
         instance.ensure_permits(now);
-        let (is_open, action) = exchange.open(&mut instance.worker, &instance.reads, now, &mut vm.line);
+        let (is_open, action) = exchange.open(context, &mut instance.worker, &instance.reads, now, &mut vm.line);
         exchange.instance = index;
         if is_open {
             vm.streams.keep(context);
@@ -144,7 +173,12 @@ pub(crate) fn on_request_headers(context: u32) -> Action {
 /// A piece of a response's body.
 pub(crate) fn on_response_body(context: u32, len: usize, end_of_stream: bool) {
     with(|vm| {
-        vm.on_stream(context, |instance, exchange| exchange.on_response_body(&mut instance.worker, &instance.reads, len, end_of_stream))
+        let mut resumed = Resumed::default();
+        vm.on_stream(context, |instance, exchange| {
+            exchange.on_response_body(&mut instance.worker, &instance.reads, len, end_of_stream);
+            resumed = exchange.resumed;
+        });
+        vm.resume(resumed);
     });
 }
 
@@ -153,7 +187,9 @@ pub(crate) fn on_log(context: u32) {
     with(|vm| {
         let Some(exchange) = vm.streams.remove(context) else { return };
         let Some(instance) = vm.instances.get_mut(exchange.instance) else { return };
+        let resumed = exchange.resumed;
         exchange.on_log(&mut instance.worker, &instance.reads, &mut vm.line);
+        vm.resume(resumed);
     });
 }
 

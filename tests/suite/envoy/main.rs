@@ -10,6 +10,7 @@ mod files;
 mod hostile;
 mod nack;
 mod policy_errors;
+mod queue;
 mod trip;
 mod workers;
 
@@ -47,5 +48,9 @@ on_every_envoy!(
     workers::bound_holds_and_permits_of_a_trapped_worker_return,
     hostile::hostile_requests_trap_nothing_and_lift_nobody,
     files::bootstraps_for_users_are_valid,
+    queue::who_finds_no_room_waits_and_the_important_go_first,
+    queue::who_cannot_start_in_time_is_refused_in_time,
+    queue::clients_that_leave_the_queue_leave_nothing,
+    queue::the_queue_is_never_longer_than_its_bound,
     nack::policy_that_the_filter_refuses_is_a_nack_with_its_field,
 );

@@ -35,6 +35,10 @@ pub enum Effect {
         /// Body.
         body: Vec<u8>,
     },
+    /// Turned to another stream: what follows is about that.
+    TurnTo(u32),
+    /// Let a request go on that was held.
+    Continue,
     /// Set a filter state.
     FilterState(Vec<u8>, Vec<u8>),
 }
@@ -268,6 +272,14 @@ fn define_requests(linker: &mut Linker<World>) -> Result<()> {
     linker.func_wrap("env", "proxy_remove_header_map_value", |mut guest: Guest, _map: u32, key: u32, key_size: u32| {
         let effect = Effect::RemoveHeader(read(&guest, key, key_size));
         guest.data_mut().effects.push(effect);
+        OK
+    })?;
+    linker.func_wrap("env", "proxy_set_effective_context", |mut guest: Guest, context: u32| {
+        guest.data_mut().effects.push(Effect::TurnTo(context));
+        OK
+    })?;
+    linker.func_wrap("env", "proxy_continue_stream", |mut guest: Guest, _kind: u32| {
+        guest.data_mut().effects.push(Effect::Continue);
         OK
     })?;
     linker.func_wrap(

@@ -264,8 +264,10 @@ fn is_full(queue: &WaitQueue, full: Full, waiting: &Waiting<Need>) -> Cause {
 
 /// Bytes that a waiting request takes at most: its headers and the body that it declares.
 fn bytes(newcomer: &Newcomer<'_>) -> u64 {
-    let headers = newcomer.request.headers.iter().fold(0_u64, |sum, (name, value)| sum + (name.len() + value.len()) as u64);
-    headers.saturating_add(newcomer.request.content_length.unwrap_or(UNKNOWN_BODY_BYTES))
+    let request = newcomer.request;
+    let headers = request.headers.iter().fold(0_u64, |sum, (name, value)| sum + (name.len() + value.len()) as u64);
+    let undeclared = if matches!(request.method, b"GET" | b"HEAD" | b"OPTIONS") { 0 } else { UNKNOWN_BODY_BYTES };
+    headers.saturating_add(request.content_length.unwrap_or(undeclared))
 }
 
 fn millis(span: Duration) -> f64 {

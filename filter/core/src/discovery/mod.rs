@@ -314,7 +314,9 @@ fn hold<T>(held: &mut BTreeMap<String, Held<T>>, name: &str, resource: Held<T>) 
 }
 
 fn versions<T>(held: &BTreeMap<String, Held<T>>) -> BTreeMap<String, String> {
-    held.iter().map(|(name, held)| (name.clone(), held.version.clone())).collect()
+    let mut versions = BTreeMap::new();
+    versions.extend(held.iter().map(|(name, held)| (name.clone(), held.version.clone())));
+    versions
 }
 
 fn decode<T: Message + Default>(type_url: &str, body: &Any) -> Result<T, String> {

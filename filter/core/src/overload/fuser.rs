@@ -99,7 +99,7 @@ impl Fuser {
             return;
         }
         let mut sorted: alloc::vec::Vec<f64> = self.blends.iter().copied().collect();
-        sorted.sort_by(f64::total_cmp);
+        crate::shellsort::ascending(&mut sorted);
         let rank = libm::ceil(THRESHOLD_QUANTILE * sorted.len() as f64) as usize;
         if let Some(quantile) = sorted.get(rank.saturating_sub(1)) {
             self.threshold = quantile.clamp(THRESHOLD.0, THRESHOLD.1);

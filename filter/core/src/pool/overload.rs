@@ -210,28 +210,29 @@ impl PoolOverload {
         self.controller.step(now, &signals);
     }
 
-    /// Every tick: takes stock, and puts into force what holds at `now` for a worker with `share` of its proxy.
-    pub(crate) fn enforce(&mut self, now: Timestamp, limits: Option<&HeldLimits>, share: f64, config: &OverloadConfig) {
+    /// Every tick: takes stock, and puts into force what holds at `now` for a worker with `share` of its proxy, one of `workers`.
+    pub(crate) fn enforce(&mut self, now: Timestamp, limits: Option<&HeldLimits>, share: f64, workers: u32, config: &OverloadConfig) {
         self.levels.drain_into(&mut self.flow.offered);
         self.in_force = work::in_force(limits, self.controller.state(), now, share);
         for (bucket, floor) in self.floors.iter_mut().zip(self.in_force.floors_work_per_s) {
             bucket.set_rate(now, floor, floor);
         }
-        let bounds = config.queue.map(|queue| self.bounds(queue, share));
+        let bounds = config.queue.map(|queue| self.bounds(queue, workers));
         if let (Some(queue), Some(bounds)) = (&mut self.queue, bounds) {
             queue.set_bounds(bounds);
         }
     }
 
-    /// This worker's part of the queue: of its requests no more than a multiple of those that may be in flight.
-    fn bounds(&self, config: QueueConfig, share: f64) -> Bounds {
+    /// This worker's part of the queue: of its requests no more than a multiple of those that may be in flight. The parts
+    /// are even: a part that followed the demand would shrink faster than requests leave, and the sum would pass the proxy's bound.
+    fn bounds(&self, config: QueueConfig, workers: u32) -> Bounds {
         let in_flight = self.flow.in_flight;
         let mean_kv = in_flight.kv_tokens.checked_div(in_flight.streams).unwrap_or(1).max(1);
         let by_kv = self.in_force.budgets.kv_tokens.map(|budget| budget / mean_kv);
         let may_run = [by_kv, self.in_force.budgets.streams].into_iter().flatten().min().map(|most| most.max(1) as f64);
         let by_depth = may_run.map_or(f64::INFINITY, |most| most * config.max_depth_factor);
-        let requests = (f64::from(config.max_requests) * share).min(by_depth).max(1.0);
-        Bounds { requests: requests as u32, bytes: (config.max_bytes as f64 * share) as u64 }
+        let requests = f64::from(config.max_requests / workers.max(1)).min(by_depth).max(1.0);
+        Bounds { requests: requests as u32, bytes: config.max_bytes / u64::from(workers.max(1)) }
     }
 
     fn measure_queue(&mut self, now: Timestamp) {

@@ -121,8 +121,7 @@ fn a_stream_whose_policy_has_gone_ends_without_a_trace() {
 fn needs_name_each_claim_once_and_nothing_that_no_policy_uses() {
     let now = Timestamp::from_millis(1);
     let mut worker = Worker::new(1);
-    let none = Needs { spiffe: false, jwt_claims: &[], endpoint: false, failed_dependency: false };
-    assert_eq!(worker.needs(), none);
+    assert_eq!(worker.needs(), Needs::default());
     let claim = |name: &str, value: &str| v1::Identity {
         jwt_claim: Some(v1::JwtClaim { payload: "p".into(), claim: name.into(), value: value.into() }),
         ..Default::default()
@@ -139,7 +138,7 @@ fn needs_name_each_claim_once_and_nothing_that_no_policy_uses() {
         now,
         vec![with_claims("one", vec![claim("sub", "a")]), with_claims("two", vec![claim("org", "x"), claim("sub", "b")])],
     );
-    let names: Vec<String> = worker.needs().jwt_claims.iter().map(|name| name.claim.clone()).collect();
+    let names: Vec<String> = worker.needs().claim_paths.iter().filter_map(|path| path.rsplit('\0').next()).map(String::from).collect();
     assert_eq!(names, ["org", "sub"]);
     // Each policy finds its own claim in the common list.
     for (path, claims, expected) in

@@ -115,7 +115,8 @@ impl Vm {
         for (index, policy) in policies.iter().enumerate() {
             let grant = Grant { permits_total: policy.concurrency().map(|concurrency| concurrency.max_in_flight) };
             let held = refresh(now, self.owner, shared, keys.lease(policy.name()), self.worker.wants(index), grant);
-            if let Some((_, Holding { permits, rate_share })) = held {
+            if let Some((_, Holding { permits, rate_share, workers })) = held {
+                self.worker.set_workers(index, workers);
                 self.worker.set_permits(index, permits.unwrap_or(u32::MAX), rate_share);
                 self.share = rate_share;
             }
