@@ -31,6 +31,8 @@ const QUEUE_PART: f64 = 0.05;
 /// Memory of the budgets that are safe when nobody watches, and the part of them that is: a mean is exceeded half of the time.
 const SAFE_MEMORY_S: f64 = 10.0;
 const SAFE_PART: f64 = 0.9;
+/// Mean output of a response from which on it has a time between tokens: an answer in one piece has none.
+const LEAST_OUTPUT: f64 = 4.0;
 /// Part of the budgets of KV and streams up to which they are not what work waits for: they are split among workers, unevenly.
 const OTHERS_ROOM: f64 = 0.9;
 /// Least and largest part of the objective of the time between tokens that the mean may take.
@@ -226,6 +228,7 @@ impl OverloadController {
             standing_s: if stands && blind { standing.as_secs_f64() } else { 0.0 },
             admitted_rate: self.means.admitted_per_s,
             tpot_aim_s: prefill.tpot_aim_s,
+            is_streaming: self.means.output_tokens >= LEAST_OUTPUT,
             ended_tpot_s: self.latency.tpot.mean(QUANTILE_COUNT).map(|mean| mean.as_secs_f64()),
             prefill_share: self.prefill.share(prefill),
             prefill_per_stream_s: self.prefill_per_stream_s(prefill),

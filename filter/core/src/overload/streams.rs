@@ -52,6 +52,8 @@ pub(super) struct StreamInput {
     pub(super) admitted_rate: f64,
     /// Mean time between tokens that is aimed at, in seconds.
     pub(super) tpot_aim_s: f64,
+    /// Whether responses have more than a few tokens.
+    pub(super) is_streaming: bool,
     /// Mean time between tokens of the responses that have ended lately, in seconds.
     pub(super) ended_tpot_s: Option<f64>,
     /// Part of the engines' time that prefill takes now, 0 to 1.
@@ -148,6 +150,10 @@ impl StreamBudget {
     /// With the engines' count of tokens `tpot = decoding / (tokens per second)`, both averaged alike: that of now. Without it, that of the
     /// responses that have ended, against the streams of the time in which they were made.
     fn follow_tpot(&mut self, tick: &Tick, input: &StreamInput) {
+        if !input.is_streaming {
+            (self.tpot_s, self.steady_s) = (0.0, 0.0);
+            return;
+        }
         match input.engine.filter(|sample| sample.output_tokens > 0) {
             Some(sample) => {
                 let Some((rate, seconds)) = self.engine_rate(&sample) else { return };
