@@ -68,7 +68,6 @@ struct Engine {
 }
 
 /// One row of the trace, a control tick.
-#[expect(dead_code, reason = "some figures are only printed")]
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Row {
     pub(super) at_ms: u64,
@@ -77,10 +76,6 @@ pub(super) struct Row {
     pub(super) good_work: f64,
     pub(super) finished_work: f64,
     pub(super) cut: f64,
-    pub(super) part: f64,
-    pub(super) streams: usize,
-    pub(super) waiting: usize,
-    pub(super) oldest_ms: u64,
 }
 
 pub(super) struct Plant {
@@ -347,10 +342,6 @@ impl Plant {
             good_work: core::mem::take(&mut self.good_work) * 1000.0 / CONTROL_MS as f64,
             finished_work: core::mem::take(&mut self.finished_work) * 1000.0 / CONTROL_MS as f64,
             cut: f64::from(cut.level) + cut.fraction,
-            part: self.flow.in_flight.part_of(&self.in_force.budgets),
-            streams: self.flow.in_flight.streams as usize,
-            waiting,
-            oldest_ms: self.flow.oldest_wait.as_millis() as u64,
         });
     }
 }

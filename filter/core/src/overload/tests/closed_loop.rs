@@ -1,6 +1,5 @@
 //! The controller against a model of engines.
 
-use std::println;
 use std::vec::Vec;
 
 use super::super::plant::{Plant, Row, Seen, Shape, policy};
@@ -95,30 +94,4 @@ fn without_a_reading_of_the_engines_it_works_from_latencies_alone() {
 fn the_same_seed_gives_the_same_state() {
     let run = || overloaded(8, Shape::DEFAULT, 150.0).controller.state().clone();
     assert_eq!(run(), run());
-}
-
-/// Prints a run: `HIGH=200 PROMPT=512 cargo test -p headgate-core look -- --ignored --nocapture`.
-#[test]
-#[ignore = "for tuning by hand"]
-fn look() {
-    let get = |name: &str, default: f64| std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default);
-    let shape = Shape {
-        spread: get("SPREAD", 1.0),
-        prompt_tokens: get("PROMPT", 512.0),
-        output_tokens: get("OUTPUT", 256.0),
-        max_sequences: get("SEQS", 256.0) as usize,
-        seen: if get("BLIND", 0.0) > 0.0 { Seen::Nothing } else { Seen::Metrics },
-        ..Shape::DEFAULT
-    };
-    let mut plant = Plant::new(get("SEED", 1.0) as u64, shape, &policy());
-    plant.run(get("BEFORE", 10_000.0) as u64, get("LOW", LOW_RPS));
-    plant.run(get("DURING", 40_000.0) as u64, get("HIGH", 200.0));
-    plant.run(get("AFTER", 20_000.0) as u64, get("LOW", LOW_RPS));
-    for row in plant.rows.iter().step_by(get("EVERY", 10.0) as usize) {
-        println!("{row:?}");
-    }
-    println!("{:?}", plant.controller.state());
-    println!("preemptions {} offered {:?} good {:?} lost {:?}", plant.preemptions(), plant.offered, plant.good, plant.lost);
-    let late = within(&plant.rows, 30_000, 60_000);
-    println!("good {:.0} done {:.0}", mean(&late, |row| row.good_work), mean(&late, |row| row.finished_work));
 }
