@@ -177,11 +177,12 @@ fn answer(pool: &mut Pool, now: Timestamp, rng: &mut Rng, next: Option<Next>) ->
         Next::Nothing => None,
         Next::Start(ticket, waiting, held) => {
             count_start(pool, waiting.class);
+            let state = pool.state_index(waiting.class);
             let load = pool.overload.as_mut()?;
             load.counts.released += 1;
             load.flow.queue_wait_us.record(micros(now.since(waiting.arrived)));
             let growth = waiting.work as f64 * load.usage.growth(now);
-            load.queue.as_mut()?.answer(ticket, Answer::Admitted(held), growth);
+            load.queue.as_mut()?.answer(ticket, Answer::Admitted { held, state }, growth);
             Some(ticket)
         }
         Next::Expire(ticket, waiting, cause) => {
@@ -195,8 +196,9 @@ fn answer(pool: &mut Pool, now: Timestamp, rng: &mut Rng, next: Option<Next>) ->
     }
 }
 
-/// Asks the breakers for a request that waited and whose work is reserved; what it holds goes back when they let nothing through.
-pub(crate) fn start_waiting(pool: &mut Pool, now: Timestamp, rng: &mut Rng, held: Held) -> Admission {
+/// Asks the breakers for a request that waited and whose work is reserved; what it holds goes back when they let nothing through. `state`
+/// is the position of the state that counts it.
+pub(crate) fn start_waiting(pool: &mut Pool, now: Timestamp, rng: &mut Rng, held: Held, state: usize) -> Admission {
     let class = held.class;
     match ask_breakers(pool, now, rng) {
         BreakerSays::Go(passes) => Admission::Admitted(passes, Some(held)),
@@ -204,7 +206,7 @@ pub(crate) fn start_waiting(pool: &mut Pool, now: Timestamp, rng: &mut Rng, held
             if let Some(load) = &mut pool.overload {
                 held.reservation.undo(&mut load.flow);
             }
-            if let Some(state) = pool.state_mut(class) {
+            if let Some(state) = pool.states.get_mut(state) {
                 state.admitted = state.admitted.saturating_sub(1);
                 state.in_flight = state.in_flight.saturating_sub(1);
                 state.waiting = state.waiting.saturating_sub(1);
@@ -220,16 +222,8 @@ pub(crate) fn abandon(pool: &mut Pool, ticket: Ticket) {
     let Some(queue) = &mut load.queue else { return };
     match queue.cancel(ticket) {
         Left::Waiting(_) => load.counts.abandoned += 1,
-        Left::Answered(Answer::Admitted(held)) => {
-            let class = held.class;
-            held.reservation.end(&mut load.flow);
-            if let Some(state) = pool.state_mut(class) {
-                state.cancelled += 1;
-                state.in_flight = state.in_flight.saturating_sub(1);
-                state.waiting = state.waiting.saturating_sub(1);
-            }
-        }
-        Left::Answered(Answer::Refused { .. }) | Left::Gone => {}
+        Left::Answered(answer) => pool.take_back(answer),
+        Left::Gone => {}
     }
 }
 

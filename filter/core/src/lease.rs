@@ -123,7 +123,8 @@ impl LeaseRecord {
     /// may hold permits that the damaged record knew of.
     #[must_use]
     pub fn recovered(now: Timestamp) -> Self {
-        Self { settled_at: now + SLOT_TIMEOUT, ..Self::new() }
+        // At the end of the timeout a worker still counts as alive; after it, not.
+        Self { settled_at: now + SLOT_TIMEOUT + Duration::from_nanos(1), ..Self::new() }
     }
 
     /// Gives `owner` a slot; one that it has already stays its own. The permits come with the first [`update`](Self::update).

@@ -22,7 +22,7 @@ use crate::time::Timestamp;
 
 pub(crate) mod overload;
 
-use overload::PoolOverload;
+use overload::{Answer, PoolOverload, WaitQueue};
 
 /// Time between two turns of the worker's own control loop.
 const CONTROL_TICK: Duration = Duration::from_millis(100);
@@ -132,6 +132,7 @@ pub(crate) struct Pool {
     pub(crate) ttft_us: Histogram,
     /// Overload control, when the policy has it.
     pub(crate) overload: Option<PoolOverload>,
+    overloads_made: u64,
     rate_share: f64,
     /// Workers of the proxy.
     pub(crate) workers: u32,
@@ -152,7 +153,8 @@ impl Pool {
             limits: None,
             demand: Demand::default(),
             ttft_us: Histogram::new(),
-            overload: PoolOverload::new(now, &policy),
+            overload: PoolOverload::new(now, &policy, 0),
+            overloads_made: 0,
             rate_share: 1.0,
             workers: 1,
             controller: PoolController::new(now, &policy),
@@ -197,18 +199,48 @@ impl Pool {
 
     fn set_overload(&mut self, now: Timestamp, policy: &Policy) -> Vec<u32> {
         match &mut self.overload {
-            Some(load) if policy.overload().is_some() => load.set_policy(now, &self.policy, policy),
+            Some(load) if policy.overload().is_some() => {
+                let queue = load.set_policy(now, &self.policy, policy);
+                self.disband(queue)
+            }
             Some(_) => self.orphans(),
             None => {
-                self.overload = PoolOverload::new(now, policy);
+                self.overloads_made += 1;
+                self.overload = PoolOverload::new(now, policy, self.overloads_made);
                 Vec::new()
             }
         }
     }
 
+    /// Ends a queue: its streams, which nobody answers any more. Those that were answered and had not begun count as cancelled.
+    fn disband(&mut self, queue: Option<WaitQueue>) -> Vec<u32> {
+        let Some(queue) = queue else { return Vec::new() };
+        let streams = queue.streams().collect();
+        for answer in queue.into_answers() {
+            self.take_back(answer);
+        }
+        streams
+    }
+
+    /// Nobody will collect an answer: what was reserved with it goes back.
+    pub(crate) fn take_back(&mut self, answer: Answer) {
+        let Answer::Admitted { held, state } = answer else { return };
+        if let Some(load) = &mut self.overload {
+            held.reservation.end(&mut load.flow);
+        }
+        if let Some(state) = self.states.get_mut(state) {
+            state.cancelled += 1;
+            state.in_flight = state.in_flight.saturating_sub(1);
+            state.waiting = state.waiting.saturating_sub(1);
+        }
+    }
+
     /// Ends overload control; the streams that wait.
     pub(crate) fn orphans(&mut self) -> Vec<u32> {
-        self.overload.take().map(|mut load| load.abandon_queue()).unwrap_or_default()
+        let queue = self.overload.as_mut().and_then(|load| load.queue.take());
+        let streams = self.disband(queue);
+        self.overload = None;
+        streams
     }
 
     /// Finds or makes the state of each class; states of former classes go when their last request has.

@@ -100,7 +100,7 @@ pub fn next_generation(bytes: &[u8], configuration: &[u8]) -> (Vec<u8>, u64) {
     let eat = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
     let hash = configuration.iter().fold(0xcbf2_9ce4_8422_2325, eat);
     let (newest, newest_hash) = decode_pair(bytes);
-    let generation = if newest > 0 && newest_hash == hash { newest } else { newest.wrapping_add(1) };
+    let generation = if newest > 0 && newest_hash == hash { newest } else { newest.wrapping_add(1).max(1) };
     (encode_pair(generation, hash), generation)
 }
 

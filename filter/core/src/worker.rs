@@ -351,9 +351,8 @@ impl Worker {
         match queue.collect(ticket) {
             None if queue.waits(ticket) => Collected::Nothing,
             None => Collected::Orphaned,
-            Some(Answer::Admitted(held)) => {
-                let state = of.state_index(held.class);
-                Collected::Decided { state, admission: admission::start_waiting(of, now, rng, held) }
+            Some(Answer::Admitted { held, state }) => {
+                Collected::Decided { state, admission: admission::start_waiting(of, now, rng, held, state) }
             }
             Some(Answer::Refused { cause, retry_after }) => {
                 Collected::Decided { state: usize::MAX, admission: Admission::Refused { cause, retry_after } }

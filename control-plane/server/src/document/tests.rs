@@ -35,6 +35,13 @@ fn json_is_a_document_too() {
 }
 
 #[test]
+fn a_policy_with_any_character_in_a_text_can_be_shown_and_applied_again() {
+    let fallback = "breaker: { fallback: { staticReply: { body: \"\\x00\\x7f\\x85\" } } }";
+    let checked = CheckedPolicy::from_document(&GOOD.replace("pool: llm", &format!("pool: llm\n  {fallback}"))).unwrap();
+    assert_eq!(CheckedPolicy::from_document(&document::render(checked.wire()).to_string()).unwrap(), checked);
+}
+
+#[test]
 fn errors_of_the_document_and_of_the_policy_come_together() {
     let lines = lines(&GOOD.replace("pool: llm", "pool: 7\n  levels: { gpuMemory: { tripPercent: 140, tripPercnt: 1 } }"));
     let fields: Vec<&str> = lines.iter().filter_map(|line| line.split_once(": ")).map(|(field, _)| field).collect();

@@ -182,7 +182,7 @@ impl Figures {
         }
         if self.kv_tokens.is_empty() {
             let tokens = self.values.remove(&Figure::KvTokens).unwrap_or_default();
-            self.kv_tokens = tokens.into_iter().filter(|(_, tokens)| *tokens > 0.0).map(|(engine, n)| (engine, n as u64)).collect();
+            self.kv_tokens = tokens.into_iter().filter(|(_, tokens)| *tokens >= 1.0).map(|(engine, n)| (engine, n as u64)).collect();
         }
         let use_of = self.values.get(&Figure::KvUse).or_else(|| self.values.get(&Figure::KvUseOld));
         let count = |figure| self.values.get(&figure).map(|series| series.values().sum::<f64>() as u64);

@@ -32,6 +32,8 @@ pub(crate) struct Held {
     pub(crate) reservation: Reservation,
     pub(crate) class: ClassId,
     pub(crate) tenant: u16,
+    /// [`PoolOverload::number`] of whom it was taken from: nobody else may have it back.
+    pub(crate) number: u64,
 }
 
 /// What is done with a request.
@@ -198,7 +200,7 @@ fn room(load: &PoolOverload, policy: &Policy, candidate: &Candidate, has_permit:
 /// Reserves the work of a request that is admitted, and counts it as served to its tenant.
 fn hold(load: &mut PoolOverload, now: Timestamp, config: &OverloadConfig, size: Size, class: ClassId, tenant: u16) -> Held {
     load.usage.serve(now, class.index(), tenant, size.work_tokens(config.output_weight) as f64);
-    Held { reservation: Reservation::take(&mut load.flow, size), class, tenant }
+    Held { reservation: Reservation::take(&mut load.flow, size), class, tenant, number: load.number }
 }
 
 /// Time for which a request of a class may wait: what the policy says, or what the objective leaves after the expected time to first

@@ -36,11 +36,13 @@ impl FitSums {
 
     /// Adds all samples of `other`.
     pub fn add(&mut self, other: &Self) {
-        self.count += other.count;
-        self.x += other.x;
-        self.y += other.y;
-        self.xx += other.xx;
-        self.xy += other.xy;
+        // An infinite sum would never be learned from again.
+        let sum = |one: f64, other: f64| (one + other).clamp(f64::MIN, f64::MAX);
+        self.count = sum(self.count, other.count);
+        self.x = sum(self.x, other.x);
+        self.y = sum(self.y, other.y);
+        self.xx = sum(self.xx, other.xx);
+        self.xy = sum(self.xy, other.xy);
     }
 
     /// Samples that came since `older`, an earlier state of these cumulative sums; none when the counts went back.
@@ -93,7 +95,8 @@ impl FitSums {
             return None;
         }
         let slope = covariance / variance;
-        Some(Line { intercept: mean_y - slope * mean_x, slope })
+        let line = Line { intercept: mean_y - slope * mean_x, slope };
+        (line.slope.is_finite() && line.intercept.is_finite()).then_some(line)
     }
 
     /// The form on the wire.

@@ -41,8 +41,15 @@ pub(crate) struct Need {
 /// The answer to a request that waited.
 #[derive(Debug)]
 pub(crate) enum Answer {
-    Admitted(Held),
-    Refused { cause: Cause, retry_after: Duration },
+    /// It starts; `state` is the position of the state that counts it, whatever becomes of the policy's classes.
+    Admitted {
+        held: Held,
+        state: usize,
+    },
+    Refused {
+        cause: Cause,
+        retry_after: Duration,
+    },
 }
 
 /// The queue of a pool.
@@ -100,6 +107,10 @@ impl RecentLevels {
 /// Overload control of one policy.
 #[derive(Debug)]
 pub(crate) struct PoolOverload {
+    /// Tells it from every other that the pool ever had.
+    pub(crate) number: u64,
+    /// Number of its newest queue among all that the pool ever had.
+    queue_number: u64,
     pub(crate) flow: Flow,
     pub(crate) in_force: WorkLimits,
     pub(crate) queue: Option<WaitQueue>,
@@ -117,15 +128,17 @@ pub(crate) struct PoolOverload {
 }
 
 impl PoolOverload {
-    /// For a policy that has overload control; `None` for one that has none.
-    pub(crate) fn new(now: Timestamp, policy: &Policy) -> Option<Self> {
+    /// For a policy that has overload control; `None` for one that has none. `number` is new in its pool.
+    pub(crate) fn new(now: Timestamp, policy: &Policy, number: u64) -> Option<Self> {
         let config = policy.overload()?;
         let controller = OverloadController::new(now, policy);
         let usage = usage(now, policy);
         Some(Self {
+            number,
+            queue_number: number << 16,
             flow: Flow::default(),
             in_force: WorkLimits::of_local(controller.state()),
-            queue: config.queue.map(|_| queue(policy, &usage)),
+            queue: config.queue.map(|_| queue(policy, &usage).numbered(number << 16)),
             counts: QueueCounts::default(),
             usage,
             estimates: Estimates::default(),
@@ -141,7 +154,7 @@ impl PoolOverload {
 
     /// Follows a changed policy. Who waits goes on waiting; where the policy no longer has a queue, the streams that it held are
     /// returned: nobody answers them any more.
-    pub(crate) fn set_policy(&mut self, now: Timestamp, former: &Policy, policy: &Policy) -> Vec<u32> {
+    pub(crate) fn set_policy(&mut self, now: Timestamp, former: &Policy, policy: &Policy) -> Option<WaitQueue> {
         self.controller.set_policy(now, policy);
         let has_same_tenants = former.tenants().iter().map(|tenant| &tenant.name).eq(policy.tenants().iter().map(|tenant| &tenant.name));
         let has_same_classes = former.classes().iter().map(|class| &class.name).eq(policy.classes().iter().map(|class| &class.name));
@@ -153,16 +166,14 @@ impl PoolOverload {
         }
         let has_queue = policy.overload().is_some_and(|config| config.queue.is_some());
         match (has_queue, &self.queue) {
-            (true, None) => self.queue = Some(queue(policy, &self.usage)),
-            (false, Some(_)) => return self.abandon_queue(),
+            (true, None) => {
+                self.queue_number += 1;
+                self.queue = Some(queue(policy, &self.usage).numbered(self.queue_number));
+            }
+            (false, Some(_)) => return self.queue.take(),
             _ => {}
         }
-        Vec::new()
-    }
-
-    /// Gives the queue up; the streams that it held.
-    pub(crate) fn abandon_queue(&mut self) -> Vec<u32> {
-        self.queue.take().map(|queue| queue.streams().collect()).unwrap_or_default()
+        None
     }
 
     fn reshape(&mut self, former: &Policy, policy: &Policy) {

@@ -103,6 +103,8 @@ impl<N, A> Slot<N, A> {
 /// The queue. `N`: what a request needs; `A`: the answer that it gets.
 #[derive(Debug)]
 pub(crate) struct AdmissionQueue<N, A> {
+    /// Of a slot that is new.
+    first_generation: u32,
     slots: Vec<Slot<N, A>>,
     free: u32,
     sequence: u64,
@@ -123,6 +125,7 @@ impl<N: Copy, A> AdmissionQueue<N, A> {
     /// An empty queue for `classes` classes and tenants below `tenants`.
     pub(crate) fn new(classes: usize, tenants: usize, bounds: Bounds) -> Self {
         Self {
+            first_generation: 0,
             slots: Vec::new(),
             free: NONE,
             sequence: 0,
@@ -135,6 +138,14 @@ impl<N: Copy, A> AdmissionQueue<N, A> {
             by_expiry: Forest::default(),
             expiry_root: NONE,
         }
+    }
+
+    /// The same queue as the `number`-th of its pool: a ticket of an earlier one names nobody in it.
+    #[must_use]
+    pub(crate) fn numbered(mut self, number: u64) -> Self {
+        // 2^32 over the golden ratio: the generations of one queue lie far from those of the next ones.
+        self.first_generation = (number as u32).wrapping_mul(0x9e37_79b9);
+        self
     }
 
     /// Changes the bounds. Who waits beyond smaller ones goes on waiting; nobody comes in.
@@ -275,6 +286,11 @@ impl<N: Copy, A> AdmissionQueue<N, A> {
         })
     }
 
+    /// All answers that were not collected.
+    pub(crate) fn into_answers(self) -> impl Iterator<Item = A> {
+        self.slots.into_iter().filter_map(|slot| if let State::Answered { answer, .. } = slot.state { Some(answer) } else { None })
+    }
+
     /// Takes over other lists of classes and tenants; `change` says what each one that waits is then, and `served` the counter of its
     /// tenant. Tickets stay valid.
     pub(crate) fn reshape(
@@ -304,7 +320,7 @@ impl<N: Copy, A> AdmissionQueue<N, A> {
     fn free_slot(&mut self) -> u32 {
         if self.free == NONE {
             self.free = self.slots.len() as u32;
-            self.slots.push(Slot { generation: 0, sequence: 0, state: State::Free { next: NONE } });
+            self.slots.push(Slot { generation: self.first_generation, sequence: 0, state: State::Free { next: NONE } });
             self.by_order.grow(self.slots.len());
             self.by_expiry.grow(self.slots.len());
         }

@@ -131,7 +131,9 @@ impl Flight {
         let pool = worker.pool_mut(self.pool)?;
         let state = pool.states.get_mut(self.state)?;
         state.waiting = state.waiting.saturating_sub(1);
-        if let (Some(load), Some(overload)) = (&mut self.load, &mut pool.overload) {
+        if let (Some(load), Some(overload)) = (&mut self.load, &mut pool.overload)
+            && load.is_of(overload)
+        {
             load.on_first_byte(overload);
             worker.answer_waiting(self.pool, now);
         }
@@ -150,7 +152,9 @@ impl Flight {
         let ttft_us = at.micros_since(self.started);
         state.ttft_us.record(ttft_us);
         pool.ttft_us.record(ttft_us);
-        if let (Some(load), Some(overload)) = (&mut self.load, &mut pool.overload) {
+        if let (Some(load), Some(overload)) = (&mut self.load, &mut pool.overload)
+            && load.is_of(overload)
+        {
             load.on_first_token(overload, at);
         }
         Some(at.since(self.started))
@@ -187,7 +191,9 @@ impl Flight {
             (Ending::Failed, _) => load::Outcome::Failed,
             (Ending::Completed | Ending::Cancelled, _) => load::Outcome::Other,
         };
-        if let (Some(overload), Some(config)) = (&mut pool.overload, pool.policy.overload()) {
+        if let (Some(overload), Some(config)) = (&mut pool.overload, pool.policy.overload())
+            && load.is_of(overload)
+        {
             load.on_end(overload, config, now, self.started, outcome);
         }
         worker.answer_waiting(self.pool, now);

@@ -37,6 +37,11 @@ impl Load {
         Self { held, admitted_at: now, first_token_at: None, pieces: 0, bytes: 0 }
     }
 
+    /// Whether it holds something of `load`: the policy may have lost its overload control meanwhile and have another now.
+    pub(super) fn is_of(&self, load: &PoolOverload) -> bool {
+        self.held.number == load.number
+    }
+
     pub(super) fn count_pieces(&mut self, pieces: u32, bytes: u64) {
         self.pieces = self.pieces.saturating_add(pieces);
         self.bytes = self.bytes.saturating_add(bytes);
