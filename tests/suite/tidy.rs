@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, Package};
 
-/// Which of our crates each crate may depend on. Crates under `tests/` may depend on anything; nothing else depends on them, but `headgate simulate` on the simulator.
+/// Which of our crates each crate may depend on. Crates under `tests/` may depend on anything; nothing else depends on them, but
+/// `headgate simulate` on the simulator.
 const EDGES: &[(&str, &[&str])] = &[
     ("headgate-protos", &[]),
     ("headgate-core", &["headgate-protos"]),

@@ -1,4 +1,5 @@
-//! Judges algorithms in scenarios: `cargo run --release -p headgate-sim --example judge -- [SCENARIOS|all] [CONTROLLERS|all] [SEEDS]`.
+//! Judges algorithms in scenarios: `cargo run --release -p headgate-sim --example judge -- [SCENARIOS|all] [CONTROLLERS|all] [SEEDS]
+//! [JSON FILE]`.
 
 use headgate_sim::scenarios::{STANDARD, Scenario, standard};
 use headgate_sim::suite::{Algorithm, Plan, SuiteResults};
@@ -8,6 +9,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let scenarios = args.next().filter(|arg| arg != "all");
     let algorithms = args.next().filter(|arg| arg != "all");
     let seeds: u64 = args.next().map_or(Ok(2), |arg| arg.parse())?;
+    let json = args.next();
     let chosen = |list: &Option<String>, name: &str| list.as_ref().is_none_or(|list| list.split(',').any(|one| one == name));
     let of_file = |name: &str| Ok::<_, Box<dyn std::error::Error>>(vec![Scenario::parse(&std::fs::read_to_string(name)?)?]);
     let plan = Plan {
@@ -25,6 +27,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         threads: std::thread::available_parallelism().map_or(1, Into::into),
     };
     let results = SuiteResults::of(&plan, &mut |_| {})?;
+    if let Some(path) = json {
+        std::fs::write(path, serde_json::to_string_pretty(&results)?)?;
+    }
     for scenario in &results.scenarios {
         println!("\n{} (load {})", scenario.name, scenario.load);
         println!(

@@ -7,7 +7,7 @@ use super::page::escape;
 const WIDTH: f64 = 560.0;
 const HEIGHT: f64 = 210.0;
 const LEFT: f64 = 48.0;
-const RIGHT: f64 = 8.0;
+const RIGHT: f64 = 16.0;
 const TOP: f64 = 10.0;
 const BOTTOM: f64 = 24.0;
 

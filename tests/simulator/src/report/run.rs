@@ -121,9 +121,10 @@ fn charts(scenario: &Scenario, run: &Run) -> Vec<Chart> {
     if run.saturation.values.iter().any(|value| value.is_finite()) {
         charts.push(Chart {
             title: "Saturation".to_owned(),
-            note: "as the controller sees it; 1 is full".to_owned(),
+            note: "as the controller sees it; 1 is full, the scale ends at 3".to_owned(),
             lines: vec![series_line("saturation", 0, &run.saturation)],
             mark: Some((1.0, "full".to_owned())),
+            top: 3.0,
             ..base
         });
     }
