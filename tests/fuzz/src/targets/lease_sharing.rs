@@ -97,7 +97,7 @@ impl Proxy {
         if cas != self.cas {
             return marks.note("lost the race");
         }
-        let Some((next, (_, Holding { permits, rate_share }))) = refreshed else { return marks.note("no slot") };
+        let Some((next, (_, Holding { permits, rate_share, .. }))) = refreshed else { return marks.note("no slot") };
         self.bytes = next;
         self.cas += 1;
         let permits = permits.expect("the grant bounds permits");
