@@ -21,6 +21,12 @@ impl TokenBucket {
         Self { rate_rps, burst, tokens: burst.min(1.0), filled_at: now }
     }
 
+    /// A bucket that holds all of `burst`: whoever comes first may use it at once, as in Envoy's own `local_ratelimit`.
+    #[must_use]
+    pub fn full(now: Timestamp, rate_rps: f64, burst: f64) -> Self {
+        Self { rate_rps, burst, tokens: burst, filled_at: now }
+    }
+
     /// Fills at `rate_rps` up to `burst` from `now` on. Until `now` the old rate counts; tokens above the new burst are lost.
     pub fn set_rate(&mut self, now: Timestamp, rate_rps: f64, burst: f64) {
         self.fill(now);
@@ -82,6 +88,14 @@ mod tests {
         let admitted = taken(&mut bucket, Timestamp::ZERO, Duration::from_secs(10), 10_000);
         // 50/s for 10 s and the one request that it starts with.
         assert!((499..=501).contains(&admitted), "{admitted}");
+    }
+
+    #[test]
+    fn a_full_bucket_gives_its_burst_and_then_its_rate() {
+        let mut bucket = TokenBucket::full(Timestamp::ZERO, 10.0, 3.0);
+        assert_eq!([(); 4].map(|()| bucket.take(Timestamp::ZERO)), [true, true, true, false]);
+        assert!(!bucket.take(Timestamp::from_millis(99)), "a token comes every 100 ms");
+        assert!(bucket.take(Timestamp::from_millis(100)));
     }
 
     #[test]

@@ -3,24 +3,13 @@
 use std::time::Duration;
 
 use headgate_core::time::Timestamp;
-use headgate_sim::controller::{Controller, Ctx};
-use headgate_sim::engine::EngineConfig;
+use headgate_sim::baselines::no_control::NoControl;
+use headgate_sim::controller::Controller;
 use headgate_sim::headgate::{Headgate, default_policy};
 use headgate_sim::observe::{Fate, Observer, Over, Sample};
-use headgate_sim::setup::{Arrivals, Lengths, Patience, Shape, Source, Tenants};
-use headgate_sim::{Arrival, Ending, Setup, Verdict, World};
+use headgate_sim::{Arrival, Ending, World};
 
-struct Everything;
-
-impl Controller for Everything {
-    fn name(&self) -> &'static str {
-        "none"
-    }
-
-    fn on_arrival(&mut self, _: &mut Ctx<'_>, _: &Arrival) -> Verdict {
-        Verdict::Admit
-    }
-}
+mod plain;
 
 #[derive(Default)]
 struct Probe {
@@ -116,40 +105,19 @@ impl Observer for Probe {
     }
 }
 
-/// So many engines of the default kind under so many times what they can serve.
-fn plain(engines: usize, load: f64, seconds: f64) -> Setup {
-    let source = |class: u8| Source {
-        class,
-        tenants: Tenants { first: 0, count: 1000, zipf: 0.9 },
-        arrivals: Arrivals::Open { rps: 12.0 * load * engines as f64 * [0.1, 0.4, 0.5][usize::from(class)], cv: 1.0, shape: Shape::Steady },
-        prompt: Lengths::LogNormal { median: 400.0, sigma: 0.7, most: 8000 },
-        output: Lengths::LogNormal { median: 200.0, sigma: 0.7, most: 4000 },
-        patience: Patience { timeout: Duration::from_secs(10), ..Patience::default() },
-        from: Duration::ZERO,
-        until: Duration::from_secs(3600),
-    };
-    Setup {
-        engines: vec![EngineConfig::default(); engines],
-        sources: (0..3).map(source).collect(),
-        duration: Duration::from_secs_f64(seconds),
-        drain: Duration::from_secs(20),
-        ..Setup::default()
-    }
-}
-
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     let number = |index: usize, otherwise: f64| arguments.get(index).and_then(|text| text.parse().ok()).unwrap_or(otherwise);
     let named = arguments.get(2).and_then(|name| headgate_sim::scenarios::standard(name));
     let setup = match named {
         Some(scenario) => scenario.expect("the standard scenarios are valid").setup,
-        None => plain(number(2, 4.0) as usize, number(3, 1.0), number(4, 30.0)),
+        None => plain::setup(number(2, 4.0) as usize, number(3, 1.0), [0.1, 0.4, 0.5], Duration::from_secs_f64(number(4, 30.0))),
     };
     let seconds = setup.duration.as_secs_f64();
     let mut headgate = Headgate::new(&setup, &default_policy(&setup)).expect("the default policy is valid");
     let is_headgate = arguments.get(1).is_some_and(|name| name == "headgate");
     let mut probe = Probe::default();
-    let controller: &mut dyn Controller = if is_headgate { &mut headgate } else { &mut Everything };
+    let controller: &mut dyn Controller = if is_headgate { &mut headgate } else { &mut NoControl };
     match World::new(&setup, number(5, 1.0) as u64).run(controller, &mut probe) {
         Ok(totals) => println!(
             "{totals:?} good work/s {:.0} classes (sent good refused late slow left) {:?}",

@@ -13,10 +13,10 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use headgate_core::throttle::TokenBucket;
 use headgate_core::time::Timestamp;
 
 use super::per_request::PerRequest;
-use super::token_bucket::TokenBucket;
 use crate::controller::{Arrival, Controller, Ctx, Ending, Gauges, RequestId, Verdict};
 use crate::engine::Engine;
 
@@ -67,7 +67,7 @@ impl ThreeLevel {
             latency_history: (0.0, 0),
             slow_periods: 0,
             burst: 1.0,
-            medium: TokenBucket::new(now, 1.0, 1.0),
+            medium: TokenBucket::full(now, 1.0, 1.0),
         }
     }
 
@@ -77,7 +77,7 @@ impl ThreeLevel {
         match class {
             _ if !self.is_tripped() => Verdict::Admit,
             0 => Verdict::Admit,
-            1 if self.medium.try_take(now) => Verdict::Admit,
+            1 if self.medium.take(now) => Verdict::Admit,
             _ => Verdict::Refuse { retry_after: Some(RETRY_AFTER) },
         }
     }
@@ -99,7 +99,7 @@ impl ThreeLevel {
         }
         self.burst = if self.is_tripped() { (self.burst * BURST_SHRINK).max(BURST_FLOOR) } else { (self.burst + BURST_GROWTH).min(1.0) };
         let rate = self.baseline().unwrap_or(1.0);
-        self.medium.set(now, rate, (rate * self.burst).max(1.0));
+        self.medium.set_rate(now, rate, (rate * self.burst).max(1.0));
     }
 
     /// Whether any level is tripped.

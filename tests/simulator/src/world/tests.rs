@@ -4,22 +4,10 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::*;
+use crate::baselines::no_control::NoControl;
 use crate::controller::Arrival;
 use crate::engine::{EngineConfig, LlmConfig};
 use crate::setup::{Arrivals, Backoff, Fault, FaultAt, Lengths, Retries, Shape, Source, Tenants};
-
-/// Admits everything.
-struct Everything;
-
-impl Controller for Everything {
-    fn name(&self) -> &'static str {
-        "none"
-    }
-
-    fn on_arrival(&mut self, _: &mut Ctx<'_>, _: &Arrival) -> Verdict {
-        Verdict::Admit
-    }
-}
 
 /// Refuses one of three, lets one of three wait for 50 ms.
 struct Mixed;
@@ -107,7 +95,7 @@ fn p99(blocks: u32) -> f64 {
     setup.duration = Duration::from_secs(120);
     setup.engines = vec![EngineConfig::Llm(LlmConfig { kv_blocks: blocks, ..LlmConfig::default() })];
     let mut tape = Tape::default();
-    World::new(&setup, 1).run(&mut Everything, &mut tape).unwrap();
+    World::new(&setup, 1).run(&mut NoControl, &mut tape).unwrap();
     tape.ttft_s.sort_by(f64::total_cmp);
     tape.ttft_s[tape.ttft_s.len() * 99 / 100]
 }
@@ -136,7 +124,7 @@ fn closed_clients_follow_their_number() {
         }
     }
     let mut seen = InFlight::default();
-    World::new(&setup, 3).run(&mut Everything, &mut seen).unwrap();
+    World::new(&setup, 3).run(&mut NoControl, &mut seen).unwrap();
     let most = |from: usize, to: usize| *seen.0[from * 10..to * 10].iter().max().unwrap();
     assert!(most(0, 10) <= 10 && most(11, 20) > 80 && most(11, 20) <= 100, "{} {}", most(0, 10), most(11, 20));
     assert!(most(28, 30) <= 10, "the others leave: {}", most(28, 30));
