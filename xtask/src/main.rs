@@ -17,6 +17,9 @@ use clap::{Parser, Subcommand};
 use crate::layout::Layout;
 use crate::step::Steps;
 
+/// Benchmarks of the control plane alone.
+const CONTROL_PLANE_BENCHES: [&str; 2] = ["fanout", "telemetry"];
+
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Sets Headgate up, builds it, shows it and tests it")]
 struct Cli {
@@ -44,7 +47,7 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// Runs one benchmark: `decision` times the core alone, the others run against real proxies
+    /// Runs one benchmark: `decision` times the core alone, `fanout` and `telemetry` the control plane, the others run against real proxies
     Bench {
         /// `decision`, or the NAME of a binary `bench-NAME` of headgate-bench
         name: String,
@@ -76,6 +79,9 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Demo { args } => return show(&layout, &mut steps, "demo", &[], &args),
         Task::Fuzz { args } => return become_parent(&layout, "headgate-fuzz", "fuzz", &["--profile", "fuzz"], &args),
         Task::Bench { name, args } if name == "decision" => return decision(&layout, &args),
+        Task::Bench { name, args } if CONTROL_PLANE_BENCHES.contains(&name.as_str()) => {
+            return control_plane(&layout, &mut steps, &name, &args);
+        }
         Task::Bench { name, args } => return show(&layout, &mut steps, &format!("bench-{name}"), &["--release"], &args),
     }
     steps.done();
@@ -102,11 +108,17 @@ fn decision(layout: &Layout, args: &[String]) -> Result<ExitCode> {
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// What the control plane alone costs; needs neither an Envoy nor the filters, but an optimised control plane.
+fn control_plane(layout: &Layout, steps: &mut Steps, name: &str, args: &[String]) -> Result<ExitCode> {
+    wasm::build_programs(layout, steps, &["--release"])?;
+    become_parent(layout, "headgate-bench", &format!("bench-{name}"), &["--release"], args)
+}
+
 /// Builds everything that a program of headgate-bench starts, then becomes that program's parent until it ends.
 fn show(layout: &Layout, steps: &mut Steps, bin: &str, profile: &[&str], args: &[String]) -> Result<ExitCode> {
     let toolchain = setup(layout, steps)?;
     wasm::build(layout, &toolchain, steps)?;
-    wasm::build_programs(layout, steps)?;
+    wasm::build_programs(layout, steps, &[])?;
     become_parent(layout, "headgate-bench", bin, profile, args)
 }
 

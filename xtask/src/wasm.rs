@@ -91,7 +91,8 @@ fn place(layout: &Layout, filter: &Filter, steps: &Steps) -> Result<()> {
     Ok(())
 }
 
-/// Builds the programs and the library that demo and benchmarks start by path. Unoptimised: what a benchmark measures is Envoy.
+/// Builds the programs and the library that demo and benchmarks start by path. With an empty `profile` unoptimised, which is enough where
+/// a benchmark measures Envoy.
 ///
 /// # Errors
 /// When one does not compile.
