@@ -96,9 +96,9 @@ fn place(layout: &Layout, filter: &Filter, steps: &Steps) -> Result<()> {
 ///
 /// # Errors
 /// When one does not compile.
-pub(crate) fn build_programs(layout: &Layout, steps: &mut Steps) -> Result<()> {
+pub(crate) fn build_programs(layout: &Layout, steps: &mut Steps, profile: &[&str]) -> Result<()> {
     let mut command = layout.cargo();
-    command.args(["build", "--quiet"]);
+    command.args(["build", "--quiet"]).args(profile);
     for package in ["headgate", "inference-sim", "headgate-nvml-shim"] {
         command.args(["--package", package]);
     }
