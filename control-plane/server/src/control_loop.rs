@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use headgate_core::fleet::{Controls, Ledger, LimitsLifetime, PoolControlView, StepInputs};
+use headgate_core::fleet::{Controls, Ledger, LimitsLifetime, PoolControlView, PoolView, StepInputs};
 use headgate_core::level::{GpuMemorySample, SignalSource};
 use headgate_core::policy::GpuMemoryConfig;
 use headgate_core::time::Timestamp;
@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, unix_ms};
 use crate::device::{DEFAULT_PERIOD, DeviceSample, DeviceState, SamplerControl};
-use crate::engine::{Engines, PoolEngines};
+use crate::engine::{Engines, FreezeWatch, PoolEngines};
 use crate::fleet::{Fleet, PolicySet};
 
 /// Longest time between two steps.
@@ -54,6 +54,8 @@ pub struct ControlLoop {
     pub sampler: SamplerControl,
     /// The engines.
     pub engines: Engines,
+    /// What tells the frozen ones of each pool.
+    pub freezes: BTreeMap<String, FreezeWatch>,
     /// The monotonic clock.
     pub clock: Clock,
     /// How long limits hold.
@@ -83,6 +85,11 @@ pub(crate) fn fullest(wanted: &[impl AsRef<str>], state: &DeviceState) -> Option
         total_bytes: device.memory_total_bytes,
         source: SignalSource::Nvml,
     })
+}
+
+/// Requests of a pool that ended well, cumulative.
+fn completed(load: &PoolView) -> u64 {
+    load.classes.iter().map(|class| class.control.completed).sum()
 }
 
 // === impl ControlLoop ===
@@ -131,8 +138,15 @@ impl ControlLoop {
         let loads = self.ledger.lock().view(at);
         let devices = self.devices.borrow_and_update().clone();
         let board = self.engines.board();
-        let engines: BTreeMap<String, PoolEngines> =
-            controls.engines().map(|(pool, urls)| (pool.to_owned(), PoolEngines::read(&board, at, urls))).collect();
+        let mut freezes = std::mem::take(&mut self.freezes);
+        let mut read = |(pool, urls): (&str, &[String])| {
+            let completed = loads.get(pool).map_or(0, completed);
+            let mut watch = freezes.remove(pool).unwrap_or_default();
+            let engines = PoolEngines::read(&board, at, urls, completed, &mut watch);
+            self.freezes.insert(pool.to_owned(), watch);
+            (pool.to_owned(), engines)
+        };
+        let engines: BTreeMap<String, PoolEngines> = controls.engines().map(&mut read).collect();
         let sample = |pool: &str| engines.get(pool).and_then(|engines| engines.sample);
         let shares = |pool: &str| self.ledger.lock().shares(at, pool);
         let gpu_memory = |config: &GpuMemoryConfig| fullest(&config.devices, &devices);

@@ -103,7 +103,7 @@ impl Observatory {
                 drain_rps: view.state.drain_rps,
                 proxies: load.proxies,
                 overload: OverloadStatus::of(view, load),
-                engines: control.engines.get(name).map_or_else(Vec::new, |pool| pool.engines.iter().map(EngineStatus::from).collect()),
+                engines: control.engines.get(name).map_or_else(Vec::new, EngineStatus::list),
             }
         };
         control.pools.iter().map(pool).collect()

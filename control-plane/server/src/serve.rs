@@ -134,6 +134,7 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         devices: sampler.state(),
         sampler: sampler.control(),
         engines: Engines::new(clock),
+        freezes: std::collections::BTreeMap::new(),
         clock,
         lifetime: config.lifetime,
         view,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::device::{DeviceActivity, DeviceDetail, DeviceSample, DeviceState, SampleError, SourceState};
-use crate::engine::{EngineView, Health};
+use crate::engine::{EngineKind, EngineView, Health, PoolEngines};
 use crate::fleet::ProxyView;
 
 mod overload;
@@ -57,7 +57,14 @@ pub struct PoolStatus {
 pub struct EngineStatus {
     /// Address of its metrics page.
     pub url: String,
-    /// `starting`, `ok`, `stale` (older than three periods: it has left the decision) or `failing`.
+    /// Network address; empty while the name in `url` stands for none.
+    #[serde(default)]
+    pub address: String,
+    /// `vllm`, `sglang`, `tensorrt_llm`, `triton`, `tgi` or `llama_cpp`; empty before the first reading.
+    #[serde(default)]
+    pub engine: String,
+    /// `starting`, `unresolved`, `ok`, `stale` (older than three periods), `frozen` (always the same although the pool serves requests) or
+    /// `failing`. Only `ok` takes part in the decision.
     pub state: String,
     /// Why it fails; empty when it does not.
     pub problem: String,
@@ -81,6 +88,15 @@ pub struct EngineStatus {
     pub kv_total_tokens: Option<u64>,
     /// Preemptions since the control plane began.
     pub preemptions: u64,
+    /// Tokens of output since the control plane began; absent when the engine does not count them as they are made.
+    #[serde(default)]
+    pub output_tokens: Option<u64>,
+    /// Restarts since the control plane began, as its counters show.
+    #[serde(default)]
+    pub restarts: u64,
+    /// Whether it is the one of the pool that is worst off.
+    #[serde(default)]
+    pub is_worst: bool,
 }
 
 /// One level.
@@ -238,12 +254,24 @@ impl GpuStatus {
 
 // === impl EngineStatus ===
 
-impl From<&EngineView> for EngineStatus {
-    fn from(view: &EngineView) -> Self {
+impl EngineStatus {
+    /// The engines of a pool.
+    pub fn list(engines: &PoolEngines) -> Vec<Self> {
+        let status = |(index, view)| Self { is_worst: engines.worst == Some(index), ..Self::of(view) };
+        engines.engines.iter().enumerate().map(status).collect()
+    }
+
+    fn of(view: &EngineView) -> Self {
         let reading = view.state.reading.clone().unwrap_or_default();
-        let problem = if let Health::Failing(error) = &view.state.health { error.to_string() } else { String::new() };
+        let problem = match (&view.state.health, &view.unresolved) {
+            (Health::Failing(error), _) => error.to_string(),
+            (_, Some(problem)) => problem.clone(),
+            _ => String::new(),
+        };
         Self {
             url: view.url.clone(),
+            address: view.address.map(|address| address.to_string()).unwrap_or_default(),
+            engine: reading.engine.map_or("", EngineKind::as_str).to_owned(),
             state: view.word().to_owned(),
             problem,
             age_ms: view.age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
@@ -256,6 +284,9 @@ impl From<&EngineView> for EngineStatus {
             kv_used_percent: reading.kv_use.map(|part| part * 100.0),
             kv_total_tokens: reading.kv_total_tokens,
             preemptions: view.state.preemptions,
+            output_tokens: reading.output_tokens.map(|_| view.state.output_tokens),
+            restarts: view.state.restarts,
+            is_worst: false,
         }
     }
 }

@@ -136,7 +136,8 @@ async fn the_page_of_an_engine_comes_out_in_status_and_metrics() {
     let page = "vllm:num_requests_running 42\nvllm:num_requests_waiting 7\nvllm:kv_cache_usage_perc 0.5\n\
                 vllm:cache_config_info{block_size=\"16\",num_gpu_blocks=\"100\"} 1\n";
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}/metrics", listener.local_addr().unwrap());
+    let address = listener.local_addr().unwrap().to_string();
+    let url = format!("http://{address}/metrics");
     let engine = axum::Router::new().route("/metrics", axum::routing::get(move || async move { page }));
     let engine = tokio::spawn(async move { axum::serve(listener, engine).await });
 
@@ -146,8 +147,9 @@ async fn the_page_of_an_engine_comes_out_in_status_and_metrics() {
     let status = status_with(&running, |status| status["pools"][0]["engines"][0]["state"] == "ok").await;
     let seen = &status["pools"][0]["engines"][0];
     assert_eq!((&seen["running"], &seen["waiting"], &seen["kv_total_tokens"]), (&42.into(), &7.into(), &1600.into()));
+    assert_eq!((&seen["engine"], &seen["address"], &seen["is_worst"]), (&"vllm".into(), &address.as_str().into(), &true.into()));
     let metrics = get(&running, "/metrics").await;
-    let line = format!("headgate_engine_kv_used_ratio{{pool=\"demo\",engine=\"{url}\"}} 0.5");
+    let line = format!("headgate_engine_kv_used_ratio{{pool=\"demo\",engine=\"{url}\",address=\"{address}\"}} 0.5");
     assert!(metrics.contains(&line), "{metrics}");
 
     engine.abort();

@@ -94,9 +94,16 @@ fn pool(pool: &PoolStatus) -> String {
     parts.join("\n\n")
 }
 
+/// The address of an engine's page, and the engine's own where a name stands for it.
+fn name(engine: &EngineStatus) -> String {
+    let is_told = engine.address.is_empty() || engine.url.contains(&engine.address);
+    if is_told { engine.url.clone() } else { format!("{} ({})", engine.url, engine.address) }
+}
+
 fn engines(engines: &[EngineStatus]) -> Table {
     let mut table = Table::new(&[
         ("ENGINE", Align::Left),
+        ("KIND", Align::Left),
         ("STATE", Align::Left),
         ("AGE", Align::Right),
         ("RUNNING", Align::Right),
@@ -109,8 +116,9 @@ fn engines(engines: &[EngineStatus]) -> Table {
     let count = |value: Option<u64>| value.map_or_else(|| "-".to_owned(), |value| value.to_string());
     for engine in engines {
         table.row(vec![
-            engine.url.clone(),
-            engine.state.clone(),
+            name(engine),
+            if engine.engine.is_empty() { "-".to_owned() } else { engine.engine.clone() },
+            if engine.is_worst && engines.len() > 1 { format!("{}, worst", engine.state) } else { engine.state.clone() },
             engine.age_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms} ms")),
             count(engine.running),
             count(engine.waiting),
@@ -197,9 +205,25 @@ mod tests {
         let engine = EngineStatus { url, state: "failing".to_owned(), problem, ..EngineStatus::default() };
         let text = pool(&PoolStatus { engines: vec![engine], ..PoolStatus::default() });
         assert!(
-            text.contains("http://10.0.0.7:8000/metrics  failing    -        -        -        -          -            0  no whole"),
+            text.contains("http://10.0.0.7:8000/metrics  -     failing    -        -        -        -          -            0  no whole"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn of_several_engines_the_worst_is_named_and_each_by_its_address() {
+        let engine = |address: &str, is_worst| EngineStatus {
+            url: "http://engines:8000/metrics".to_owned(),
+            address: address.to_owned(),
+            engine: "vllm".to_owned(),
+            state: "ok".to_owned(),
+            is_worst,
+            ..EngineStatus::default()
+        };
+        let text =
+            pool(&PoolStatus { engines: vec![engine("10.0.0.7:8000", false), engine("10.0.0.8:8000", true)], ..PoolStatus::default() });
+        assert!(text.contains("http://engines:8000/metrics (10.0.0.7:8000)  vllm  ok   "), "{text}");
+        assert!(text.contains("http://engines:8000/metrics (10.0.0.8:8000)  vllm  ok, worst"), "{text}");
     }
 
     #[test]

@@ -5,14 +5,14 @@ use std::borrow::Cow;
 /// Labels of one series that are read.
 const MAX_LABELS: usize = 64;
 /// Longest line that is read, in bytes.
-const MAX_LINE_BYTES: usize = 16_384;
+pub(crate) const MAX_LINE_BYTES: usize = 16_384;
 
 /// A sample. Labels borrow from the line.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Sample<'a> {
+pub(crate) struct Sample<'a> {
     labels: Vec<(&'a str, Cow<'a, str>)>,
     /// Its value; may be anything that a float can be.
-    pub(super) value: f64,
+    pub(crate) value: f64,
 }
 
 /// What is wrong with a line.
@@ -42,12 +42,12 @@ pub enum SampleError {
 
 impl Sample<'_> {
     /// The value of the label `name`.
-    pub(super) fn label(&self, name: &str) -> Option<&str> {
+    pub(crate) fn label(&self, name: &str) -> Option<&str> {
         self.labels.iter().find(|(label, _)| *label == name).map(|(_, value)| &**value)
     }
 
     /// The labels in one canonical text: two samples of one name with the same text are one series.
-    pub(super) fn identity(&self) -> String {
+    pub(crate) fn identity(&self) -> String {
         let mut labels: Vec<String> = self.labels.iter().map(|(name, value)| format!("{name}={value:?}")).collect();
         labels.sort_unstable();
         labels.join(",")
@@ -58,7 +58,7 @@ impl Sample<'_> {
 ///
 /// # Errors
 /// [`SampleError`]; never panics.
-pub(super) fn parse(line: &[u8], name_bytes: usize) -> Result<Sample<'_>, SampleError> {
+pub(crate) fn parse(line: &[u8], name_bytes: usize) -> Result<Sample<'_>, SampleError> {
     if line.len() > MAX_LINE_BYTES {
         return Err(SampleError::TooLong);
     }

@@ -1,19 +1,27 @@
 //! The engines of one pool, as one.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use headgate_core::overload::EngineSample;
 use headgate_core::time::Timestamp;
 
-use super::scraper::{EngineBoard, EngineState, Health};
+use super::board::{EngineBoard, EngineState, Health};
+
+/// Requests of the pool that must have ended for each of its engines, while one of them stood still, before that one counts as frozen:
+/// were they balanced, its part of them would have been none only once in e^10 times.
+const FROZEN_AFTER_EACH: u64 = 10;
 
 /// One reading of all engines of a pool.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PoolEngines {
-    /// The sum over the engines that are not stale; `None` when all are, or there are none.
+    /// The sum over the engines that are neither stale nor frozen; `None` when all are, or there are none.
     pub sample: Option<EngineSample>,
-    /// Each engine, in the policy's order.
+    /// Each engine, in the policy's order and then by network address.
     pub engines: Vec<EngineView>,
+    /// Index of the engine that is worst off of those in the sample: a sum over unlike engines hides it.
+    pub worst: Option<usize>,
 }
 
 /// One engine, for people.
@@ -21,28 +29,59 @@ pub struct PoolEngines {
 pub struct EngineView {
     /// Address of its page.
     pub url: String,
+    /// Its network address; `None` while the name in the URL stands for none.
+    pub address: Option<SocketAddr>,
     /// What is known of it.
     pub state: EngineState,
+    /// Why its name could not be resolved, if so.
+    pub unresolved: Option<String>,
     /// Age of the reading; `None` before the first.
     pub age: Option<Duration>,
-    /// Whether it has left the decision.
+    /// Whether its reading is too old to decide on.
     pub is_stale: bool,
+    /// Whether its figures stand still although the pool serves requests.
+    pub is_frozen: bool,
+}
+
+/// Finds engines whose page is answered but no longer written: a value that cannot be constant is.
+///
+/// That figures stand still for three of their own periods is not enough: a long step makes them do so too. But while requests of the pool
+/// end, somebody's counters must move: where the only engine counts its tokens at every step one such request is proof, elsewhere ten for
+/// each engine.
+#[derive(Clone, Debug, Default)]
+pub struct FreezeWatch {
+    /// Requests of the pool that had ended when an engine began to stand still.
+    still_since: BTreeMap<(String, SocketAddr), u64>,
 }
 
 // === impl PoolEngines ===
 
 impl PoolEngines {
-    /// The engines at `urls`, as the board knows them.
-    pub fn read(board: &EngineBoard, now: Timestamp, urls: &[String]) -> Self {
-        let engines: Vec<EngineView> = urls.iter().map(|url| EngineView::read(board, now, url)).collect();
-        Self { sample: sum(&engines), engines }
+    /// The engines at `urls`, as the board knows them. `completed` are the requests of the pool that ended well, cumulative.
+    pub fn read(board: &EngineBoard, now: Timestamp, urls: &[String], completed: u64, watch: &mut FreezeWatch) -> Self {
+        let mut engines: Vec<EngineView> = urls.iter().flat_map(|url| EngineView::of_page(board, now, url)).collect();
+        watch.look(&mut engines, completed);
+        let worst = engines.iter().enumerate().filter(|(_, engine)| engine.counts()).max_by(|(_, a), (_, b)| load(a).total_cmp(&load(b)));
+        Self { sample: sum(&engines), worst: worst.map(|(index, _)| index), engines }
+    }
+
+    /// The engine that is worst off.
+    pub fn worst(&self) -> Option<&EngineView> {
+        self.engines.get(self.worst?)
     }
 }
 
-/// The sum over the engines that are not stale. It is as old as the oldest reading and as new, by its epoch, as the newest.
-/// Preemptions are those of all engines: one that goes stale takes none back.
+/// How hard pressed an engine is: the fuller of its KV cache, 0 to 1, and its queue against its batch.
+fn load(engine: &EngineView) -> f64 {
+    let Some(reading) = &engine.state.reading else { return 0.0 };
+    let queue = reading.waiting.unwrap_or(0) as f64 / reading.running.unwrap_or(0).max(1) as f64;
+    reading.kv_fullest.unwrap_or(0.0).max(queue)
+}
+
+/// The sum over the engines that count. It is as old as the oldest reading and as new, by its epoch, as the newest.
+/// What is cumulative is that of all engines: one that goes stale takes none back.
 fn sum(engines: &[EngineView]) -> Option<EngineSample> {
-    let fresh: Vec<&EngineState> = engines.iter().filter(|engine| !engine.is_stale).map(|engine| &engine.state).collect();
+    let fresh: Vec<&EngineState> = engines.iter().filter(|engine| engine.counts()).map(|engine| &engine.state).collect();
     let mut sample = EngineSample {
         at: fresh.iter().map(|state| state.asked_at).min()?,
         epoch: fresh.iter().map(|state| state.epoch).max()?,
@@ -52,7 +91,7 @@ fn sum(engines: &[EngineView]) -> Option<EngineSample> {
         running: 0,
         waiting: 0,
         preemptions: engines.iter().map(|engine| engine.state.preemptions).sum(),
-        output_tokens: 0,
+        output_tokens: engines.iter().map(|engine| engine.state.output_tokens).sum(),
         engines: u32::try_from(fresh.len()).unwrap_or(u32::MAX),
     };
     for reading in fresh.iter().filter_map(|state| state.reading.as_ref()) {
@@ -67,25 +106,65 @@ fn sum(engines: &[EngineView]) -> Option<EngineSample> {
     if fresh.iter().any(|state| state.reading.as_ref().is_none_or(|reading| reading.kv_total_tokens.is_none())) {
         (sample.kv_used_tokens, sample.kv_total_tokens) = (0, 0);
     }
+    // A rate of tokens needs those of every engine.
+    if fresh.iter().any(|state| state.reading.as_ref().is_none_or(|reading| reading.output_tokens.is_none())) {
+        sample.output_tokens = 0;
+    }
     Some(sample)
 }
 
 // === impl EngineView ===
 
 impl EngineView {
-    fn read(board: &EngineBoard, now: Timestamp, url: &str) -> Self {
-        let state = board.get(url).unwrap_or_default();
-        let age = state.reading.as_ref().map(|_| now.since(state.read_at));
-        Self { url: url.to_owned(), is_stale: state.is_stale(now), age, state }
+    fn of_page(board: &EngineBoard, now: Timestamp, url: &str) -> Vec<Self> {
+        let page = board.get(url).unwrap_or_default();
+        let view = |address: Option<SocketAddr>, state: EngineState| Self {
+            url: url.to_owned(),
+            address,
+            is_stale: state.is_stale(now),
+            age: state.reading.as_ref().map(|_| now.since(state.read_at)),
+            unresolved: page.unresolved.clone(),
+            is_frozen: false,
+            state,
+        };
+        if page.engines.is_empty() {
+            return vec![view(None, EngineState::default())];
+        }
+        page.engines.iter().map(|(address, state)| view(Some(*address), state.clone())).collect()
+    }
+
+    /// Whether the reading takes part in the decision.
+    pub fn counts(&self) -> bool {
+        !self.is_stale && !self.is_frozen
     }
 
     /// One word for its state.
     pub fn word(&self) -> &'static str {
-        match (&self.state.health, self.is_stale) {
-            (Health::Starting, _) => "starting",
-            (Health::Reading, false) => "ok",
-            (Health::Reading, true) => "stale",
-            (Health::Failing(_), _) => "failing",
+        match (&self.state.health, self.is_stale, self.is_frozen) {
+            (Health::Starting, ..) if self.unresolved.is_some() => "unresolved",
+            (Health::Starting, ..) => "starting",
+            (Health::Reading, false, false) => "ok",
+            (Health::Reading, false, true) => "frozen",
+            (Health::Reading, true, _) => "stale",
+            (Health::Failing(_), ..) => "failing",
+        }
+    }
+}
+
+// === impl FreezeWatch ===
+
+impl FreezeWatch {
+    fn look(&mut self, engines: &mut [EngineView], completed: u64) {
+        let count = engines.len() as u64;
+        let before = std::mem::take(&mut self.still_since);
+        for engine in engines {
+            let Some(address) = engine.address.filter(|_| engine.state.stands_still() && !engine.is_stale) else { continue };
+            let key = (engine.url.clone(), address);
+            let since = before.get(&key).copied().unwrap_or(completed);
+            self.still_since.insert(key, since);
+            let counts_steps = engine.state.reading.as_ref().is_some_and(|reading| reading.output_tokens.is_some());
+            let needed = if count == 1 && counts_steps { 1 } else { FROZEN_AFTER_EACH * count };
+            engine.is_frozen = completed.saturating_sub(since) >= needed;
         }
     }
 }

@@ -1,83 +1,45 @@
-//! The tasks that read engines, one an engine, and the board on which they write what they found.
+//! The tasks that read engines: one a page that finds the engines behind it, and one an engine.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use headgate_core::rng::Rng;
-use headgate_core::time::Timestamp;
 use hyper::Uri;
+use tokio::sync::Semaphore;
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
-use super::page::Reading;
-use super::scrape::{EngineClient, ScrapeError};
+use super::board::{EngineBoard, MAX_ENGINES, PERIOD, Scrape};
+use super::resolve::{self, Place, RESOLVE_EVERY, Resolver};
+use super::scrape::EngineClient;
 use crate::clock::Clock;
 
-/// Time between two readings of an engine.
-pub const PERIOD: Duration = Duration::from_millis(100);
-/// Age at which a reading leaves the decision: three periods.
-pub const STALE_AFTER: Duration = Duration::from_millis(300);
-/// Engines that are read at once, over all policies.
-pub const MAX_ENGINES: usize = 1024;
 /// Part of the period by which a reading comes earlier or later, so that many engines are not read in one moment.
 const JITTER: f64 = 0.2;
 /// Longest wait after failures: an engine that restarts is seen within this time.
 const MAX_BACKOFF: Duration = Duration::from_secs(2);
-
-/// What is known of one engine.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct EngineState {
-    /// How the last reading went.
-    pub health: Health,
-    /// The last good reading. It stays after a failure and ages.
-    pub reading: Option<Reading>,
-    /// When it was asked for: what was admitted later is not in it.
-    pub asked_at: Timestamp,
-    /// When it came.
-    pub read_at: Timestamp,
-    /// Number of that reading on the whole board; grows with every good reading of any engine.
-    pub epoch: u64,
-    /// Preemptions seen since this program began. Unlike the engine's own counter it does not fall when the engine restarts.
-    pub preemptions: u64,
-    /// How long the last reading took.
-    pub took: Duration,
-    /// Good and failed readings so far.
-    pub readings: u64,
-    /// Failed readings so far.
-    pub failures: u64,
-}
-
-/// How the last reading went.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub enum Health {
-    /// Not read yet.
-    #[default]
-    Starting,
-    /// Well.
-    Reading,
-    /// Not; it is tried again.
-    Failing(ScrapeError),
-}
-
-/// What is known of all engines, by the address of their page. All clones are one board.
-#[derive(Clone, Debug, Default)]
-pub struct EngineBoard(Arc<Mutex<Board>>);
-
-#[derive(Debug, Default)]
-struct Board {
-    engines: BTreeMap<String, EngineState>,
-    epoch: u64,
-}
+/// Readings under way at once. Engines that do not answer are asked every 2 s for 250 ms each: all of the most that there can be hold 128.
+const MAX_CONCURRENT: usize = 256;
 
 /// The tasks. Dropping it ends them.
-#[derive(Debug)]
 pub struct Engines {
+    reader: Reader,
+    tasks: JoinSet<()>,
+    running: BTreeMap<String, AbortHandle>,
+}
+
+/// What every task needs.
+#[derive(Clone)]
+struct Reader {
     board: EngineBoard,
     client: EngineClient,
     clock: Clock,
-    tasks: JoinSet<()>,
-    running: BTreeMap<String, AbortHandle>,
+    permits: Arc<Semaphore>,
+    resolver: Resolver,
+    /// Time between two resolutions of a name.
+    resolve_every: Duration,
 }
 
 // === impl Engines ===
@@ -85,35 +47,41 @@ pub struct Engines {
 impl Engines {
     /// Without any engine. Must be called within a tokio runtime.
     pub fn new(clock: Clock) -> Self {
-        let client = EngineClient::new();
-        Self { board: EngineBoard::default(), client, clock, tasks: JoinSet::new(), running: BTreeMap::new() }
+        Self::with_resolver(clock, resolve::system(), RESOLVE_EVERY)
+    }
+
+    pub(super) fn with_resolver(clock: Clock, resolver: Resolver, resolve_every: Duration) -> Self {
+        let permits = Arc::new(Semaphore::new(MAX_CONCURRENT));
+        let reader = Reader { board: EngineBoard::default(), client: EngineClient::new(), clock, permits, resolver, resolve_every };
+        Self { reader, tasks: JoinSet::new(), running: BTreeMap::new() }
     }
 
     /// Where the readings are.
     pub fn board(&self) -> EngineBoard {
-        self.board.clone()
+        self.reader.board.clone()
     }
 
-    /// Reads exactly these engines from now on; one that stays keeps what is known of it. Beyond [`MAX_ENGINES`] they are left out.
+    /// Reads exactly these pages from now on; one that stays keeps what is known of it. Beyond [`MAX_ENGINES`] they are left out.
     pub fn set<'a>(&mut self, urls: impl Iterator<Item = &'a str>) {
-        let wanted: BTreeSet<&str> = urls.collect();
+        let mut wanted: Vec<&str> = urls.collect();
+        wanted.sort_unstable();
+        wanted.dedup();
         if wanted.len() > MAX_ENGINES {
             tracing::error!(engines = wanted.len(), "more engines than are read; those after the first {MAX_ENGINES} are left out");
+            wanted.truncate(MAX_ENGINES);
         }
-        let wanted: BTreeSet<&str> = wanted.into_iter().take(MAX_ENGINES).collect();
         self.running.retain(|url, task| {
-            let stays = wanted.contains(url.as_str());
+            let stays = wanted.contains(&url.as_str());
             if !stays {
                 task.abort();
             }
             stays
         });
-        self.board.lock().engines.retain(|url, _| wanted.contains(url.as_str()));
+        self.reader.board.keep(wanted.iter().copied());
         for url in wanted {
             if !self.running.contains_key(url) {
-                self.board.lock().engines.insert(url.to_owned(), EngineState::default());
-                let scraper = Scraper { url: url.to_owned(), board: self.board.clone(), client: self.client.clone(), clock: self.clock };
-                self.running.insert(url.to_owned(), self.tasks.spawn(scraper.run()));
+                let task = self.tasks.spawn(self.reader.clone().follow_page(url.to_owned()));
+                self.running.insert(url.to_owned(), task);
             }
         }
         // Tasks that were aborted leave their results behind.
@@ -121,38 +89,73 @@ impl Engines {
     }
 }
 
-/// One engine's task.
-struct Scraper {
-    url: String,
-    board: EngineBoard,
-    client: EngineClient,
-    clock: Clock,
-}
+// === impl Reader ===
 
-// === impl Scraper ===
-
-impl Scraper {
-    async fn run(self) {
-        let uri = match self.url.parse::<Uri>() {
-            Ok(uri) => uri,
-            Err(error) => {
-                return self.board.record(&self.url, &Scrape::failed(self.clock.now(), ScrapeError::Unreachable(error.to_string())));
-            }
+impl Reader {
+    /// Finds the engines behind a page again and again and reads each of them, until it is aborted.
+    async fn follow_page(self, url: String) {
+        let uri = url.parse::<Uri>().ok();
+        let Some((uri, place)) = uri.and_then(|uri| Place::of(&uri).map(|place| (uri, place))) else {
+            return self.board.set_unresolved(&url, "not the address of a page".to_owned());
         };
-        let mut rng = Rng::new(self.url.bytes().fold(0, |hash: u64, byte| hash.wrapping_mul(31).wrapping_add(u64::from(byte))));
+        let mut rng = Rng::new(seed(&url));
+        // Ends with this task.
+        let (mut tasks, mut running) = (JoinSet::new(), BTreeMap::<SocketAddr, AbortHandle>::new());
+        loop {
+            let addresses = match &place {
+                Place::Literal(address) => Ok(vec![*address]),
+                Place::Name(host, port) => resolve::resolve(&self.resolver, host, *port).await,
+            };
+            match addresses {
+                Ok(addresses) => {
+                    let wanted = self.board.set_endpoints(&url, &addresses);
+                    running.retain(|address, task: &mut AbortHandle| {
+                        wanted.contains(address) || {
+                            task.abort();
+                            false
+                        }
+                    });
+                    for address in wanted {
+                        let begin = || tasks.spawn(self.clone().read_engine(url.clone(), uri.clone(), address));
+                        running.entry(address).or_insert_with(begin);
+                    }
+                }
+                Err(problem) => {
+                    tracing::warn!(url, problem, "the engine's name cannot be resolved");
+                    self.board.set_unresolved(&url, problem);
+                }
+            }
+            while tasks.try_join_next().is_some() {}
+            if matches!(place, Place::Literal(_)) {
+                std::future::pending::<()>().await;
+            }
+            sleep(self.resolve_every.mul_f64(1.0 + JITTER * (2.0 * rng.next_f64() - 1.0))).await;
+        }
+    }
+
+    /// Reads one engine period after period, until it is aborted.
+    async fn read_engine(self, url: String, uri: Uri, address: SocketAddr) {
+        let mut rng = Rng::new(seed(&format!("{url} {address}")));
         // The first reading comes at once: a new policy should not wait for its engines.
         let mut due = Instant::now() + PERIOD.mul_f64(0.5 * rng.next_f64());
         let mut failed = 0_u32;
         loop {
             sleep_until(due).await;
+            let Ok(permit) = self.permits.acquire().await else { return };
             let asked_at = self.clock.now();
             // Awaited here: an engine is never asked again before it has answered or timed out.
-            let result = self.client.read(&uri).await;
+            let result = self.client.read(&uri, address).await;
+            drop(permit);
             failed = if result.is_ok() { 0 } else { failed.saturating_add(1) };
-            self.board.record(&self.url, &Scrape { asked_at, took: self.clock.now().since(asked_at), result });
+            self.board.record(&url, address, Scrape { asked_at, took: self.clock.now().since(asked_at), result });
             due = next(due, Instant::now(), failed, rng.next_f64());
         }
     }
+}
+
+/// Begin of a random sequence that differs from engine to engine. FNV-1a.
+fn seed(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
 /// When to read next: a period after the last time, give or take; after failures later and later. Never in the past, so a machine
@@ -162,92 +165,4 @@ fn next(due: Instant, now: Instant, failed: u32, chance: f64) -> Instant {
     let doublings = failed.saturating_sub(3).min(5);
     let wait = (PERIOD * 2_u32.pow(doublings)).min(MAX_BACKOFF);
     (due + wait.mul_f64(1.0 + JITTER * (2.0 * chance - 1.0))).max(now)
-}
-
-/// One attempt.
-pub(super) struct Scrape {
-    pub(super) asked_at: Timestamp,
-    pub(super) took: Duration,
-    pub(super) result: Result<Reading, ScrapeError>,
-}
-
-// === impl Scrape ===
-
-impl Scrape {
-    fn failed(at: Timestamp, error: ScrapeError) -> Self {
-        Self { asked_at: at, took: Duration::ZERO, result: Err(error) }
-    }
-}
-
-// === impl EngineBoard ===
-
-impl EngineBoard {
-    /// What is known of the engine at `url`; `None` when it is not read.
-    pub fn get(&self, url: &str) -> Option<EngineState> {
-        self.lock().engines.get(url).cloned()
-    }
-
-    /// Takes the outcome of one attempt. An engine that is no longer wanted is ignored.
-    pub(super) fn record(&self, url: &str, scrape: &Scrape) {
-        let mut board = self.lock();
-        let epoch = board.epoch + 1;
-        let Some(state) = board.engines.get_mut(url) else { return };
-        state.take(url, scrape, epoch);
-        if scrape.result.is_ok() {
-            board.epoch = epoch;
-        }
-    }
-
-    /// Adds an engine without a task, for tests of what is made of readings.
-    #[cfg(test)]
-    pub(super) fn insert(&self, url: &str) {
-        self.lock().engines.insert(url.to_owned(), EngineState::default());
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Board> {
-        // Every write leaves the board whole.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-// === impl EngineState ===
-
-impl EngineState {
-    /// Whether the last good reading is too old to decide on.
-    pub fn is_stale(&self, now: Timestamp) -> bool {
-        self.reading.is_none() || now.since(self.read_at) > STALE_AFTER
-    }
-
-    fn take(&mut self, url: &str, scrape: &Scrape, epoch: u64) {
-        self.took = scrape.took;
-        self.readings += 1;
-        match &scrape.result {
-            Ok(reading) => {
-                if self.health != Health::Reading {
-                    tracing::info!(url, "the engine is read");
-                }
-                self.preemptions += preempted(self.reading.as_ref(), reading);
-                self.health = Health::Reading;
-                self.reading = Some(reading.clone());
-                self.asked_at = scrape.asked_at;
-                self.read_at = scrape.asked_at + scrape.took;
-                self.epoch = epoch;
-            }
-            Err(error) => {
-                if !matches!(&self.health, Health::Failing(before) if before == error) {
-                    tracing::warn!(url, %error, "the engine cannot be read");
-                }
-                self.failures += 1;
-                self.health = Health::Failing(error.clone());
-            }
-        }
-    }
-}
-
-/// Preemptions between two readings. A counter that fell belongs to an engine that began anew; what came before the first reading
-/// happened on somebody else's watch.
-fn preempted(before: Option<&Reading>, now: &Reading) -> u64 {
-    let Some(before) = before.and_then(|reading| reading.preemptions) else { return 0 };
-    let now = now.preemptions.unwrap_or(before);
-    now.checked_sub(before).unwrap_or(now)
 }

@@ -1,5 +1,7 @@
 //! The board and the tasks, against servers of every kind.
 
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use headgate_core::time::Timestamp;
@@ -7,9 +9,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-use super::page::Reading;
+use super::board::Scrape;
+use super::page::{PageError, Reading};
 use super::scrape::EngineClient;
-use super::scraper::Scrape;
 use super::*;
 use crate::clock::Clock;
 
@@ -17,9 +19,9 @@ use crate::clock::Clock;
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// A server that answers every connection's first request with these bytes and then, when `endless`, with the last byte for ever.
-async fn server(answer: Vec<u8>, ending: Ending) -> (String, JoinHandle<()>) {
+async fn server(answer: Vec<u8>, ending: Ending) -> (SocketAddr, JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}/metrics", listener.local_addr().unwrap());
+    let address = listener.local_addr().unwrap();
     let task = tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             let answer = answer.clone();
@@ -33,7 +35,7 @@ async fn server(answer: Vec<u8>, ending: Ending) -> (String, JoinHandle<()>) {
             });
         }
     });
-    (url, task)
+    (address, task)
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -47,9 +49,13 @@ fn page(body: &str) -> Vec<u8> {
     format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into_bytes()
 }
 
+fn url(address: SocketAddr) -> String {
+    format!("http://{address}/metrics")
+}
+
 async fn scrape(answer: &[u8], ending: Ending) -> Result<Reading, ScrapeError> {
-    let (url, task) = server(answer.to_vec(), ending).await;
-    let result = EngineClient::new().read(&url.parse().unwrap()).await;
+    let (address, task) = server(answer.to_vec(), ending).await;
+    let result = EngineClient::new().read(&url(address).parse().unwrap(), address).await;
     task.abort();
     result
 }
@@ -61,14 +67,21 @@ async fn a_page_is_fetched_and_read() {
 
 #[tokio::test]
 async fn a_server_that_misbehaves_costs_a_bounded_time_and_size() {
+    let too_long = Err(ScrapeError::Page(PageError::TooLong));
     let endless = b"HTTP/1.1 200 OK\r\n\r\n";
-    assert!(matches!(scrape(endless, Ending::Never).await, Err(ScrapeError::TooLong | ScrapeError::Timeout)));
-    let long = [b"HTTP/1.1 200 OK\r\ncontent-length: 1048577\r\n\r\n".as_slice(), &vec![b'#'; 1_048_577]].concat();
-    assert_eq!(scrape(&long, Ending::Close).await, Err(ScrapeError::TooLong));
+    let outcome = scrape(endless, Ending::Never).await;
+    assert!(outcome == too_long || outcome == Err(ScrapeError::Timeout), "{outcome:?}");
+    let long = [b"HTTP/1.1 200 OK\r\ncontent-length: 4194305\r\n\r\n".as_slice(), &vec![b'#'; 4_194_305]].concat();
+    let outcome = scrape(&long, Ending::Close).await;
+    assert!(outcome == too_long || outcome == Err(ScrapeError::Timeout), "{outcome:?}");
     assert_eq!(scrape(b"", Ending::Silence).await, Err(ScrapeError::Timeout));
     assert_eq!(scrape(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n", Ending::Silence).await, Err(ScrapeError::Timeout));
     let redirect = b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n";
     assert_eq!(scrape(redirect, Ending::Close).await, Err(ScrapeError::Status(hyper::StatusCode::FOUND)));
+    let compressed = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 2\r\n\r\n\x1f\x8b";
+    assert_eq!(scrape(compressed, Ending::Close).await, Err(ScrapeError::Compressed));
+    let headers = [b"HTTP/1.1 200 OK\r\n".as_slice(), &b"x: yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy\r\n".repeat(10_000)].concat();
+    assert!(matches!(scrape(&headers, Ending::Silence).await, Err(ScrapeError::Unreachable(_))));
     assert!(matches!(scrape(b"SSH-2.0-OpenSSH\r\n", Ending::Close).await, Err(ScrapeError::Unreachable(_))));
     assert!(matches!(scrape(&page("hello"), Ending::Close).await, Err(ScrapeError::Page(_))));
 }
@@ -76,7 +89,8 @@ async fn a_server_that_misbehaves_costs_a_bounded_time_and_size() {
 async fn until(board: &EngineBoard, url: &str, wanted: impl Fn(&EngineState) -> bool) -> EngineState {
     let look = async {
         loop {
-            if let Some(state) = board.get(url).filter(&wanted) {
+            let page = board.get(url).unwrap_or_default();
+            if let Some(state) = page.engines.into_values().find(&wanted) {
                 return state;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -87,7 +101,8 @@ async fn until(board: &EngineBoard, url: &str, wanted: impl Fn(&EngineState) -> 
 
 #[tokio::test]
 async fn an_engine_is_read_again_and_again_until_it_is_no_longer_wanted() {
-    let (url, server) = server(page("vllm:num_requests_waiting 2\n"), Ending::Close).await;
+    let (address, server) = server(page("vllm:num_requests_waiting 2\n"), Ending::Close).await;
+    let url = url(address);
     let mut engines = Engines::new(Clock::start());
     engines.set([url.as_str()].into_iter());
     let board = engines.board();
@@ -100,6 +115,85 @@ async fn an_engine_is_read_again_and_again_until_it_is_no_longer_wanted() {
     assert!(board.get(&url).is_none());
 }
 
+#[tokio::test]
+async fn an_engine_that_turns_to_a_hundred_mebibytes_of_garbage_leaves_the_decision_in_three_periods() {
+    let (good, _good) = server(page("vllm:num_requests_waiting 2\n"), Ending::Close).await;
+    let (bad, _bad) =
+        server(b"HTTP/1.1 200 OK\r\ncontent-length: 104857600\r\n\r\nvllm:num_requests_waiting 9\n".to_vec(), Ending::Never).await;
+    let urls = [url(good), url(bad)];
+    let clock = Clock::start();
+    let mut engines = Engines::new(clock);
+    engines.set(urls.iter().map(String::as_str));
+    let board = engines.board();
+    let failing = until(&board, &urls[1], |state| matches!(state.health, Health::Failing(_)) && state.readings > 3).await;
+    assert_eq!(failing.failures, failing.readings, "no piece of it was believed");
+    let healthy = until(&board, &urls[0], |state| state.readings > 10).await;
+    assert!(healthy.failures == 0, "{healthy:?}");
+    let pool = PoolEngines::read(&board, clock.now(), &urls, 0, &mut FreezeWatch::default());
+    assert_eq!((pool.sample.unwrap().waiting, pool.engines[1].word()), (2, "failing"));
+}
+
+/// A name whose addresses a test changes.
+fn names(addresses: &Arc<Mutex<std::io::Result<Vec<SocketAddr>>>>) -> resolve::Resolver {
+    let addresses = addresses.clone();
+    Arc::new(move |_, _| {
+        let answer = match &*addresses.lock().unwrap() {
+            Ok(addresses) => Ok(addresses.clone()),
+            Err(error) => Err(std::io::Error::new(error.kind(), error.to_string())),
+        };
+        Box::pin(std::future::ready(answer))
+    })
+}
+
+#[tokio::test]
+async fn a_name_stands_for_all_its_addresses_and_is_resolved_again() {
+    let (a, _a) = server(page("vllm:num_requests_waiting 1\n"), Ending::Close).await;
+    let (b, _b) = server(page("vllm:num_requests_waiting 2\n"), Ending::Close).await;
+    let (c, _c) = server(page("vllm:num_requests_waiting 4\n"), Ending::Close).await;
+    let same_as_a: SocketAddr = "[::1]:9".parse().unwrap();
+    let answer = Arc::new(Mutex::new(Ok(vec![b, a, same_as_a, a])));
+    let mut engines = Engines::with_resolver(Clock::start(), names(&answer), Duration::from_millis(30));
+    let url = "http://engines.test:8000/metrics".to_owned();
+    engines.set([url.as_str()].into_iter());
+    let board = engines.board();
+    let waiting = |value| move |state: &EngineState| state.reading.as_ref().is_some_and(|reading| reading.waiting == Some(value));
+    until(&board, &url, waiting(1)).await;
+    until(&board, &url, waiting(2)).await;
+    assert_eq!(board.get(&url).unwrap().engines.len(), 2, "each address once, and of one family");
+    let kept = board.get(&url).unwrap().engines[&b].readings;
+    *answer.lock().unwrap() = Ok(vec![b, c]);
+    until(&board, &url, waiting(4)).await;
+    let now = board.get(&url).unwrap();
+    assert!(!now.engines.contains_key(&a), "who is gone is no longer read");
+    assert!(now.engines[&b].readings >= kept, "who stays keeps what is known of it");
+    *answer.lock().unwrap() = Err(std::io::Error::other("no such name"));
+    let unresolved = async {
+        while board.get(&url).unwrap().unresolved.is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, unresolved).await.expect("it is tried again");
+    assert_eq!(board.get(&url).unwrap().engines.len(), 2, "a name server that fails takes no engine away");
+}
+
+#[tokio::test]
+async fn a_name_that_stands_for_nothing_is_shown_with_the_reason() {
+    let answer = Arc::new(Mutex::new(Ok(Vec::new())));
+    let mut engines = Engines::with_resolver(Clock::start(), names(&answer), Duration::from_millis(30));
+    let urls = ["http://engines.test:8000/metrics".to_owned()];
+    engines.set(urls.iter().map(String::as_str));
+    let board = engines.board();
+    let shown = async {
+        while board.get(&urls[0]).is_none_or(|page| page.unresolved.is_none()) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, shown).await.expect("it is tried");
+    let pool = PoolEngines::read(&board, Timestamp::ZERO, &urls, 0, &mut FreezeWatch::default());
+    assert_eq!(pool.engines[0].word(), "unresolved");
+    assert_eq!(pool.engines[0].unresolved.as_deref(), Some("engines.test: stands for no address"));
+}
+
 fn reading(waiting: u64, kv_use: f64, preemptions: u64) -> Reading {
     Reading {
         running: Some(4),
@@ -108,72 +202,165 @@ fn reading(waiting: u64, kv_use: f64, preemptions: u64) -> Reading {
         kv_fullest: Some(kv_use),
         kv_total_tokens: Some(1000),
         preemptions: Some(preemptions),
+        ..Reading::default()
     }
 }
 
-fn board(urls: &[String]) -> EngineBoard {
-    let board = EngineBoard::default();
-    urls.iter().for_each(|url| board.insert(url));
-    board
+/// A board with engines on which a test writes by hand.
+struct Hand {
+    board: EngineBoard,
+    urls: Vec<String>,
+    watch: FreezeWatch,
 }
 
-fn record(board: &EngineBoard, url: &str, at_ms: u64, result: Result<Reading, ScrapeError>) {
-    let (asked_at, took) = (Timestamp::from_millis(at_ms), Duration::from_millis(5));
-    board.record(url, &Scrape { asked_at, took, result });
+impl Hand {
+    fn new(engines: u16) -> Self {
+        let (board, urls): (_, Vec<String>) = (EngineBoard::default(), (0..engines).map(|n| format!("http://e{n}/metrics")).collect());
+        board.keep(urls.iter().map(String::as_str));
+        for (index, url) in urls.iter().enumerate() {
+            board.set_endpoints(url, &[Self::address(index)]);
+        }
+        Self { board, urls, watch: FreezeWatch::default() }
+    }
+
+    fn address(index: usize) -> SocketAddr {
+        SocketAddr::from(([10, 0, 0, u8::try_from(index).unwrap()], 8000))
+    }
+
+    fn record(&self, index: usize, at_ms: u64, result: Result<Reading, ScrapeError>) {
+        let (asked_at, took) = (Timestamp::from_millis(at_ms), Duration::from_millis(5));
+        self.board.record(&self.urls[index], Self::address(index), Scrape { asked_at, took, result });
+    }
+
+    fn state(&self, index: usize) -> EngineState {
+        self.board.get(&self.urls[index]).unwrap().engines[&Self::address(index)].clone()
+    }
+
+    fn at(&mut self, ms: u64, completed: u64) -> PoolEngines {
+        PoolEngines::read(&self.board, Timestamp::from_millis(ms), &self.urls, completed, &mut self.watch)
+    }
 }
 
 #[test]
 fn a_pool_is_the_sum_of_its_engines_and_the_fullest_of_them() {
-    let urls = ["http://a".to_owned(), "http://b".to_owned()];
-    let board = board(&urls);
-    record(&board, &urls[0], 100, Ok(reading(1, 0.5, 0)));
-    record(&board, &urls[1], 150, Ok(reading(2, 0.9, 0)));
-    let sample = PoolEngines::read(&board, Timestamp::from_millis(200), &urls).sample.unwrap();
+    let mut hand = Hand::new(2);
+    hand.record(0, 100, Ok(reading(1, 0.5, 0)));
+    hand.record(1, 150, Ok(reading(2, 0.9, 0)));
+    let pool = hand.at(200, 0);
+    let sample = pool.sample.unwrap();
     assert_eq!((sample.waiting, sample.running, sample.engines), (3, 8, 2));
     assert_eq!((sample.kv_used_tokens, sample.kv_total_tokens, sample.kv_fullest), (1400, 2000, 0.9));
     assert_eq!((sample.at, sample.epoch), (Timestamp::from_millis(100), 2), "as old as the oldest, as new as the newest");
+    assert_eq!(pool.worst, Some(1));
+}
+
+#[test]
+fn of_unlike_engines_the_one_with_the_longest_queue_for_its_size_is_worst() {
+    let mut hand = Hand::new(2);
+    hand.record(0, 100, Ok(Reading { running: Some(200), kv_total_tokens: Some(1_000_000), ..reading(20, 0.6, 0) }));
+    hand.record(1, 100, Ok(Reading { running: Some(4), ..reading(12, 0.5, 0) }));
+    let pool = hand.at(200, 0);
+    assert_eq!(pool.worst, Some(1), "the sum says 32 waiting to 204 running");
+    assert_eq!(pool.worst().unwrap().url, hand.urls[1]);
 }
 
 #[test]
 fn an_engine_leaves_the_decision_after_three_periods_and_comes_back() {
-    let urls = ["http://a".to_owned(), "http://b".to_owned()];
-    let board = board(&urls);
-    record(&board, &urls[0], 100, Ok(reading(1, 0.5, 0)));
-    record(&board, &urls[1], 100, Ok(reading(9, 0.5, 0)));
-    record(&board, &urls[0], 400, Ok(reading(1, 0.5, 0)));
-    record(&board, &urls[1], 400, Err(ScrapeError::Timeout));
-    let at = |ms| PoolEngines::read(&board, Timestamp::from_millis(ms), &urls);
-    assert_eq!(at(405).sample.unwrap().engines, 2, "300 ms old: still in");
-    let one = at(406);
+    let mut hand = Hand::new(2);
+    hand.record(0, 100, Ok(reading(1, 0.5, 0)));
+    hand.record(1, 100, Ok(reading(9, 0.5, 0)));
+    hand.record(0, 400, Ok(reading(1, 0.5, 0)));
+    hand.record(1, 400, Err(ScrapeError::Timeout));
+    assert_eq!(hand.at(405, 0).sample.unwrap().engines, 2, "300 ms old: still in");
+    let one = hand.at(406, 0);
     assert_eq!((one.sample.unwrap().engines, one.sample.unwrap().waiting), (1, 1));
     assert_eq!(one.engines[1].word(), "failing");
-    assert!(at(706).sample.is_none(), "nothing is known any more");
-    record(&board, &urls[1], 800, Ok(reading(3, 0.5, 0)));
-    assert_eq!(at(810).sample.unwrap().waiting, 3);
+    assert!(hand.at(706, 0).sample.is_none(), "nothing is known any more");
+    hand.record(1, 800, Ok(reading(3, 0.5, 0)));
+    assert_eq!(hand.at(810, 0).sample.unwrap().waiting, 3);
 }
 
 #[test]
-fn preemptions_never_fall_when_an_engine_restarts_or_goes_stale() {
-    let urls = ["http://a".to_owned(), "http://b".to_owned()];
-    let board = board(&urls);
-    let count = |ms| PoolEngines::read(&board, Timestamp::from_millis(ms), &urls).sample.unwrap().preemptions;
-    record(&board, &urls[0], 100, Ok(reading(0, 0.1, 50)));
-    record(&board, &urls[1], 100, Ok(reading(0, 0.1, 0)));
-    assert_eq!(count(110), 0, "what came before is not counted");
-    record(&board, &urls[0], 200, Ok(reading(0, 0.1, 53)));
-    assert_eq!(count(210), 3);
-    record(&board, &urls[0], 300, Ok(reading(0, 0.1, 2)));
-    assert_eq!(count(310), 5, "restarted, then two");
-    record(&board, &urls[1], 900, Ok(reading(0, 0.1, 1)));
-    assert_eq!(count(910), 6, "the first is stale and takes nothing back");
+fn counters_never_fall_when_an_engine_restarts_or_goes_stale() {
+    let mut hand = Hand::new(2);
+    let tokens = |preemptions, tokens| Ok(Reading { output_tokens: Some(tokens), ..reading(0, 0.1, preemptions) });
+    hand.record(0, 100, tokens(50, 9000));
+    hand.record(1, 100, tokens(0, 100));
+    let counts = |hand: &mut Hand, ms| hand.at(ms, 0).sample.map(|sample| (sample.preemptions, sample.output_tokens)).unwrap();
+    assert_eq!(counts(&mut hand, 110), (0, 0), "what came before is not counted");
+    hand.record(0, 200, tokens(53, 9400));
+    assert_eq!(counts(&mut hand, 210), (3, 400));
+    hand.record(0, 300, tokens(2, 30));
+    assert_eq!(counts(&mut hand, 310), (5, 430), "restarted, then two and thirty");
+    assert_eq!((hand.state(0).restarts, hand.state(1).restarts), (1, 0));
+    hand.record(1, 900, tokens(1, 5000));
+    assert_eq!(counts(&mut hand, 910), (6, 430), "the first is stale and takes nothing back; tokens that nobody saw are no rate");
+    hand.record(1, 1000, tokens(1, 5050));
+    assert_eq!(counts(&mut hand, 1010), (6, 480));
 }
 
 #[test]
 fn a_size_that_one_engine_does_not_tell_is_unknown_for_the_pool() {
-    let urls = ["http://a".to_owned(), "http://b".to_owned()];
-    let board = board(&urls);
-    record(&board, &urls[0], 100, Ok(reading(1, 0.5, 0)));
-    record(&board, &urls[1], 100, Ok(Reading { kv_total_tokens: None, ..reading(1, 0.7, 0) }));
-    let sample = PoolEngines::read(&board, Timestamp::from_millis(110), &urls).sample.unwrap();
+    let mut hand = Hand::new(2);
+    hand.record(0, 100, Ok(reading(1, 0.5, 0)));
+    hand.record(1, 100, Ok(Reading { kv_total_tokens: None, ..reading(1, 0.7, 0) }));
+    let sample = hand.at(110, 0).sample.unwrap();
     assert_eq!((sample.kv_total_tokens, sample.kv_used_tokens, sample.kv_fullest), (0, 0, 0.7));
+}
+
+fn steps(tokens: u64) -> Result<Reading, ScrapeError> {
+    Ok(Reading { output_tokens: Some(tokens), ..reading(2, 0.95, 0) })
+}
+
+#[test]
+fn a_page_that_stays_the_same_while_requests_end_is_frozen_after_three_periods() {
+    let mut hand = Hand::new(1);
+    hand.record(0, 0, steps(100));
+    hand.record(0, 100, steps(200));
+    for ms in [200, 300, 400] {
+        hand.record(0, ms, steps(200));
+        assert_eq!(hand.at(ms + 5, ms / 10).engines[0].word(), "ok", "{ms} ms: less than three periods");
+    }
+    hand.record(0, 500, steps(200));
+    assert_eq!(hand.at(505, 50).engines[0].word(), "ok", "what ended until now may be from before");
+    let frozen = hand.at(510, 51);
+    assert_eq!((frozen.engines[0].word(), frozen.sample), ("frozen", None), "a request ended, and no counter moved");
+    hand.record(0, 600, steps(210));
+    let thawed = hand.at(610, 60);
+    assert_eq!((thawed.engines[0].word(), thawed.sample.unwrap().waiting), ("ok", 2));
+}
+
+#[test]
+fn an_engine_that_stands_still_while_nothing_ends_is_not_frozen() {
+    let mut hand = Hand::new(1);
+    (0..50).for_each(|n| hand.record(0, 100 * n, steps(200)));
+    assert_eq!(hand.at(4905, 7).engines[0].word(), "ok", "a long step, or no work at all");
+    assert_eq!(hand.at(4910, 7).engines[0].word(), "ok");
+}
+
+#[test]
+fn an_engine_that_publishes_once_a_second_is_given_three_seconds() {
+    let mut hand = Hand::new(1);
+    // Every tenth reading is new; requests end all the time.
+    (0..50).for_each(|n| hand.record(0, 100 * n, steps(n / 10)));
+    let word = |hand: &mut Hand, ms| {
+        hand.record(0, ms, steps(4));
+        hand.at(ms + 5, ms).engines[0].word()
+    };
+    // It last changed at 4.0 s.
+    assert_eq!([5000, 6000, 6900].map(|ms| word(&mut hand, ms)), ["ok"; 3]);
+    assert_eq!([7100, 7200].map(|ms| word(&mut hand, ms)), ["ok", "frozen"]);
+}
+
+#[test]
+fn of_several_engines_one_without_work_is_not_frozen_before_ten_requests_for_each_have_ended() {
+    let mut hand = Hand::new(2);
+    for n in 0..10 {
+        hand.record(0, 100 * n, steps(n));
+        hand.record(1, 100 * n, Ok(Reading { running: Some(0), ..reading(0, 0.0, 0) }));
+    }
+    let words = |pool: PoolEngines| pool.engines.iter().map(EngineView::word).collect::<Vec<_>>();
+    assert_eq!(words(hand.at(905, 100)), ["ok", "ok"]);
+    assert_eq!(words(hand.at(910, 119)), ["ok", "ok"]);
+    assert_eq!(words(hand.at(915, 120)), ["ok", "frozen"]);
 }

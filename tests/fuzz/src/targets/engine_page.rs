@@ -1,6 +1,7 @@
-//! The metrics page of an engine: any page is read or refused, and no figure that is read is absurd.
+//! The metrics page of an engine: any page is read or refused, no figure that is read is absurd, and it makes no difference in which
+//! pieces the page comes.
 
-use headgate::engine::page::read;
+use headgate::engine::page::{PageReader, read};
 
 use crate::input::fingerprint;
 
@@ -11,9 +12,27 @@ pub(super) const WORDS: &[&str] = &[
     "vllm:gpu_cache_usage_perc",
     "vllm:cache_config_info",
     "vllm:num_preemptions_total",
+    "vllm:generation_tokens_total",
+    "sglang:num_running_reqs",
+    "sglang:num_pages",
+    "sglang_page_size",
     "sglang:token_usage",
     "sglang:max_total_num_tokens",
+    "trtllm_kv_cache_utilization",
+    "trtllm_num_requests_waiting",
+    "nv_trt_llm_request_metrics{request_type=\"scheduled\"}",
+    "nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type=\"max\"}",
+    "nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type=\"used\"}",
+    "nv_inference_pending_request_count",
+    "tgi_queue_size",
+    "tgi_batch_current_size",
+    "llamacpp:requests_deferred",
+    "llamacpp:kv_cache_usage_ratio",
     "{engine=\"1\"}",
+    "dp_rank=\"1\"",
+    "tp_rank=\"0\"",
+    "priority=\"\"",
+    "pid=\"7\"",
     "block_size=\"16\"",
     "num_gpu_blocks=\"100\"",
     "NaN",
@@ -28,11 +47,31 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
                 vllm:kv_cache_usage_perc{engine=\"0\"} 0.5\nvllm:num_preemptions_total{engine=\"0\"} 3\n\
                 vllm:cache_config_info{block_size=\"16\",engine=\"0\",num_gpu_blocks=\"100\",x=\"a\\\"b\"} 1 1700000000\n";
     let other = "sglang:num_running_reqs{tp_rank=\"0\"} 3\nsglang:token_usage{dp_rank=\"1\"} 0.1\nsglang:max_total_num_tokens 5000\n";
-    vec![page.as_bytes().to_vec(), other.as_bytes().to_vec()]
+    let triton = "nv_inference_pending_request_count{model=\"a\",version=\"1\"} 3\n\
+                  nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type=\"used\",model=\"a\",version=\"1\"} 10\n\
+                  nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type=\"max\",model=\"a\",version=\"1\"} 20\n\
+                  nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type=\"tokens_per\",model=\"a\",version=\"1\"} 64\n";
+    let small = "tgi_queue_size 3\ntgi_batch_current_size 4\nllamacpp:requests_processing 4\nllamacpp:requests_deferred 4\n";
+    let trtllm = "trtllm_num_requests_running{model_name=\"m\"} 2\ntrtllm_kv_cache_utilization{model_name=\"m\"} 0.5\n\
+                  trtllm_kv_cache_max_blocks 10\ntrtllm_kv_cache_tokens_per_block 32\n";
+    [page, other, triton, small, trtllm].map(|page| page.as_bytes().to_vec()).into()
+}
+
+/// The page in pieces whose lengths its own bytes decide.
+fn in_pieces(input: &[u8]) -> Result<headgate::engine::page::Reading, headgate::engine::page::PageError> {
+    let (mut reader, mut rest) = (PageReader::default(), input);
+    while let Some(first) = rest.first() {
+        let (piece, after) = rest.split_at((usize::from(*first) + 1).min(rest.len()));
+        reader.feed(piece)?;
+        rest = after;
+    }
+    reader.finish()
 }
 
 pub(super) fn run(input: &[u8]) -> u64 {
-    match read(input) {
+    let whole = read(input);
+    assert_eq!(format!("{whole:?}"), format!("{:?}", in_pieces(input)), "in pieces");
+    match whole {
         Ok(reading) => {
             for part in [reading.kv_use, reading.kv_fullest].into_iter().flatten() {
                 assert!((0.0..=1.0).contains(&part), "use of the cache: {part}");
@@ -45,6 +84,9 @@ pub(super) fn run(input: &[u8]) -> u64 {
                 has(reading.kv_total_tokens.is_some()),
                 has(reading.kv_total_tokens.unwrap_or(0) > u64::from(u32::MAX)),
                 has(reading.preemptions.is_some()),
+                has(reading.output_tokens.is_some()),
+                has(reading.progress > 0.0),
+                reading.engine.map_or("", headgate::engine::EngineKind::as_str),
                 has(reading.kv_use != reading.kv_fullest),
             ];
             fingerprint(parts)

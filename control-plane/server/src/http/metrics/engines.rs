@@ -1,4 +1,5 @@
-//! The engines behind the pools. The label `engine` is the address that the policy gives.
+//! The engines behind the pools. The label `engine` is the address of the page that the policy gives, `address` the network address: a
+//! name may stand for several.
 
 use std::fmt;
 
@@ -26,6 +27,7 @@ pub(super) fn encode(pools: &[PoolStatus], out: &mut Out<'_>) -> fmt::Result {
         "Preemptions since the control plane began",
         rows(pools, |engine| Some(engine.preemptions)),
     )?;
+    out.counters("headgate_engine_restarts", "Times that an engine's counters began anew", rows(pools, |engine| Some(engine.restarts)))?;
     out.counters("headgate_engine_scrapes", "Attempts to read an engine", rows(pools, |engine| Some(engine.readings)))?;
     out.counters("headgate_engine_scrape_failures", "Failed attempts to read an engine", rows(pools, |engine| Some(engine.failures)))
 }
@@ -33,7 +35,8 @@ pub(super) fn encode(pools: &[PoolStatus], out: &mut Out<'_>) -> fmt::Result {
 fn rows<T>(pools: &[PoolStatus], value: impl Fn(&EngineStatus) -> Option<T>) -> impl Iterator<Item = (Labels, T)> {
     let engines = pools.iter().flat_map(|pool| pool.engines.iter().map(move |engine| (pool, engine)));
     engines.filter_map(move |(pool, engine)| {
-        value(engine).map(|value| (vec![("pool", pool.pool.clone()), ("engine", engine.url.clone())], value))
+        value(engine)
+            .map(|value| (vec![("pool", pool.pool.clone()), ("engine", engine.url.clone()), ("address", engine.address.clone())], value))
     })
 }
 
