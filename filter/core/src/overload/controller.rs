@@ -31,8 +31,9 @@ const QUEUE_PART: f64 = 0.05;
 /// Memory of the budgets that are safe when nobody watches, and the part of them that is: a mean is exceeded half of the time.
 const SAFE_MEMORY_S: f64 = 10.0;
 const SAFE_PART: f64 = 0.9;
-/// Mean output of a response from which on it has a time between tokens: an answer in one piece has none.
+/// Mean output and part of the responses with a time between tokens, from which on they have one: an answer in one piece has none.
 const LEAST_OUTPUT: f64 = 4.0;
+const LEAST_STREAMED: f64 = 0.5;
 /// Part of the budgets of KV and streams up to which they are not what work waits for: they are split among workers, unevenly.
 const OTHERS_ROOM: f64 = 0.9;
 /// Least and largest part of the objective of the time between tokens that the mean may take.
@@ -85,7 +86,7 @@ impl OverloadController {
             retries: Retries::default(),
             slow_start: SlowStart::default(),
             smooth: Default::default(),
-            means: Means { output_tokens: f64::from(config.output_tokens), ..Means::default() },
+            means: Means::presuming(f64::from(config.output_tokens)),
             safe: [None; 3],
             state: fresh_state(),
             config,
@@ -209,7 +210,9 @@ impl OverloadController {
 
     fn step_streams(&mut self, tick: &Tick, flow: &Flow, sample: Option<&EngineSample>, prefill: &PrefillInput, hungry: bool) {
         let in_flight = flow.in_flight.streams as f64;
-        let prefilling = flow.in_flight.prefill_tokens as f64 / self.means.prompt_tokens.max(1.0);
+        // Of the prompts without a first token those in the engines' queues are not among what runs.
+        let waiting = sample.map_or(0.0, |sample| sample.waiting as f64);
+        let prefilling = (flow.in_flight.prefill_tokens as f64 / self.means.prompt_tokens.max(1.0) - waiting).max(0.0);
         let mean_latency = self.latency.service.mean(QUANTILE_COUNT);
         let finished = tick.finished.kv_tokens as f64 / tick.seconds;
         // With their own metrics at hand the engines' queues say more than a covariance.
@@ -227,8 +230,9 @@ impl OverloadController {
             engine: sample.copied(),
             standing_s: if stands && blind { standing.as_secs_f64() } else { 0.0 },
             admitted_rate: self.means.admitted_per_s,
+            gaps_part: 1.0 - 1.0 / self.means.output_tokens.max(2.0),
             tpot_aim_s: prefill.tpot_aim_s,
-            is_streaming: self.means.output_tokens >= LEAST_OUTPUT,
+            is_streaming: self.means.streamed >= LEAST_STREAMED && self.means.output_tokens >= LEAST_OUTPUT,
             ended_tpot_s: self.latency.tpot.mean(QUANTILE_COUNT).map(|mean| mean.as_secs_f64()),
             prefill_share: self.prefill.share(prefill),
             prefill_per_stream_s: self.prefill_per_stream_s(prefill),
@@ -253,7 +257,7 @@ impl OverloadController {
     /// What prefill adds to a step for each decoding stream when as many requests begin as end: `prompt / output` tokens.
     fn prefill_per_stream_s(&self, prefill: &PrefillInput) -> f64 {
         let per_token = self.means.prompt_tokens / self.means.output_tokens.max(1.0);
-        prefill.seconds_per_token.map_or(0.0, |seconds| seconds * per_token / prefill.engines)
+        self.prefill.seconds_per_token().map_or(0.0, |seconds| seconds * per_token / prefill.engines)
     }
 
     fn publish(&mut self, tick: &Tick, bounds: [Option<f64>; 3]) {
@@ -270,8 +274,8 @@ impl OverloadController {
                 *safe = mean.map(|mean| ((SAFE_PART * mean).min(now) as u64).max(1));
             }
         }
-        self.state.budgets = budgets(whole);
-        self.state.safe_budgets = budgets(safe);
+        self.state.budgets = Budgets::of(whole);
+        self.state.safe_budgets = Budgets::of(safe);
         self.state.output_tokens = self.means.output_tokens;
         self.state.sample_epoch = self.credit.epoch();
         if let Some(p90) = self.latency.service.quantile(0.9, QUANTILE_COUNT) {
@@ -368,10 +372,6 @@ impl OverloadController {
 /// Requests in the engines' queues at which that term is full.
 fn engine_queue_reference(sample: &EngineSample) -> f64 {
     (QUEUE_PER_ENGINE * f64::from(sample.engines.max(1))).max(QUEUE_PART * sample.running as f64)
-}
-
-fn budgets([prefill_tokens, kv_tokens, streams]: [Option<u64>; 3]) -> Budgets {
-    Budgets { prefill_tokens, kv_tokens, streams }
 }
 
 /// Each class's floor as a part of the capacity.

@@ -29,6 +29,8 @@ pub(super) struct Tick {
     pub(super) retries: u64,
     pub(super) output_tokens: u64,
     pub(super) responses: u64,
+    /// Of them, those with a time between tokens.
+    pub(super) streamed: u64,
     pub(super) engine_refusals: u64,
     pub(super) ttft_fit: FitSums,
 }
@@ -52,6 +54,7 @@ struct Counts {
     retries: u64,
     output_tokens: u64,
     responses: u64,
+    streamed: u64,
     engine_refusals: u64,
     ttft_fit: FitSums,
 }
@@ -104,6 +107,7 @@ impl Counts {
             retries: flow.retries,
             output_tokens: flow.output_tokens,
             responses: flow.responses,
+            streamed: flow.tpot_us.count(),
             engine_refusals: flow.engine_refusals,
             ttft_fit: flow.ttft_fit,
         }
@@ -120,6 +124,7 @@ impl Counts {
             retries: self.retries.saturating_sub(before.retries),
             output_tokens: self.output_tokens.saturating_sub(before.output_tokens),
             responses: self.responses.saturating_sub(before.responses),
+            streamed: self.streamed.saturating_sub(before.streamed),
             engine_refusals: self.engine_refusals.saturating_sub(before.engine_refusals),
             ttft_fit: self.ttft_fit.diff(&before.ttft_fit),
         }

@@ -24,6 +24,10 @@ const SHORT_BINDS: f64 = 0.5;
 /// How far the fitted rate may exceed the one that was seen: the slope of a line says little far beyond its samples.
 const FIT_TRUST: f64 = 4.0;
 
+/// Part of the engines' time that prefill can have taken at most while they worked off the measured rate: the rest goes to decoding and to
+/// what every step costs.
+const MOST_SHARE: f64 = 0.9;
+
 /// Steps whose prompts are in flight at once: one is computed while the next one's come.
 const STEPS: f64 = 2.0;
 /// Correction of the model of a step: integral gain a second on the relative error (critically damped with the second that the time
@@ -39,6 +43,7 @@ pub(super) struct PrefillBudget {
     rate: f64,
     trim: f64,
     decode_s: f64,
+    seconds_per_token: Option<f64>,
     bound: Option<f64>,
 }
 
@@ -63,7 +68,7 @@ pub(super) struct PrefillInput {
 
 impl PrefillBudget {
     pub(super) fn new() -> Self {
-        Self { measured: 0.0, rate: 0.0, trim: 1.0, decode_s: 0.0, bound: None }
+        Self { measured: 0.0, rate: 0.0, trim: 1.0, decode_s: 0.0, seconds_per_token: None, bound: None }
     }
 
     /// The bound in tokens; `None` before the first step.
@@ -81,12 +86,13 @@ impl PrefillBudget {
         } else if binds {
             self.rate += weight(tick.seconds, FALL_S) * (self.measured - self.rate);
         }
+        self.seconds_per_token = input.seconds_per_token.map(|fitted| fitted.min(self.most_seconds_per_token(input)));
         let part_s = ENGINE_PART * input.ttft_slo_s;
         let first = FIRST_TOKENS * input.engines;
-        let fitted = input.seconds_per_token.map_or(0.0, |seconds| input.engines / seconds.max(1e-9));
+        let fitted = self.seconds_per_token.map_or(0.0, |seconds| input.engines / seconds.max(1e-9));
         // Before the rate has proved itself the first backlog takes the part; a fit extends what was seen, within its trust.
         let seen = self.rate * part_s;
-        let bound = match input.seconds_per_token {
+        let bound = match self.seconds_per_token {
             Some(_) => (fitted * part_s).min(FIT_TRUST * seen.max(first)).max(seen),
             None => seen.max(first),
         };
@@ -94,15 +100,26 @@ impl PrefillBudget {
         self.bound = Some(bound.min(by_tpot).max(LEAST_TOKENS * input.engines));
     }
 
+    /// Seconds of prefill for a token on one engine, as fitted but no more than the engines can have taken; `None` until it is known.
+    pub(super) fn seconds_per_token(&self) -> Option<f64> {
+        self.seconds_per_token
+    }
+
+    /// The most that a token can have taken: with prompts that are alike, or a queue in the engines, a fitted slope is mostly noise, but
+    /// `rate` tokens per second took no more than the time of all engines.
+    fn most_seconds_per_token(&self, input: &PrefillInput) -> f64 {
+        MOST_SHARE * input.engines / self.rate.max(1.0)
+    }
+
     /// Part of the engines' time that prefill takes: seconds a token × tokens per second and engine.
     pub(super) fn share(&self, input: &PrefillInput) -> f64 {
-        input.seconds_per_token.map_or(0.0, |seconds| seconds * self.measured / input.engines).clamp(0.0, 0.95)
+        self.seconds_per_token.map_or(0.0, |seconds| seconds * self.measured / input.engines).clamp(0.0, 0.95)
     }
 
     /// Every prompt in a step makes the tokens of that step wait: a step takes `decode + c · prompt tokens`, `c` seconds a token. So each
     /// engine may compute `(objective − decode) / c` prompt tokens a step, and as many again wait for the next one.
     fn within_tpot(&mut self, tick: &Tick, input: &PrefillInput, binds: bool) -> Option<f64> {
-        let seconds_per_token = input.seconds_per_token.filter(|_| input.tpot_s > 0.0)?;
+        let seconds_per_token = self.seconds_per_token.filter(|_| input.tpot_s > 0.0)?;
         let decode_s = input.tpot_s * (1.0 - self.share(input));
         self.decode_s += weight(tick.seconds, DECODE_MEMORY_S) * (decode_s - self.decode_s);
         let decode_s = self.decode_s;

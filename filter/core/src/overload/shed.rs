@@ -128,6 +128,8 @@ impl Shedder {
             self.capacity = self.finished;
         }
         if !(self.busy && was_busy) {
+            // Nothing leaves a queue that is empty: less than the pool has kept up is what came, not what it could take.
+            self.drain = if self.drain > 0.0 { self.drain.max(self.capacity) } else { 0.0 };
             return;
         }
         // In a tick with more first tokens than ends the work that is over can be negative.
@@ -151,7 +153,7 @@ impl Shedder {
             return UNQUEUED_EXCESS * drain + input.room_work / CORRECT_S;
         }
         let error = self.queue_target(rates, surge, input) - input.queued_work + input.room_work;
-        if self.busy {
+        if self.busy || self.passed < 1.0 {
             let step = error * tick.seconds / (CORRECT_S * INTEGRAL_S);
             self.integral = (self.integral + step).clamp(-INTEGRAL_MAX * drain, INTEGRAL_MAX * drain);
         } else {

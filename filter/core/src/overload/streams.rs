@@ -50,6 +50,8 @@ pub(super) struct StreamInput {
     pub(super) standing_s: f64,
     /// Streams admitted per second.
     pub(super) admitted_rate: f64,
+    /// Part of the tokens of output that come after another one: a response of `n` has `n − 1` gaps.
+    pub(super) gaps_part: f64,
     /// Mean time between tokens that is aimed at, in seconds.
     pub(super) tpot_aim_s: f64,
     /// Whether responses have more than a few tokens.
@@ -147,7 +149,7 @@ impl StreamBudget {
         };
     }
 
-    /// With the engines' count of tokens `tpot = decoding / (tokens per second)`, both averaged alike: that of now. Without it, that of the
+    /// With the engines' count of tokens `tpot = decoding / (gaps per second)`, both averaged alike: that of now. Without it, that of the
     /// responses that have ended, against the streams of the time in which they were made.
     fn follow_tpot(&mut self, tick: &Tick, input: &StreamInput) {
         if !input.is_streaming {
@@ -160,7 +162,7 @@ impl StreamBudget {
                 let weight = weight(seconds, TPOT_MEMORY_S);
                 self.tokens_per_s += weight * (rate - self.tokens_per_s);
                 self.decoding += weight * (input.decoding - self.decoding);
-                self.tpot_s = if self.tokens_per_s > 1.0 { self.decoding / self.tokens_per_s } else { 0.0 };
+                self.tpot_s = if self.tokens_per_s > 1.0 { self.decoding / (input.gaps_part * self.tokens_per_s) } else { 0.0 };
             }
             None => {
                 self.decoding += weight(tick.seconds, ENDED_MEMORY_S) * (input.decoding - self.decoding);
@@ -226,7 +228,9 @@ impl StreamBudget {
             return;
         }
         self.standing = None;
-        let tolerated = if input.engine.is_some() { (STANDING_PART * running).max(input.engines) } else { 0.0 };
+        // A request that comes while a step is computed waits for its end.
+        let coming = input.admitted_rate * self.tpot_s;
+        let tolerated = if input.engine.is_some() { (STANDING_PART * running).max(input.engines).max(coming) } else { 0.0 };
         if least > tolerated && running <= (1.0 + STANDING_PART) * running_before {
             self.tighten(tick.now, input.in_flight - (least - tolerated));
         }

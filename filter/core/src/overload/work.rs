@@ -93,6 +93,11 @@ impl Budgets {
     /// Nothing is bounded.
     pub const UNBOUNDED: Self = Self { prefill_tokens: None, kv_tokens: None, streams: None };
 
+    /// Bounds on prefill tokens, KV tokens and streams.
+    pub(super) const fn of([prefill_tokens, kv_tokens, streams]: [Option<u64>; 3]) -> Self {
+        Self { prefill_tokens, kv_tokens, streams }
+    }
+
     /// A part of each bound, rounded to the nearest, at least 1. `share` is clamped to `0..=1`; NaN counts as 0.
     #[must_use]
     pub fn part(&self, share: f64) -> Self {

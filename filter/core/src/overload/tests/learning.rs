@@ -1,0 +1,141 @@
+//! What the controller learns of a pool, one part at a time.
+
+use super::super::flow::EngineSample;
+use super::super::means::Means;
+use super::super::meter::{Demand, Tick};
+use super::super::prefill::{PrefillBudget, PrefillInput};
+use super::super::shed::{ShedInput, Shedder};
+use super::super::streams::{StreamBudget, StreamInput};
+use super::super::{CutOff, Level, OfferedLevels, Work};
+use crate::policy::ClassId;
+use crate::time::Timestamp;
+
+fn tick(number: u64) -> Tick {
+    Tick::idle(Timestamp::from_millis(100 * number))
+}
+
+fn answered(number: u64, responses: u64, output_tokens: u64, streamed: u64) -> Tick {
+    Tick { responses, output_tokens, streamed, admitted: Work { streams: responses, ..Work::NONE }, ..tick(number) }
+}
+
+#[test]
+fn a_wrong_guess_of_the_output_is_gone_when_ten_times_as_many_have_answered() {
+    let mut means = Means::presuming(256.0);
+    (0..10).for_each(|number| means.observe(&answered(number, 100, 1600, 100)));
+    assert!((means.output_tokens - (100.0 * 256.0 + 1000.0 * 16.0) / 1100.0).abs() < 1e-6, "{means:?}");
+    assert_eq!(means.streamed, 1.0);
+}
+
+#[test]
+fn a_mean_of_the_output_follows_a_change_within_its_memory() {
+    let mut means = Means::presuming(256.0);
+    (0..600).for_each(|number| means.observe(&answered(number, 10, 160, 10)));
+    (600..1500).for_each(|number| means.observe(&answered(number, 10, 6400, 10)));
+    assert!((600.0..640.0).contains(&means.output_tokens), "90 s after the change: {means:?}");
+}
+
+#[test]
+fn answers_in_one_piece_are_known_for_such_at_once() {
+    let mut means = Means::presuming(256.0);
+    (0..2).for_each(|number| means.observe(&answered(number, 100, 100, 0)));
+    assert!(means.streamed < 0.5, "{means:?}");
+}
+
+fn prefill_input() -> PrefillInput {
+    PrefillInput {
+        in_flight: 0.0,
+        engines: 2.0,
+        seconds_per_token: Some(1e-3),
+        ttft_slo_s: 2.0,
+        tpot_s: 0.05,
+        tpot_aim_s: 0.09,
+        is_short: false,
+    }
+}
+
+#[test]
+fn a_token_takes_no_more_than_the_time_that_the_engines_had_for_it() {
+    let mut budget = PrefillBudget::new();
+    for number in 0..100 {
+        let finished = Work { prefill_tokens: 4000, ..Work::NONE };
+        budget.step(&Tick { finished, ..tick(number) }, &prefill_input());
+    }
+    // 40,000 tokens per second on two engines: at most 50 µs each, of which nine tenths are believed.
+    let seconds = budget.seconds_per_token().unwrap();
+    assert!((44e-6..46e-6).contains(&seconds), "{seconds}");
+    assert!(budget.share(&prefill_input()) <= 0.91);
+}
+
+fn stream_input(sample: EngineSample) -> StreamInput {
+    StreamInput {
+        in_flight: 220.0,
+        decoding: 100.0,
+        engines: 2.0,
+        engine: Some(sample),
+        standing_s: 0.0,
+        admitted_rate: 400.0,
+        gaps_part: 0.5,
+        tpot_aim_s: 0.09,
+        is_streaming: true,
+        ended_tpot_s: None,
+        prefill_share: 0.0,
+        prefill_per_stream_s: 0.0,
+        hungry: false,
+        refused: 0.0,
+        futile: false,
+    }
+}
+
+/// A reading every 100 ms of engines that make 4,000 tokens a second.
+fn reading(number: u64, waiting: u64) -> EngineSample {
+    let at = Timestamp::from_millis(100 * number);
+    EngineSample { at, epoch: number, running: 200, waiting, output_tokens: 1 + 400 * number, engines: 2, ..EngineSample::default() }
+}
+
+#[test]
+fn first_tokens_are_no_gaps() {
+    let mut budget = StreamBudget::new();
+    (1..100).for_each(|number| budget.step(&tick(number), &stream_input(reading(number, 0))));
+    // 100 streams decode; of 4,000 tokens a second 2,000 come after another one.
+    assert!((budget.tpot_s() - 0.05).abs() < 1e-3, "{}", budget.tpot_s());
+}
+
+#[test]
+fn those_that_come_during_a_step_are_no_queue() {
+    let bound = |waiting: u64| {
+        let mut budget = StreamBudget::new();
+        (1..100).for_each(|number| budget.step(&tick(number), &stream_input(reading(number, waiting))));
+        budget.bound().unwrap()
+    };
+    let unqueued = bound(0);
+    assert_eq!(bound(18), unqueued, "400 requests per second, 50 ms a step: 20 wait for the next one");
+    assert!(bound(100) < unqueued);
+}
+
+#[test]
+fn a_cut_off_before_a_pool_that_has_room_opens_again() {
+    let (mut shedder, mut demand, mut offered) = (Shedder::new(), Demand::new(), OfferedLevels::default());
+    let mut step = |number: u64, admitted: f64, queued: f64, part: f64| {
+        offered.record(Level::new(ClassId::new(1), 0), 30_000);
+        let tick = Tick { finished: Work { prefill_tokens: admitted as u64, kv_tokens: admitted as u64, streams: 1 }, ..tick(number) };
+        demand.observe(tick.seconds, &offered);
+        let input = ShedInput {
+            admitted_work: admitted,
+            finished_work: admitted,
+            queued_work: queued,
+            room_work: 0.0,
+            request_work: 300.0,
+            queues: true,
+            part,
+            ttft_slo_s: 0.5,
+            floors: &[],
+        };
+        shedder.step(&tick, &demand, &input)
+    };
+    // 300,000 work tokens per second for a pool that does 100,000; then little is admitted for a second while a few wait.
+    (0..100).for_each(|number| _ = step(number, 10_000.0, 30_000.0, 1.0));
+    (100..110).for_each(|number| _ = step(number, 500.0, 300.0, 0.3));
+    let mut cut_off = CutOff::NONE;
+    (110..140).for_each(|number| cut_off = step(number, 3000.0, 0.0, 0.4));
+    assert!(cut_off.fraction > 0.3, "at least what the pool has kept up passes: {cut_off:?}");
+}
