@@ -12,6 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::{Config, ConfigErrors, FileError, RawConfig};
 
 mod connect;
+mod credentials;
 mod gpu;
 mod policy;
 mod simulate;
@@ -42,7 +43,8 @@ struct Printing<T: Args> {
 #[derive(Subcommand, Debug)]
 enum Command {
     /// Run the control plane
-    #[command(after_help = "Examples:\n  headgate serve\n  headgate serve --grpc 0.0.0.0:18000 --data-dir /var/lib/headgate\n  \
+    #[command(after_help = "Examples:\n  headgate serve\n  headgate serve --grpc 0.0.0.0:18000 --tls-cert tls.crt \
+                            --tls-key tls.key --client-ca ca.crt\n  \
                             headgate serve --config headgate.yaml    # keys are the flags: `data-dir: /var/lib/headgate`\n\n\
                             Flags win over the environment (HEADGATE_*), the environment over the file.")]
     Serve(Box<Printing<ServeArgs>>),

@@ -8,10 +8,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 mod raw;
+mod security;
 
 pub use headgate_core::fleet::LimitsLifetime;
 
 pub use self::raw::{FileError, RawConfig};
+use self::security::RawSecurity;
+pub use self::security::Security;
 
 /// A valid configuration.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,6 +35,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// How long limits hold without this control plane.
     pub lifetime: LimitsLifetime,
+    /// How the listeners are protected.
+    pub security: Security,
 }
 
 /// Who answers for the GPUs.
@@ -109,6 +114,25 @@ pub enum ConfigError {
         /// What would do.
         allowed: &'static str,
     },
+    /// Means nothing without another one.
+    #[error("--{flag}: needs {other}")]
+    Needs {
+        /// The flag.
+        flag: &'static str,
+        /// What is missing.
+        other: &'static str,
+    },
+    /// Reachable from other machines, and not encrypted.
+    #[error(
+        "--{flag}: {address} is reachable from other machines and would be plain text: give --tls-cert and --tls-key, listen on \
+         127.0.0.1, or say --insecure-plaintext where something else encrypts"
+    )]
+    PlainText {
+        /// The flag that names the listener.
+        flag: &'static str,
+        /// Its address.
+        address: SocketAddr,
+    },
     /// Given, but empty.
     #[error("--{flag}: is empty")]
     Empty {
@@ -137,11 +161,19 @@ impl TryFrom<RawConfig> for Config {
             log_format,
             limits_ttl_ms,
             decay_ms,
+            tls_cert,
+            tls_key,
+            client_ca,
+            client_certificates,
+            insecure_plaintext,
         } = raw;
         let mut errors = Errors::default();
+        let insecure_plaintext = insecure_plaintext.unwrap_or(false);
+        let security = RawSecurity { tls_cert, tls_key, client_ca, client_certificates, insecure_plaintext };
+        let (grpc, http) = (errors.address("grpc", grpc, "127.0.0.1:18000"), errors.address("http", http, "127.0.0.1:18080"));
         let config = Self {
-            grpc: errors.address("grpc", grpc, "127.0.0.1:18000"),
-            http: errors.address("http", http, "127.0.0.1:18080"),
+            grpc,
+            http,
             data_dir: errors.path("data-dir", data_dir, "headgate-data"),
             devices: errors.devices(nvml_lib, device_tape),
             filter: FilterDelivery {
@@ -155,6 +187,7 @@ impl TryFrom<RawConfig> for Config {
                 ttl: errors.millis("limits-ttl-ms", limits_ttl_ms.unwrap_or(3000), 200, 600_000),
                 decay: errors.millis("decay-ms", decay_ms.unwrap_or(10_000), 0, 600_000),
             },
+            security: errors.security(security, &[("grpc", grpc), ("http", http)]),
         };
         if config.grpc == config.http && config.grpc.port() != 0 {
             errors.0.push(ConfigError::SameAddress(config.http));

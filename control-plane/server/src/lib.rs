@@ -14,6 +14,7 @@ pub mod document;
 pub mod engine;
 pub mod fleet;
 pub mod http;
+pub mod identity;
 pub mod load_reporting;
 pub mod policy_service;
 pub mod resources;

@@ -12,7 +12,6 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::TcpIncoming;
 
 use crate::clock::Clock;
 use crate::config::Config;
@@ -22,6 +21,8 @@ use crate::device::{self, Sampler};
 use crate::engine::Engines;
 use crate::fleet::Fleet;
 use crate::http::{self, Observatory};
+use crate::identity::listener::{Encryption, Incoming, Peer, Protocol};
+use crate::identity::tls::TlsErrors;
 use crate::store::{Store, StoreError};
 
 mod grpc;
@@ -43,6 +44,9 @@ pub enum ServeError {
         /// Why.
         source: io::Error,
     },
+    /// The files of TLS cannot be used.
+    #[error("{0}")]
+    Tls(#[from] TlsErrors),
     /// The policy store cannot be opened.
     #[error("--data-dir: {0}")]
     Store(#[from] StoreError),
@@ -118,12 +122,21 @@ pub async fn run(config: Config) -> Result<(), ServeError> {
 /// # Errors
 /// [`ServeError`] naming the flag to change.
 pub async fn start(config: Config) -> Result<Running, ServeError> {
-    let incoming = TcpIncoming::bind(config.grpc).map_err(|source| bind("grpc", config.grpc, source))?.with_nodelay(Some(true));
+    let grpc_listener = TcpListener::bind(config.grpc).await.map_err(|source| bind("grpc", config.grpc, source))?;
     let http_listener = TcpListener::bind(config.http).await.map_err(|source| bind("http", config.http, source))?;
-    let grpc = incoming.local_addr().map_err(|source| system("read the address of the gRPC listener", source))?;
+    let grpc = grpc_listener.local_addr().map_err(|source| system("read the address of the gRPC listener", source))?;
     let http = http_listener.local_addr().map_err(|source| system("read the address of the HTTP listener", source))?;
 
     let (clock, fleet, ledger, shutdown) = (Clock::start(), Fleet::new(), SharedLedger::default(), CancellationToken::new());
+    let encryption = match config.security.tls {
+        Some(files) => Encryption::Tls(files.watch(shutdown.clone()).await?),
+        None => Encryption::Plain,
+    };
+    let incoming = |listener, protocol| {
+        Incoming::start(listener, protocol, encryption.clone(), shutdown.clone())
+            .map_err(|source| system("read the address of a listener", source))
+    };
+    let (grpc_incoming, http_incoming) = (incoming(grpc_listener, Protocol::Grpc)?, incoming(http_listener, Protocol::Http)?);
     let store = Store::open(&config.data_dir, fleet.clone())?;
     let sampler =
         Sampler::start(device::open(&config.devices)?, clock).map_err(|source| system("start the GPU sampling thread", source))?;
@@ -143,11 +156,11 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
     let observatory =
         Observatory { fleet: fleet.clone(), ledger: ledger.clone(), devices: sampler.state(), control, clock, ready: ready.clone() };
     let services = grpc::Services { store, fleet, ledger, clock, filter: config.filter, shutdown: shutdown.clone() };
-    let grpc_server = services.serve(incoming)?;
+    let grpc_server = services.serve(grpc_incoming)?;
 
     let mut parts = JoinSet::new();
     parts.spawn(grpc_server);
-    parts.spawn(serve_http(http_listener, observatory, shutdown.clone()));
+    parts.spawn(serve_http(http_incoming, observatory, shutdown.clone()));
     parts.spawn(run_control_loop(control_loop, shutdown.clone()));
     ready.store(true, Ordering::Release);
     if let Some(path) = &config.ports_file {
@@ -181,8 +194,9 @@ impl Running {
     }
 }
 
-async fn serve_http(listener: TcpListener, observatory: Observatory, shutdown: CancellationToken) -> Result<(), ServeError> {
-    let server = axum::serve(listener, http::router(observatory)).with_graceful_shutdown(shutdown.cancelled_owned());
+async fn serve_http(incoming: Incoming, observatory: Observatory, shutdown: CancellationToken) -> Result<(), ServeError> {
+    let service = http::router(observatory).into_make_service_with_connect_info::<Peer>();
+    let server = axum::serve(incoming, service).with_graceful_shutdown(shutdown.cancelled_owned());
     server.await.map_err(|source| system("serve HTTP", source))
 }
 

@@ -2,16 +2,21 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use clap::Args;
 use headgate_protos::v1::policy_service_client::PolicyServiceClient;
 use http_body_util::{BodyExt, Empty, Limited};
+use hyper::Request;
+use hyper::header::AUTHORIZATION;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 use super::CliError;
+use super::credentials::{Bearer, CredentialArgs};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -24,6 +29,8 @@ pub(super) struct GrpcArgs {
     /// Address of the control plane's gRPC listener
     #[arg(long, env = "HEADGATE_SERVER", value_name = "URL", default_value = "http://127.0.0.1:18000", global = true)]
     server: String,
+    #[command(flatten)]
+    credentials: CredentialArgs,
 }
 
 /// Where the HTTP listener is.
@@ -32,11 +39,13 @@ pub(super) struct HttpArgs {
     /// Address of the control plane's HTTP listener
     #[arg(long, env = "HEADGATE_STATUS_URL", value_name = "URL", default_value = "http://127.0.0.1:18080")]
     url: String,
+    #[command(flatten)]
+    credentials: CredentialArgs,
 }
 
 /// A connection to the policy service, and what its errors mean.
 pub(super) struct PolicyClient {
-    pub(super) client: PolicyServiceClient<Channel>,
+    pub(super) client: PolicyServiceClient<InterceptedService<Channel, Bearer>>,
     address: String,
 }
 
@@ -45,9 +54,11 @@ pub(super) struct PolicyClient {
 impl GrpcArgs {
     pub(super) async fn connect(self) -> Result<PolicyClient, CliError> {
         let unreachable = |problem: String| CliError::Unreachable { address: self.server.clone(), problem, flag: "--server" };
-        let endpoint = Endpoint::from_shared(with_scheme(&self.server)).map_err(|error| unreachable(deepest(&error)))?;
-        let channel = endpoint.connect_timeout(CONNECT_TIMEOUT).connect().await.map_err(|error| unreachable(deepest(&error)))?;
-        Ok(PolicyClient { client: PolicyServiceClient::new(channel), address: self.server })
+        let address = self.credentials.with_scheme(&self.server);
+        let (connector, bearer) = (self.credentials.connector(&address)?, self.credentials.bearer()?);
+        let endpoint = Endpoint::from_shared(address).map_err(|error| unreachable(deepest(&error)))?.connect_timeout(CONNECT_TIMEOUT);
+        let channel = endpoint.connect_with_connector(connector).await.map_err(|error| unreachable(deepest(&error)))?;
+        Ok(PolicyClient { client: PolicyServiceClient::with_interceptor(channel, bearer), address: self.server })
     }
 }
 
@@ -89,27 +100,30 @@ impl HttpArgs {
     /// GETs `path`.
     pub(super) async fn get(&self, path: &str) -> Result<Vec<u8>, CliError> {
         let unreachable = |problem: String| CliError::Unreachable { address: self.url.clone(), problem, flag: "--url" };
-        let uri: hyper::Uri = format!("{}{path}", with_scheme(&self.url).trim_end_matches('/'))
-            .parse()
-            .map_err(|error: hyper::http::uri::InvalidUri| unreachable(error.to_string()))?;
-        let client: Client<_, Empty<bytes::Bytes>> = Client::builder(TokioExecutor::new()).build_http();
+        let address = self.credentials.with_scheme(&self.url);
+        let client: Client<_, Empty<Bytes>> = Client::builder(TokioExecutor::new()).build(self.credentials.connector(&address)?);
+        let mut request = Request::get(format!("{}{path}", address.trim_end_matches('/')));
+        if let Some(bearer) = self.credentials.bearer()?.header() {
+            request = request.header(AUTHORIZATION, bearer);
+        }
+        let request = request.body(Empty::new()).map_err(|error| unreachable(error.to_string()))?;
         let exchange = async {
-            let response = client.get(uri).await.map_err(|error| deepest(&error))?;
-            if !response.status().is_success() {
-                return Err(format!("{path} answered {}", response.status()));
-            }
+            let response = client.request(request).await.map_err(|error| deepest(&error))?;
+            let status = response.status();
             let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await.map_err(|error| error.to_string())?;
-            Ok(body.to_bytes().to_vec())
+            Ok((status, body.to_bytes().to_vec()))
         };
         match tokio::time::timeout(CALL_TIMEOUT, exchange).await {
-            Ok(answer) => answer.map_err(unreachable),
+            Ok(Ok((status, body))) if status.is_success() => Ok(body),
+            // It answers, and says why not.
+            Ok(Ok((status, body))) if matches!(status.as_u16(), 401 | 403 | 429) => {
+                Err(CliError::Refused(String::from_utf8_lossy(&body).trim_end().to_owned()))
+            }
+            Ok(Ok((status, _))) => Err(unreachable(format!("{path} answered {status}"))),
+            Ok(Err(problem)) => Err(unreachable(problem)),
             Err(_) => Err(unreachable(format!("no answer within {} s", CALL_TIMEOUT.as_secs()))),
         }
     }
-}
-
-fn with_scheme(address: &str) -> String {
-    if address.contains("://") { address.to_owned() } else { format!("http://{address}") }
 }
 
 /// The innermost cause: `Connection refused` says more than `transport error`.
@@ -134,11 +148,5 @@ mod tests {
             .add_bad_request_violation("pool", "is missing");
         let status = Status::with_error_details(Code::InvalidArgument, "2 errors", details);
         assert_eq!(violations(&status).unwrap(), "levels.qps.sigmas: 11 is outside 0..=10\npool: is missing");
-    }
-
-    #[test]
-    fn an_address_without_a_scheme_is_plain_http() {
-        assert_eq!(with_scheme("127.0.0.1:1"), "http://127.0.0.1:1");
-        assert_eq!(with_scheme("https://host:1"), "https://host:1");
     }
 }

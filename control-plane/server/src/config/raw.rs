@@ -46,6 +46,21 @@ pub struct RawConfig {
     /// Time over which they then decay to the safe share, in milliseconds, 0..=600000 [default: 10000]
     #[arg(long, env = "HEADGATE_DECAY_MS", value_name = "MS")]
     pub decay_ms: Option<u64>,
+    /// TLS of both listeners: PEM file with the certificate and its intermediates; read again when it changes
+    #[arg(long, env = "HEADGATE_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// PEM file with the private key of --tls-cert
+    #[arg(long, env = "HEADGATE_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+    /// PEM file with the authorities that sign the certificates of proxies and other clients
+    #[arg(long, env = "HEADGATE_CLIENT_CA", value_name = "FILE")]
+    pub client_ca: Option<PathBuf>,
+    /// Whether a gRPC client must have a certificate: optional or required [default: optional]
+    #[arg(long, env = "HEADGATE_CLIENT_CERTIFICATES", value_name = "MODE")]
+    pub client_certificates: Option<String>,
+    /// Plain text on addresses that other machines reach. Only where something else encrypts, for example a mesh's sidecar
+    #[arg(long, env = "HEADGATE_INSECURE_PLAINTEXT", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub insecure_plaintext: Option<bool>,
 }
 
 /// A configuration file that cannot be used.
@@ -101,6 +116,11 @@ impl RawConfig {
             log_format: self.log_format.or(fallback.log_format),
             limits_ttl_ms: self.limits_ttl_ms.or(fallback.limits_ttl_ms),
             decay_ms: self.decay_ms.or(fallback.decay_ms),
+            tls_cert: self.tls_cert.or(fallback.tls_cert),
+            tls_key: self.tls_key.or(fallback.tls_key),
+            client_ca: self.client_ca.or(fallback.client_ca),
+            client_certificates: self.client_certificates.or(fallback.client_certificates),
+            insecure_plaintext: self.insecure_plaintext.or(fallback.insecure_plaintext),
         }
     }
 }

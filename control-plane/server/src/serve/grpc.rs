@@ -9,7 +9,6 @@ use headgate_protos::v1::load_reporting_server::LoadReportingServer;
 use headgate_protos::v1::policy_service_server::PolicyServiceServer;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 
 use super::ServeError;
@@ -18,6 +17,7 @@ use crate::config::FilterDelivery;
 use crate::control_loop::SharedLedger;
 use crate::discovery::Discovery;
 use crate::fleet::Fleet;
+use crate::identity::listener::Incoming;
 use crate::load_reporting::LoadReports;
 use crate::policy_service::PolicyServer;
 use crate::store::Store;
@@ -40,7 +40,7 @@ pub(super) struct Services {
 
 impl Services {
     /// The server as a future that ends after `shutdown`.
-    pub(super) fn serve(self, incoming: TcpIncoming) -> Result<impl Future<Output = Result<(), ServeError>> + Send + 'static, ServeError> {
+    pub(super) fn serve(self, incoming: Incoming) -> Result<impl Future<Output = Result<(), ServeError>> + Send + 'static, ServeError> {
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
