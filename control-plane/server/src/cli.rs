@@ -18,6 +18,7 @@ mod policy;
 mod simulate;
 mod status;
 mod table;
+mod top;
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 refused or invalid, 2 wrong usage or configuration, 3 not found, 4 server unreachable, \
                           5 another version is in force";
@@ -54,6 +55,9 @@ enum Command {
     /// Show levels, classes, GPUs and proxies of a running control plane
     #[command(after_help = "Examples:\n  headgate status\n  headgate status --watch\n  headgate status --json | jq '.pools[].levels'")]
     Status(Printing<status::StatusArgs>),
+    /// Watch pools, classes, levels, GPUs, engines and proxies of a running control plane in a terminal
+    #[command(after_help = top::EXAMPLES)]
+    Top(Printing<top::TopArgs>),
     /// Show or record this machine's GPUs as the control plane would see them; no GPU is an answer, not an error
     #[command(after_help = "Examples:\n  headgate gpu\n  headgate gpu --json\n  headgate gpu --nvml-lib /usr/lib/libnvidia-ml.so.1\n  \
                             headgate gpu --record day.jsonl --seconds 600 --period-ms 100")]
@@ -153,6 +157,7 @@ impl Command {
             Self::Serve(command) => command.json,
             Self::Policy(command) => command.json,
             Self::Status(command) => command.json,
+            Self::Top(command) => command.json,
             Self::Gpu(command) => command.json,
             Self::Simulate(_) => false,
         };
@@ -164,6 +169,7 @@ impl Command {
             Self::Serve(serve) => Ok(crate::serve::run(serve.args.config()?).await?),
             Self::Policy(policy) => policy::run(policy.args, format).await,
             Self::Status(status) => status::run(status.args, format).await,
+            Self::Top(top) => top::run(top.args, format).await,
             Self::Gpu(gpu) => gpu::run(&gpu.args, format).await,
             Self::Simulate(args) => simulate::run(&args),
         }

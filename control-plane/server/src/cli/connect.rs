@@ -97,6 +97,11 @@ fn violations(status: &Status) -> Option<String> {
 // === impl HttpArgs ===
 
 impl HttpArgs {
+    /// The address as it was given.
+    pub(super) fn address(&self) -> &str {
+        &self.url
+    }
+
     /// GETs `path`.
     pub(super) async fn get(&self, path: &str) -> Result<Vec<u8>, CliError> {
         let unreachable = |problem: String| CliError::Unreachable { address: self.url.clone(), problem, flag: "--url" };
