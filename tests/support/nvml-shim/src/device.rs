@@ -13,10 +13,15 @@ use nvml_wrapper_sys::bindings as nvml;
 use nvml_wrapper_sys::bindings::{nvmlDevice_t, nvmlReturn_t};
 
 use crate::abi::{Code, query, store, store_string};
+use crate::event::CRITICAL_XID;
 use crate::state::{Device, State};
 
 /// More devices than any machine has; a handle beyond it was never given out.
 const MAX_DEVICES: usize = 1024;
+/// Handles of devices end below this one; the digits above name a MIG instance.
+const HANDLES: usize = 2048;
+/// Most MIG instances that a device can have. Source: NVIDIA's MIG guide.
+const MAX_INSTANCES: usize = 7;
 /// `NVML_VALUE_NOT_AVAILABLE`.
 const NOT_AVAILABLE: c_ulonglong = c_ulonglong::MAX;
 /// `NVML_STRUCT_VERSION(Memory, 2)`.
@@ -27,15 +32,27 @@ pub(crate) fn handle_of(index: usize) -> nvmlDevice_t {
     std::ptr::without_provenance_mut(index + 1)
 }
 
-fn index_of(handle: nvmlDevice_t) -> Result<usize, Code> {
-    handle.addr().checked_sub(1).filter(|index| *index < MAX_DEVICES).ok_or(Code::INVALID_ARGUMENT)
+/// The handle of a MIG instance: its parent's, and its own number counted from 1 in the digits above.
+fn instance_handle(parent: usize, instance: usize) -> nvmlDevice_t {
+    std::ptr::without_provenance_mut(handle_of(parent).addr() + (instance + 1) * HANDLES)
 }
 
-/// The device behind a handle, as it is now. One that vanished from the file is as lost as one that says so.
+/// Place of the device, and of the MIG instance if the handle is one's.
+fn places_of(handle: nvmlDevice_t) -> Result<(usize, Option<usize>), Code> {
+    let device = (handle.addr() % HANDLES).checked_sub(1).filter(|index| *index < MAX_DEVICES).ok_or(Code::INVALID_ARGUMENT)?;
+    let instance = (handle.addr() / HANDLES).checked_sub(1);
+    if instance.is_some_and(|instance| instance >= MAX_INSTANCES) { Err(Code::INVALID_ARGUMENT) } else { Ok((device, instance)) }
+}
+
+/// The device behind a handle, as it is now. One that vanished from the file is as lost as one that says so; a MIG instance that
+/// vanished is not found.
 pub(crate) fn device(handle: nvmlDevice_t) -> Result<Device, Code> {
-    let index = index_of(handle)?;
-    let found = State::read()?.devices.into_iter().nth(index).filter(|device| !device.lost);
-    found.map(|device| Device { index: index as u32, ..device }).ok_or(Code::GPU_IS_LOST)
+    let (index, instance) = places_of(handle)?;
+    let found = State::read()?.devices.into_iter().nth(index).filter(|device| !device.lost).ok_or(Code::GPU_IS_LOST)?;
+    match instance {
+        None => Ok(Device { index: index as u32, ..found }),
+        Some(instance) => found.mig_devices.into_iter().nth(instance).map(Device::from).ok_or(Code::NOT_FOUND),
+    }
 }
 
 /// A value that the file may leave out.
@@ -85,10 +102,58 @@ queries! {
     nvmlDeviceGetIndex: c_uint = |device| Ok(device.index);
     /// `nvmlDeviceGetMinorNumber`: the same as the index.
     nvmlDeviceGetMinorNumber: c_uint = |device| Ok(device.index);
-    /// `nvmlDeviceIsMigDeviceHandle`: no handle of the shim is a MIG device.
-    nvmlDeviceIsMigDeviceHandle: c_uint = |_device| Ok(0);
-    /// `nvmlDeviceGetMaxMigDeviceCount`: 0.
-    nvmlDeviceGetMaxMigDeviceCount: c_uint = |_device| Ok(0);
+    /// `nvmlDeviceGetMaxMigDeviceCount`: 7 where there is a MIG mode.
+    nvmlDeviceGetMaxMigDeviceCount: c_uint = |device| Ok(device.mig_mode.map_or(0, |_| MAX_INSTANCES as c_uint));
+    /// `nvmlDeviceGetSupportedEventTypes`: critical XIDs only.
+    nvmlDeviceGetSupportedEventTypes: c_ulonglong = |_device| Ok(CRITICAL_XID);
+}
+
+/// `nvmlDeviceIsMigDeviceHandle`.
+///
+/// # Safety
+/// NVML's contract, see the module.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceIsMigDeviceHandle(handle: nvmlDevice_t, is_instance: *mut c_uint) -> nvmlReturn_t {
+    // SAFETY: NVML's contract for `is_instance`.
+    query(|| unsafe { store(is_instance, c_uint::from(places_of(handle)?.1.is_some())) })
+}
+
+/// `nvmlDeviceGetMigDeviceHandleByIndex`: `NOT_FOUND` where no instance has the number.
+///
+/// # Safety
+/// NVML's contract, see the module.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetMigDeviceHandleByIndex(
+    handle: nvmlDevice_t,
+    index: c_uint,
+    instance: *mut nvmlDevice_t,
+) -> nvmlReturn_t {
+    query(|| {
+        let parent = device(handle)?;
+        if parent.mig_mode.is_none() {
+            return Err(Code::NOT_SUPPORTED);
+        }
+        let found = (index as usize) < parent.mig_devices.len().min(MAX_INSTANCES);
+        if !found {
+            return Err(Code::NOT_FOUND);
+        }
+        // SAFETY: NVML's contract for `instance`.
+        unsafe { store(instance, instance_handle(parent.index as usize, index as usize)) }
+    })
+}
+
+/// `nvmlDeviceGetDeviceHandleFromMigDeviceHandle`.
+///
+/// # Safety
+/// NVML's contract, see the module.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle: nvmlDevice_t, parent: *mut nvmlDevice_t) -> nvmlReturn_t {
+    query(|| {
+        let (index, instance) = places_of(handle)?;
+        instance.ok_or(Code::INVALID_ARGUMENT)?;
+        // SAFETY: NVML's contract for `parent`.
+        unsafe { store(parent, handle_of(index)) }
+    })
 }
 
 /// `nvmlDeviceGetMemoryInfo_v2`: `FUNCTION_NOT_FOUND`, as driver 580 says, unless the caller set `version` to that of the structure.

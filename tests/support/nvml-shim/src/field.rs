@@ -16,7 +16,7 @@ enum Figure {
     Long(c_ulonglong),
 }
 
-/// `nvmlDeviceGetFieldValues`: memory temperature and row remapping.
+/// `nvmlDeviceGetFieldValues`: memory temperature, row remapping and the errors of all NVLinks.
 ///
 /// As in driver 580, a field that the device does not have is `NOT_SUPPORTED` with its time set, one that there is not is
 /// `INVALID_ARGUMENT` without; of neither are value and type written.
@@ -69,6 +69,10 @@ fn figure(device: &Device, id: c_uint) -> Result<Figure, Code> {
         field_id::NVML_FI_DEV_REMAPPED_UNC => long(device.rows_remapped_uncorrectable),
         field_id::NVML_FI_DEV_REMAPPED_PENDING => long(device.row_remap_pending.map(u32::from)),
         field_id::NVML_FI_DEV_REMAPPED_FAILURE => long(device.row_remap_failed.map(u32::from)),
+        field_id::NVML_FI_DEV_NVLINK_CRC_FLIT_ERROR_COUNT_TOTAL => known(device.nvlink_crc_flit_errors).map(Figure::Long),
+        field_id::NVML_FI_DEV_NVLINK_CRC_DATA_ERROR_COUNT_TOTAL => known(device.nvlink_crc_data_errors).map(Figure::Long),
+        field_id::NVML_FI_DEV_NVLINK_REPLAY_ERROR_COUNT_TOTAL => known(device.nvlink_replay_errors).map(Figure::Long),
+        field_id::NVML_FI_DEV_NVLINK_RECOVERY_ERROR_COUNT_TOTAL => known(device.nvlink_recovery_errors).map(Figure::Long),
         _ => Err(Code::NOT_SUPPORTED),
     }
 }

@@ -12,17 +12,21 @@
 //! | `"lost": true` on a device | `GPU_IS_LOST` for every question about it |
 //! | a device that is no longer listed | `GPU_IS_LOST` |
 //! | a field that is absent | `NOT_SUPPORTED` |
+//! | a number added to `xid_errors` | an event for every set that listens to the device |
+//! | an entry of `mig_devices` | a MIG instance with a handle and memory of its own |
 
 // The exported names are NVML's.
 #![allow(non_snake_case)]
 
 mod abi;
 mod device;
+mod event;
 mod field;
 mod state;
 mod system;
 
 pub use device::*;
+pub use event::*;
 pub use field::*;
 pub use state::STATE_VARIABLE;
 pub use system::*;

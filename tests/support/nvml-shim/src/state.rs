@@ -62,15 +62,35 @@ pub(crate) struct Device {
     pub(crate) rows_remapped_uncorrectable: Option<u32>,
     pub(crate) row_remap_pending: Option<bool>,
     pub(crate) row_remap_failed: Option<bool>,
+    pub(crate) nvlink_crc_flit_errors: Option<u64>,
+    pub(crate) nvlink_crc_data_errors: Option<u64>,
+    pub(crate) nvlink_replay_errors: Option<u64>,
+    pub(crate) nvlink_recovery_errors: Option<u64>,
+    /// Every critical XID since the driver was loaded, in order; event sets deliver those that are added.
+    pub(crate) xid_errors: Vec<u64>,
     /// 0 is off, 1 is on.
     pub(crate) mig_mode: Option<u32>,
+    /// The MIG instances, by their index.
+    pub(crate) mig_devices: Vec<MigDevice>,
     /// `nvmlPstates_t`, 0..=15.
     pub(crate) performance_state: Option<u32>,
     pub(crate) processes: Option<Vec<Process>>,
 }
 
+/// A MIG instance. What it does not have answers `NOT_SUPPORTED`, as on a real one: no clocks, no power, no utilization.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct MigDevice {
+    pub(crate) uuid: Option<String>,
+    pub(crate) name: Option<String>,
+    pub(crate) memory_total_bytes: Option<u64>,
+    pub(crate) memory_used_bytes: Option<u64>,
+    pub(crate) memory_reserved_bytes: u64,
+    pub(crate) processes: Option<Vec<Process>>,
+}
+
 /// One compute process on a device.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Process {
     pub(crate) pid: u32,
     #[serde(default)]
@@ -78,6 +98,13 @@ pub(crate) struct Process {
     /// Absent is `NVML_VALUE_NOT_AVAILABLE`.
     #[serde(default)]
     pub(crate) used_memory_bytes: Option<u64>,
+}
+
+impl From<MigDevice> for Device {
+    fn from(instance: MigDevice) -> Self {
+        let MigDevice { uuid, name, memory_total_bytes, memory_used_bytes, memory_reserved_bytes, processes } = instance;
+        Self { uuid, name, memory_total_bytes, memory_used_bytes, memory_reserved_bytes, processes, ..Self::default() }
+    }
 }
 
 impl State {

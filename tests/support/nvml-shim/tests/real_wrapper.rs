@@ -6,8 +6,10 @@ use std::sync::{Mutex, PoisonError};
 use headgate_nvml_shim::STATE_VARIABLE;
 use nvml_wrapper::Nvml;
 use nvml_wrapper::bitmasks::device::ThrottleReasons;
+use nvml_wrapper::bitmasks::event::EventTypes;
 use nvml_wrapper::enum_wrappers::device::{Clock, TemperatureSensor, TemperatureThreshold};
 use nvml_wrapper::enums::device::{SampleValue, UsedGpuMemory};
+use nvml_wrapper::enums::event::XidError;
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::structs::device::FieldId;
 use nvml_wrapper::sys_exports::field_id;
@@ -157,6 +159,42 @@ fn a_lost_or_vanished_device_is_lost() {
         assert!(matches!(device_now.memory_info(), Err(NvmlError::GpuLost)));
         replace(&device(300));
         assert_eq!(device_now.memory_info().unwrap().used, 300, "and it can come back");
+    });
+}
+
+#[test]
+fn a_critical_xid_wakes_those_who_listen() {
+    let xids = |list: &str| device(300).replace(r#""name""#, &format!(r#""xid_errors": {list}, "name""#));
+    with_state(&xids("[13]"), |nvml, replace| {
+        let device = nvml.device_by_index(0).unwrap();
+        assert_eq!(device.supported_event_types().unwrap(), EventTypes::CRITICAL_XID_ERROR);
+        let set = device.register_events(EventTypes::CRITICAL_XID_ERROR, nvml.create_event_set().unwrap()).unwrap();
+        assert!(matches!(set.wait(0), Err(NvmlError::Timeout)), "what happened before is not told");
+        replace(&xids("[13, 79]"));
+        let event = set.wait(5000).unwrap();
+        assert_eq!((event.device.uuid().unwrap().as_str(), event.event_type), (UUID, EventTypes::CRITICAL_XID_ERROR));
+        assert!(matches!(event.event_data, Some(XidError::Value(79))));
+        assert!(matches!(set.wait(0), Err(NvmlError::Timeout)), "and each only once");
+        set.release_events().unwrap();
+    });
+}
+
+#[test]
+fn mig_instances_have_handles_and_memory_of_their_own() {
+    let instances = r#""mig_mode": 1, "mig_devices": [
+        {"uuid": "MIG-1", "name": "Test GPU MIG 3g", "memory_total_bytes": 400, "memory_used_bytes": 100},
+        {"uuid": "MIG-2", "memory_total_bytes": 400, "memory_used_bytes": 390}]"#;
+    with_state(&device(300).replace(r#""mig_mode": 0"#, instances), |nvml, replace| {
+        let parent = nvml.device_by_index(0).unwrap();
+        assert_eq!((parent.mig_mode().unwrap().current, parent.mig_device_count().unwrap()), (1, 7));
+        let second = parent.mig_device_by_index(1).unwrap();
+        assert_eq!((second.uuid().unwrap().as_str(), second.memory_info().unwrap().used), ("MIG-2", 390));
+        assert!(second.mig_is_mig_device_handle().unwrap() && !parent.mig_is_mig_device_handle().unwrap());
+        assert_eq!(second.mig_parent_device().unwrap().uuid().unwrap(), UUID);
+        assert!(matches!(second.power_usage(), Err(NvmlError::NotSupported)), "power is the parent's");
+        assert!(matches!(parent.mig_device_by_index(2), Err(NvmlError::NotFound)));
+        replace(&device(300));
+        assert!(matches!(second.memory_info(), Err(NvmlError::NotFound)), "taken apart");
     });
 }
 

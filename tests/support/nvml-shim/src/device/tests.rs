@@ -22,5 +22,7 @@ fn every_export_has_the_signature_of_nvml_h() {
         nvmlDeviceGetName nvmlDeviceGetUUID nvmlDeviceGetSerial nvmlDeviceGetTemperature
         nvmlDeviceGetTemperatureThreshold nvmlDeviceGetFieldValues
         nvmlDeviceGetClockInfo nvmlDeviceGetMaxClockInfo nvmlDeviceGetTotalEccErrors nvmlDeviceGetComputeRunningProcesses_v3
+        nvmlDeviceGetMigDeviceHandleByIndex nvmlDeviceGetDeviceHandleFromMigDeviceHandle nvmlDeviceGetSupportedEventTypes
+        nvmlEventSetCreate nvmlDeviceRegisterEvents nvmlEventSetWait_v2 nvmlEventSetFree
     }
 }
