@@ -94,7 +94,7 @@ async fn a_recording_of_a_gpu_that_fills_and_is_lost_plays_as_that_gpu() {
     state.set_memory_used(90.0).unwrap();
     recorded(&tape, 5, |line| used(line, total / 10 * 9)).await.unwrap();
     state.set(&[]).unwrap();
-    recorded(&tape, 1, |line| line["sample_failed"].is_object()).await.unwrap();
+    recorded(&tape, 1, |line| line["samples"][0]["lost"].is_string()).await.unwrap();
     assert!(recorder.terminate(PATIENCE).await.unwrap().success(), "{}", recorder.log());
 
     let lines = lines(&tape);

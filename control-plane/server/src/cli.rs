@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Config, ConfigErrors, FileError, RawConfig};
 
+mod agent;
 mod connect;
 mod credentials;
 mod gpu;
@@ -49,6 +50,9 @@ enum Command {
                             headgate serve --config headgate.yaml    # keys are the flags: `data-dir: /var/lib/headgate`\n\n\
                             Flags win over the environment (HEADGATE_*), the environment over the file.")]
     Serve(Box<Printing<ServeArgs>>),
+    /// Stream this node's GPUs to a control plane
+    #[command(after_help = agent::EXAMPLES)]
+    Agent(Box<agent::AgentArgs>),
     /// Apply, check, read, delete and watch policies
     #[command(after_help = EXIT_CODES)]
     Policy(Printing<policy::PolicyArgs>),
@@ -159,7 +163,7 @@ impl Command {
             Self::Status(command) => command.json,
             Self::Top(command) => command.json,
             Self::Gpu(command) => command.json,
-            Self::Simulate(_) => false,
+            Self::Simulate(_) | Self::Agent(_) => false,
         };
         if is_json { Format::Json } else { Format::Text }
     }
@@ -167,6 +171,7 @@ impl Command {
     async fn run(self, format: Format) -> Result<(), CliError> {
         match self {
             Self::Serve(serve) => Ok(crate::serve::run(serve.args.config()?).await?),
+            Self::Agent(args) => agent::run(*args).await,
             Self::Policy(policy) => policy::run(policy.args, format).await,
             Self::Status(status) => status::run(status.args, format).await,
             Self::Top(top) => top::run(top.args, format).await,

@@ -6,17 +6,34 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::DeviceOrigin;
 
+mod board;
+pub mod dcgm;
 mod figures;
+mod freeze;
 mod none;
 #[cfg(feature = "nvml")]
 mod nvml;
+mod peer_clock;
+mod pool;
 mod sampler;
+mod state;
 pub mod tape;
+mod units;
+mod verdict;
+pub mod wire;
 
-pub use self::figures::{DeviceActivity, DeviceDetail, DeviceProcess, DeviceSample, DriverInfo, MAX_PROCESSES, ThrottleReasons};
+pub use self::board::{Condition, DeviceBoard, FORGET_AFTER, MAX_NODES, NodeView, TooManyNodes};
+pub use self::figures::{
+    DeviceActivity, DeviceDetail, DeviceProcess, DeviceReading, DeviceSample, DriverInfo, LostDevice, MAX_PROCESSES, ThrottleReasons,
+};
 pub use self::none::NoDevices;
-pub use self::sampler::{DeviceState, Sampler, SamplerControl, SourceState};
+pub use self::peer_clock::PeerClock;
+pub use self::pool::{DeviceView, PoolCapacity};
+pub use self::sampler::{Sampler, SamplerControl};
+pub use self::state::{DeviceState, SourceState};
 use self::tape::{Tape, TapeError, TapeSource};
+use self::verdict::is_fatal_xid;
+pub use self::verdict::{Derating, Ejection, Verdict};
 
 /// Where device samples come from. Called on a thread of its own, since a driver call may block.
 pub trait DeviceSource: Send {
@@ -29,11 +46,12 @@ pub trait DeviceSource: Send {
     /// As [`DeviceSource::sample`].
     fn driver(&mut self) -> Result<DriverInfo, SampleError>;
 
-    /// Every device now: what the control loop acts on. Called up to 50 times a second.
+    /// Every device now: what the control loop acts on. Called up to 50 times a second. A device that is lost is one reading; the
+    /// others are there.
     ///
     /// # Errors
-    /// [`SampleError`] when a device or the driver is gone; the caller asks again later.
-    fn sample(&mut self) -> Result<Vec<DeviceSample>, SampleError>;
+    /// [`SampleError`] when the driver is gone; the caller asks again later.
+    fn sample(&mut self) -> Result<Vec<DeviceReading>, SampleError>;
 
     /// Limits, health and processes of every device: called once a second. What a device does not report is `None`.
     ///
@@ -57,12 +75,18 @@ pub enum SampleError {
     /// The driver lists no device.
     #[error("the driver lists no GPU")]
     NoDevice,
-    /// A device is gone.
+    /// A device is gone, and with it the answer. Written by recorders before a lost device was a reading of its own.
     #[error("GPU {index} is lost: {problem}")]
     Lost {
         /// Its index.
         index: u32,
         /// What the driver says.
+        problem: String,
+    },
+    /// The agent that speaks for the devices says this, or is gone.
+    #[error("{problem}")]
+    Agent {
+        /// What it says.
         problem: String,
     },
     /// Telemetry is switched off.

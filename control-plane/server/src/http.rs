@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 use crate::clock::{Clock, unix_ms};
 use crate::control_loop::{ControlView, SharedLedger};
-use crate::device::DeviceState;
+use crate::device::{DeviceBoard, PoolCapacity};
 use crate::fleet::Fleet;
 use crate::status::{
     ClassStatus, EngineStatus, GpuStatus, LevelView, OverloadStatus, PoolStatus, ProxyStatus, StatusDocument, TripView, source_text,
@@ -32,7 +32,7 @@ pub struct Observatory {
     /// The books.
     pub ledger: SharedLedger,
     /// The devices.
-    pub devices: watch::Receiver<Arc<DeviceState>>,
+    pub devices: DeviceBoard,
     /// What the control loop has found.
     pub control: watch::Receiver<Arc<ControlView>>,
     /// The monotonic clock.
@@ -76,11 +76,11 @@ async fn ready(State(observatory): State<Observatory>) -> (StatusCode, &'static 
 impl Observatory {
     /// Everything, as it is now.
     pub fn status(&self) -> StatusDocument {
-        let devices = self.devices.borrow().clone();
+        let devices = self.devices.view(self.clock.now());
         let control = self.control.borrow().clone();
         StatusDocument {
             pools: self.pools(&control),
-            gpus: GpuStatus::list(&devices.devices, &devices.details),
+            gpus: GpuStatus::list(&devices),
             gpu_source: source_text(&devices),
             proxies: self.fleet.proxies().views(Instant::now()).into_iter().map(ProxyStatus::from).collect(),
         }
@@ -103,6 +103,9 @@ impl Observatory {
                 drain_rps: view.state.drain_rps,
                 proxies: load.proxies,
                 overload: OverloadStatus::of(view, load),
+                gpu_units: control.capacities.get(name).map_or(0.0, |capacity| capacity.units),
+                gpu_capacity: control.capacities.get(name).map_or(1.0, PoolCapacity::fraction),
+                gpu_problem: control.capacities.get(name).map_or_else(String::new, |capacity| capacity.because.clone()),
                 engines: control.engines.get(name).map_or_else(Vec::new, EngineStatus::list),
             }
         };

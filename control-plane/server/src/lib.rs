@@ -4,11 +4,13 @@
 //! discovery. The parts know each other only through [`fleet::Fleet`]: the store publishes policies into it, the control loop
 //! limits, the load reports what each proxy does, and the discovery service reads what each proxy should know.
 
+pub mod agent;
 pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod control_loop;
 pub mod device;
+pub mod device_reporting;
 pub mod discovery;
 pub mod document;
 pub mod engine;

@@ -14,10 +14,10 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, LogFormat};
 use crate::control_loop::{ControlLoop, ControlView, SharedLedger};
 use crate::device::tape::TapeError;
-use crate::device::{self, Sampler};
+use crate::device::{self, DeviceBoard, DeviceState, Sampler, SamplerControl};
 use crate::engine::Engines;
 use crate::fleet::Fleet;
 use crate::http::{self, Observatory};
@@ -104,7 +104,7 @@ struct Ports {
 /// # Errors
 /// [`ServeError`] when it cannot start, or when a part ends by itself.
 pub async fn run(config: Config) -> Result<(), ServeError> {
-    log::start(config.log_format);
+    start_log(config.log_format);
     let mut terminate = signal(tokio::signal::unix::SignalKind::terminate())?;
     let mut interrupt = signal(tokio::signal::unix::SignalKind::interrupt())?;
     let mut running = start(config).await?;
@@ -115,6 +115,11 @@ pub async fn run(config: Config) -> Result<(), ServeError> {
     };
     running.stop().await;
     outcome
+}
+
+/// Starts the log on stderr.
+pub fn start_log(format: LogFormat) {
+    log::start(format);
 }
 
 /// Starts all parts; returns when both listeners are bound and the policies are open.
@@ -140,12 +145,12 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
     let store = Store::open(&config.data_dir, fleet.clone())?;
     let sampler =
         Sampler::start(device::open(&config.devices)?, clock).map_err(|source| system("start the GPU sampling thread", source))?;
+    let devices = DeviceBoard::default();
     let (view, control) = watch::channel(Arc::new(ControlView::default()));
     let control_loop = ControlLoop {
         fleet: fleet.clone(),
         ledger: ledger.clone(),
-        devices: sampler.state(),
-        sampler: sampler.control(),
+        devices: devices.clone(),
         engines: Engines::new(clock),
         freezes: std::collections::BTreeMap::new(),
         clock,
@@ -154,14 +159,16 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
     };
     let ready = Arc::new(AtomicBool::new(false));
     let observatory =
-        Observatory { fleet: fleet.clone(), ledger: ledger.clone(), devices: sampler.state(), control, clock, ready: ready.clone() };
-    let services = grpc::Services { store, fleet, ledger, clock, filter: config.filter, shutdown: shutdown.clone() };
+        Observatory { fleet: fleet.clone(), ledger: ledger.clone(), devices: devices.clone(), control, clock, ready: ready.clone() };
+    let services =
+        grpc::Services { store, fleet, ledger, devices: devices.clone(), clock, filter: config.filter, shutdown: shutdown.clone() };
     let grpc_server = services.serve(grpc_incoming)?;
 
     let mut parts = JoinSet::new();
     parts.spawn(grpc_server);
     parts.spawn(serve_http(http_incoming, observatory, shutdown.clone()));
     parts.spawn(run_control_loop(control_loop, shutdown.clone()));
+    parts.spawn(follow_sampler(sampler.state(), sampler.control(), devices, clock, shutdown.clone()));
     ready.store(true, Ordering::Release);
     if let Some(path) = &config.ports_file {
         write_ports(path, &Ports { grpc: grpc.port(), http: http.port() })?;
@@ -203,6 +210,29 @@ async fn serve_http(incoming: Incoming, observatory: Observatory, shutdown: Canc
 async fn run_control_loop(control_loop: ControlLoop, shutdown: CancellationToken) -> Result<(), ServeError> {
     control_loop.run(shutdown).await;
     Ok(())
+}
+
+/// Brings this machine's devices to the board, and the board's period to the sampler.
+async fn follow_sampler(
+    mut states: watch::Receiver<Arc<DeviceState>>,
+    sampler: SamplerControl,
+    board: DeviceBoard,
+    clock: Clock,
+    shutdown: CancellationToken,
+) -> Result<(), ServeError> {
+    let mut period = board.period();
+    states.mark_changed();
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            Ok(()) = period.changed() => sampler.set_period(*period.borrow_and_update()),
+            Ok(()) = states.changed() => {
+                let state = states.borrow_and_update().clone();
+                // This machine's own place is never one too many.
+                let _ = board.publish(clock.now(), state);
+            }
+        }
+    }
 }
 
 /// Writes the file under another name first: who waits for it never reads half of it.

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::device::{DeviceActivity, DeviceDetail, DeviceSample, DeviceState, SampleError, SourceState};
 use crate::engine::{EngineKind, EngineView, Health, PoolEngines};
 use crate::fleet::ProxyView;
 
+mod gpus;
 mod overload;
 
+pub use self::gpus::{GpuStatus, source_text};
 pub use self::overload::{BudgetStatus, ClassShed, CutOffStatus, OverloadStatus, QueueStatus, RungStatus, WorkStatus};
 
 /// The whole document.
@@ -47,6 +48,15 @@ pub struct PoolStatus {
     /// Overload control; absent when the policy has none.
     #[serde(default)]
     pub overload: Option<OverloadStatus>,
+    /// Size of the pool's GPUs, in GPU units; an A100 has 20.
+    #[serde(default)]
+    pub gpu_units: f64,
+    /// Part of it that can be trusted with work.
+    #[serde(default)]
+    pub gpu_capacity: f64,
+    /// Why that is not all; empty when it is.
+    #[serde(default)]
+    pub gpu_problem: String,
     /// The engines behind the pool, in the policy's order.
     #[serde(default)]
     pub engines: Vec<EngineStatus>,
@@ -168,29 +178,6 @@ pub struct ClassStatus {
     pub ttft_p99_ms: Option<f64>,
 }
 
-/// One GPU.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct GpuStatus {
-    /// Index by which the driver lists it.
-    pub index: u32,
-    /// Product name.
-    pub name: String,
-    /// Memory that processes use, in bytes.
-    pub memory_used_bytes: u64,
-    /// Memory that the driver keeps for itself, in bytes.
-    pub memory_reserved_bytes: u64,
-    /// Installed memory, in bytes.
-    pub memory_total_bytes: u64,
-    /// Memory in use, in percent of the total.
-    pub memory_used_percent: f64,
-    /// How hard it works.
-    #[serde(flatten)]
-    pub activity: DeviceActivity,
-    /// UUID and everything else.
-    #[serde(flatten)]
-    pub detail: DeviceDetail,
-}
-
 /// One proxy.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ProxyStatus {
@@ -228,28 +215,6 @@ pub struct RejectedStatus {
     pub version: String,
     /// What is wrong, beginning with the field's path.
     pub error: String,
-}
-
-// === impl GpuStatus ===
-
-impl GpuStatus {
-    /// Joins samples and details by UUID.
-    pub fn list(samples: &[DeviceSample], details: &[DeviceDetail]) -> Vec<Self> {
-        samples.iter().map(|sample| Self::of(sample, details.iter().find(|detail| *detail.uuid == *sample.uuid))).collect()
-    }
-
-    fn of(sample: &DeviceSample, detail: Option<&DeviceDetail>) -> Self {
-        Self {
-            index: sample.index,
-            name: sample.name.to_string(),
-            memory_used_bytes: sample.memory_used_bytes,
-            memory_reserved_bytes: sample.memory_reserved_bytes,
-            memory_total_bytes: sample.memory_total_bytes,
-            memory_used_percent: percent(sample.memory_used_bytes, sample.memory_total_bytes),
-            activity: sample.activity.clone(),
-            detail: detail.cloned().unwrap_or_else(|| DeviceDetail { uuid: sample.uuid.to_string(), ..DeviceDetail::default() }),
-        }
-    }
 }
 
 // === impl EngineStatus ===
@@ -314,27 +279,4 @@ impl From<ProxyView> for ProxyStatus {
             workers: view.workers,
         }
     }
-}
-
-/// What `gpu_source` says of a device state.
-pub fn source_text(state: &DeviceState) -> String {
-    match &state.state {
-        SourceState::Starting => format!("{}: starting", state.source),
-        SourceState::Sampling => sampling_text(state.source, state.devices.len()),
-        SourceState::Failing(error) => failing_text(error),
-    }
-}
-
-/// What `gpu_source` says while `source` gives samples.
-pub fn sampling_text(source: &str, devices: usize) -> String {
-    format!("{source}: {devices} {}", if devices == 1 { "device" } else { "devices" })
-}
-
-/// What `gpu_source` says while there are none.
-pub fn failing_text(error: &SampleError) -> String {
-    format!("no device: {error}")
-}
-
-fn percent(part: u64, whole: u64) -> f64 {
-    if whole == 0 { 0.0 } else { 100.0 * part as f64 / whole as f64 }
 }

@@ -40,6 +40,10 @@ pub struct NvmlDevice {
     pub mem_clock_mhz: u32,
     /// `nvmlClocksEventReasons*` as a bit set.
     pub throttle_reasons: u64,
+    /// Whether it has fallen off the bus.
+    pub lost: bool,
+    /// Every critical XID since the driver was loaded.
+    pub xid_errors: Vec<u64>,
 }
 
 impl NvmlDevice {
@@ -62,6 +66,8 @@ impl NvmlDevice {
             sm_clock_max_mhz: 1980,
             mem_clock_mhz: 2619,
             throttle_reasons: 0,
+            lost: false,
+            xid_errors: Vec::new(),
         }
     }
 }

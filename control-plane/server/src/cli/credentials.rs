@@ -152,6 +152,11 @@ fn private_key(path: &Path, pem: &[u8]) -> Result<PrivateKeyDer<'static>, String
 // === impl Bearer ===
 
 impl Bearer {
+    /// The value of the call's metadata.
+    pub(super) fn value(self) -> Option<MetadataValue<Ascii>> {
+        self.0
+    }
+
     /// The header's value.
     pub(super) fn header(&self) -> Option<hyper::header::HeaderValue> {
         let mut value = hyper::header::HeaderValue::from_bytes(self.0.as_ref()?.as_bytes()).ok()?;

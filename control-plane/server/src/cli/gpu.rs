@@ -1,14 +1,16 @@
 //! `headgate gpu`: this machine's GPUs, shown or recorded.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
+use headgate_core::time::Timestamp;
 use serde::Serialize;
 
 use super::table::{Align, Table};
 use super::{CliError, Format, print, print_json};
 use crate::config::DeviceOrigin;
-use crate::device::{self, DeviceSource, SampleError, ThrottleReasons};
+use crate::device::{self, DeviceSource, DeviceState, DeviceView, NodeView, SampleError, ThrottleReasons};
 use crate::status::GpuStatus;
 
 mod record;
@@ -53,8 +55,11 @@ pub(super) async fn run(args: &GpuArgs, format: Format) -> Result<(), CliError> 
 /// No GPU is an answer.
 fn show(mut source: Box<dyn DeviceSource>, format: Format) -> Result<(), CliError> {
     let report = match ask(source.as_mut()) {
-        Ok(gpus) => Report { gpu_source: crate::status::sampling_text(source.name(), gpus.len()), gpus },
-        Err(error) => Report { gpus: Vec::new(), gpu_source: crate::status::failing_text(&error) },
+        Ok(state) => {
+            let view = DeviceView::new(Timestamp::ZERO, vec![Arc::new(NodeView::of(state))]);
+            Report { gpu_source: crate::status::source_text(&view), gpus: GpuStatus::list(&view) }
+        }
+        Err(error) => Report { gpus: Vec::new(), gpu_source: format!("no device: {error}") },
     };
     match format {
         Format::Json => print_json(&report),
@@ -63,10 +68,12 @@ fn show(mut source: Box<dyn DeviceSource>, format: Format) -> Result<(), CliErro
     }
 }
 
-fn ask(source: &mut dyn DeviceSource) -> Result<Vec<GpuStatus>, SampleError> {
-    let samples = source.sample()?;
-    let details = source.inspect()?;
-    Ok(GpuStatus::list(&samples, &details))
+fn ask(source: &mut dyn DeviceSource) -> Result<DeviceState, SampleError> {
+    let mut state = DeviceState::starting(source.name());
+    // The slow look comes first: it finds the parts of a partitioned device.
+    state.details = Arc::new(source.inspect()?);
+    state.take(Timestamp::ZERO, source.sample()?);
+    Ok(state)
 }
 
 /// The GPUs as a table; `headgate status` shows the same.
@@ -82,6 +89,7 @@ pub(super) fn table(gpus: &[GpuStatus]) -> Table {
         ("POWER", Align::Right),
         ("SM CLOCK", Align::Right),
         ("HELD DOWN BY", Align::Left),
+        ("STATE", Align::Left),
     ]);
     for gpu in gpus {
         let (activity, detail) = (&gpu.activity, &gpu.detail);
@@ -97,9 +105,19 @@ pub(super) fn table(gpus: &[GpuStatus]) -> Table {
             activity.power_milliwatts.map_or_else(|| "-".to_owned(), |power| format!("{} W", power / 1000)),
             shown(activity.sm_clock_mhz, " MHz"),
             activity.throttle_reasons.map_or_else(|| "-".to_owned(), listed),
+            state_text(gpu),
         ]);
     }
     table
+}
+
+/// The state in a word; what is wrong with the device stands above the age of its figures.
+fn state_text(gpu: &GpuStatus) -> String {
+    match gpu.verdict.as_str() {
+        "derated" => format!("derated to {:.0}%: {}", gpu.capacity * 100.0, gpu.verdict_reason),
+        "ejected" => format!("ejected: {}", gpu.verdict_reason),
+        _ => gpu.state.clone(),
+    }
 }
 
 fn listed(reasons: ThrottleReasons) -> String {

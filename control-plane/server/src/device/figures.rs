@@ -48,6 +48,38 @@ pub struct DeviceActivity {
     pub temperature_celsius: Option<u32>,
     /// Temperature of the memory, in degrees Celsius.
     pub memory_temperature_celsius: Option<u32>,
+    /// Critical XID errors since the source began to listen; `None` where nobody listens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub xid_events: Option<u64>,
+    /// Number of the last of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_xid: Option<u64>,
+    /// Number of the last one after which the device is not to be trusted until it has been reset.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fatal_xid: Option<u64>,
+}
+
+/// What a device says when it is asked: its figures, or that it is gone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum DeviceReading {
+    /// It does not answer. The other devices do.
+    Lost(LostDevice),
+    /// It answers.
+    Sample(DeviceSample),
+}
+
+/// A device that was there and does not answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LostDevice {
+    /// Index by which the driver lists or listed it.
+    pub index: u32,
+    /// Identity; empty when it was never known.
+    pub uuid: Arc<str>,
+    /// Product name; empty when it was never known.
+    pub name: Arc<str>,
+    /// What the driver says.
+    pub lost: String,
 }
 
 /// Limits, health and tenants of a device: what changes seldom.
@@ -82,8 +114,20 @@ pub struct DeviceDetail {
     pub row_remap_pending: Option<bool>,
     /// Whether a row could not be replaced: the device should be exchanged.
     pub row_remap_failed: Option<bool>,
+    /// Errors of all NVLinks of the device since the driver was loaded: flits and data whose checksum was wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nvlink_crc_errors: Option<u64>,
+    /// Transfers that the NVLinks had to repeat.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nvlink_replay_errors: Option<u64>,
+    /// Times that an NVLink had to be recovered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nvlink_recovery_errors: Option<u64>,
     /// Whether the device is partitioned by MIG.
     pub mig_enabled: Option<bool>,
+    /// UUID of the device that this MIG instance is a part of; `None` for a whole device.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mig_parent: Option<String>,
     /// Processes with a compute context.
     pub compute_processes: Option<usize>,
     /// The largest [`MAX_PROCESSES`] of them.
@@ -95,6 +139,9 @@ pub struct DeviceDetail {
 pub struct DeviceProcess {
     /// Its id in the namespace of the driver, which may be another than this program's.
     pub pid: u32,
+    /// Its name; `None` where the driver does not tell, as in a container without the host's process ids.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// Memory that it uses, in bytes; `None` where the driver does not tell, as in a container without the host's process ids.
     pub memory_used_bytes: Option<u64>,
 }
@@ -120,6 +167,18 @@ pub struct ThrottleReasons(u16);
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is no throttle reason")]
 pub struct UnknownReason(String);
+
+// === impl DeviceReading ===
+
+impl DeviceReading {
+    /// The figures, when the device answers.
+    pub fn sample(&self) -> Option<&DeviceSample> {
+        match self {
+            Self::Sample(sample) => Some(sample),
+            Self::Lost(_) => None,
+        }
+    }
+}
 
 // === impl ThrottleReasons ===
 
@@ -152,6 +211,26 @@ impl ThrottleReasons {
         (Self::HW_POWER_BRAKE_SLOWDOWN, "hw_power_brake_slowdown"),
         (Self::DISPLAY_CLOCK_SETTING, "display_clock_setting"),
     ];
+
+    /// What slows a device down because it must not go on as it does: heat, the power brake, the hardware's own protection. The power
+    /// limit is not among them: a busy device is held by it all day.
+    pub const SLOWDOWN: Self =
+        Self(Self::HW_SLOWDOWN.0 | Self::SW_THERMAL_SLOWDOWN.0 | Self::HW_THERMAL_SLOWDOWN.0 | Self::HW_POWER_BRAKE_SLOWDOWN.0);
+
+    /// The reasons as bits, in the order of the constants.
+    pub fn bits(self) -> u16 {
+        self.0
+    }
+
+    /// The reasons that `bits` stand for; bits without a name are left out.
+    pub fn from_bits(bits: u16) -> Self {
+        Self(bits & 0xff)
+    }
+
+    /// Whether any of `reasons` is among these.
+    pub fn intersects(self, reasons: Self) -> bool {
+        self.0 & reasons.0 != 0
+    }
 
     /// Whether all of `reasons` are among these.
     pub fn contains(self, reasons: Self) -> bool {

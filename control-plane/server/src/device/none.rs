@@ -1,6 +1,6 @@
 //! The source without devices: always says why.
 
-use super::{DeviceDetail, DeviceSample, DeviceSource, DriverInfo, SampleError};
+use super::{DeviceDetail, DeviceReading, DeviceSource, DriverInfo, SampleError};
 
 /// A source that never has a device.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ impl DeviceSource for NoDevices {
         Err(self.reason.clone())
     }
 
-    fn sample(&mut self) -> Result<Vec<DeviceSample>, SampleError> {
+    fn sample(&mut self) -> Result<Vec<DeviceReading>, SampleError> {
         Err(self.reason.clone())
     }
 

@@ -1,58 +1,53 @@
-//! NVML: the only file that names `nvml_wrapper`.
+//! NVML: the only module that names `nvml_wrapper`.
 //!
-//! The library is loaded at run time, so one binary runs with and without a GPU. After a failure the library is initialised anew:
-//! handles do not survive a lost device or a reloaded driver.
+//! The library is loaded at run time, so one binary runs with and without a GPU. A device that does not answer is lost, and the others
+//! go on. Handles do not survive a lost device or a reloaded driver, so while one is lost the library is initialised anew every
+//! [`REOPEN_PERIOD`]: that is how its return is seen.
+//!
+//! A device that is partitioned by MIG is listed as its instances: that is where work runs, and whose memory fills.
 
-use std::cmp::Reverse;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nvml_wrapper::Device;
-use nvml_wrapper::bitmasks::device::ThrottleReasons as Bits;
-use nvml_wrapper::enum_wrappers::device::{Clock, EccCounter, MemoryError, TemperatureSensor, TemperatureThreshold};
-use nvml_wrapper::enums::device::{SampleValue, UsedGpuMemory};
 use nvml_wrapper::error::NvmlError;
-use nvml_wrapper::struct_wrappers::device::ProcessInfo;
-use nvml_wrapper::structs::device::FieldId;
-use nvml_wrapper::sys_exports::field_id;
 
-use super::{
-    DeviceActivity, DeviceDetail, DeviceProcess, DeviceSample, DeviceSource, DriverInfo, MAX_PROCESSES, SampleError, ThrottleReasons,
-};
+use self::ask::Identity;
+use self::xid::{XidLog, XidWatch};
+use super::{DeviceDetail, DeviceReading, DeviceSource, DriverInfo, LostDevice, SampleError};
+
+mod ask;
+mod xid;
 
 /// Soname of the driver's library; the name without version belongs to the development package, which need not be there.
 const DRIVER_LIBRARY: &str = "libnvidia-ml.so.1";
-
-/// `NVML_DEVICE_MIG_ENABLE` of nvml.h.
-const MIG_ENABLED: u32 = 1;
-
-/// Rows replaced for correctable and for uncorrectable errors, whether one waits for a reset, whether one could not be replaced.
-const ROW_REMAP_FIELDS: [u32; 4] = [
-    field_id::NVML_FI_DEV_REMAPPED_COR,
-    field_id::NVML_FI_DEV_REMAPPED_UNC,
-    field_id::NVML_FI_DEV_REMAPPED_PENDING,
-    field_id::NVML_FI_DEV_REMAPPED_FAILURE,
-];
+/// Time between two attempts to find a lost device again.
+const REOPEN_PERIOD: Duration = Duration::from_secs(2);
 
 /// NVML as a device source.
 pub(super) struct Nvml {
     library: PathBuf,
     session: Option<Session>,
+    /// Every device that was ever there, by index: a lost one cannot say who it is.
+    known: Vec<LostDevice>,
+    xids: XidLog,
+    reopen_at: Instant,
 }
 
 /// The loaded library and the devices that it listed when it was loaded.
 struct Session {
     nvml: nvml_wrapper::Nvml,
-    devices: Vec<Identity>,
+    devices: Vec<Slot>,
+    watch: XidWatch,
+    xids: XidLog,
 }
 
-/// What does not change while the library is loaded.
-struct Identity {
-    uuid: Arc<str>,
-    name: Arc<str>,
-    /// Highest clocks and thresholds; all else is `None`. Asked once: on an H200 (driver 580) a highest clock takes 1.7 ms, a hundred
-    /// times as long as a figure that changes.
-    bounds: DeviceDetail,
+/// One place in the driver's list.
+enum Slot {
+    /// A device, and its MIG instances by their index; none when it is whole.
+    Here { identity: Box<Identity>, instances: Vec<(u32, Identity)> },
+    /// Nobody answers there.
+    Lost(LostDevice),
 }
 
 // === impl Nvml ===
@@ -60,18 +55,28 @@ struct Identity {
 impl Nvml {
     /// NVML from `library`, or from the driver's. Nothing is loaded before the first sample.
     pub(super) fn new(library: Option<PathBuf>) -> Self {
-        Self { library: library.unwrap_or_else(|| PathBuf::from(DRIVER_LIBRARY)), session: None }
+        let library = library.unwrap_or_else(|| PathBuf::from(DRIVER_LIBRARY));
+        Self { library, session: None, known: Vec::new(), xids: XidLog::default(), reopen_at: Instant::now() }
     }
 
-    /// Runs `ask` in the session, opened if there is none; an error closes it.
-    fn ask<T>(&mut self, ask: impl FnOnce(&Session) -> Result<T, SampleError>) -> Result<T, SampleError> {
+    /// The session, opened if there is none.
+    fn session(&mut self) -> Result<&mut Session, SampleError> {
         let session = match self.session.take() {
             Some(session) => session,
-            None => Session::open(&self.library)?,
+            None => Session::open(&self.library, &mut self.known, &self.xids)?,
         };
-        let answer = ask(&session)?;
-        self.session = Some(session);
-        Ok(answer)
+        Ok(self.session.insert(session))
+    }
+
+    /// While a device is lost the library is opened anew now and then.
+    fn look_for_lost(&mut self, readings: &[DeviceReading]) {
+        let now = Instant::now();
+        if readings.iter().all(|reading| reading.sample().is_some()) {
+            self.reopen_at = now;
+        } else if now >= self.reopen_at {
+            self.reopen_at = now + REOPEN_PERIOD;
+            self.session = None;
+        }
     }
 }
 
@@ -81,31 +86,35 @@ impl DeviceSource for Nvml {
     }
 
     fn driver(&mut self) -> Result<DriverInfo, SampleError> {
-        self.ask(|session| Ok(session.driver()))
+        Ok(self.session()?.driver())
     }
 
-    fn sample(&mut self) -> Result<Vec<DeviceSample>, SampleError> {
-        self.ask(Session::sample)
+    fn sample(&mut self) -> Result<Vec<DeviceReading>, SampleError> {
+        let readings = self.session()?.sample();
+        self.look_for_lost(&readings);
+        Ok(readings)
     }
 
     fn inspect(&mut self) -> Result<Vec<DeviceDetail>, SampleError> {
-        self.ask(Session::inspect)
+        Ok(self.session()?.inspect())
     }
 }
 
 // === impl Session ===
 
 impl Session {
-    fn open(library: &std::path::Path) -> Result<Self, SampleError> {
+    fn open(library: &Path, known: &mut Vec<LostDevice>, xids: &XidLog) -> Result<Self, SampleError> {
         let failed = |error: NvmlError| SampleError::Library { library: library.display().to_string(), problem: error.to_string() };
         let nvml = nvml_wrapper::Nvml::builder().lib_path(library.as_os_str()).init().map_err(failed)?;
         let count = nvml.device_count().map_err(failed)?;
-        let mut devices = Vec::new();
-        for index in 0..count {
-            let device = nvml.device_by_index(index).map_err(|error| lost(index, &error))?;
-            devices.push(Identity::of(&device, index)?);
+        for index in (0..count).skip(known.len()) {
+            known.push(LostDevice { index, ..LostDevice::default() });
         }
-        if devices.is_empty() { Err(SampleError::NoDevice) } else { Ok(Self { nvml, devices }) }
+        if known.is_empty() {
+            return Err(SampleError::NoDevice);
+        }
+        let devices = known.iter_mut().map(|known| Slot::open(&nvml, known, xids)).collect();
+        Ok(Self { nvml, devices, watch: XidWatch::start(library.to_owned(), xids.clone()), xids: xids.clone() })
     }
 
     fn driver(&self) -> DriverInfo {
@@ -116,139 +125,105 @@ impl Session {
         }
     }
 
-    fn sample(&self) -> Result<Vec<DeviceSample>, SampleError> {
-        self.each(sample)
+    fn sample(&self) -> Vec<DeviceReading> {
+        let mut readings = Vec::with_capacity(self.devices.len());
+        for (index, slot) in (0_u32..).zip(&self.devices) {
+            match slot {
+                Slot::Lost(lost) => readings.push(DeviceReading::Lost(lost.clone())),
+                Slot::Here { identity, instances } => {
+                    let before = readings.len();
+                    if let Err(error) = self.sample_one(index, identity, instances, &mut readings) {
+                        readings.truncate(before);
+                        readings.push(DeviceReading::Lost(lost(index, identity, &error)));
+                    }
+                }
+            }
+        }
+        readings
     }
 
-    fn inspect(&self) -> Result<Vec<DeviceDetail>, SampleError> {
-        self.each(|device, _, identity| Ok(detail(device, identity)))
+    fn sample_one(
+        &self,
+        index: u32,
+        identity: &Identity,
+        instances: &[(u32, Identity)],
+        readings: &mut Vec<DeviceReading>,
+    ) -> Result<(), NvmlError> {
+        let device = self.nvml.device_by_index(index)?;
+        let activity = ask::activity(&device, self.watch.listens().then(|| self.xids.of(&identity.uuid)));
+        if instances.is_empty() {
+            readings.push(DeviceReading::Sample(ask::sample(&device, index, identity, activity)?));
+            return Ok(());
+        }
+        for (number, identity) in instances {
+            // An instance that has just been taken apart is no lost device; the next look at the rest forgets it.
+            let Ok(instance) = device.mig_device_by_index(*number) else { continue };
+            readings.push(DeviceReading::Sample(ask::sample(&instance, index, identity, activity.clone())?));
+        }
+        Ok(())
     }
 
-    /// Asks every device; one that cannot be found is lost.
-    fn each<T>(&self, ask: impl Fn(&Device<'_>, u32, &Identity) -> Result<T, SampleError>) -> Result<Vec<T>, SampleError> {
-        let devices = (0_u32..).zip(&self.devices);
-        let asked = devices.map(|(index, identity)| {
-            let device = self.nvml.device_by_index(index).map_err(|error| lost(index, &error))?;
-            ask(&device, index, identity)
-        });
-        asked.collect()
-    }
-}
-
-// === impl Identity ===
-
-impl Identity {
-    fn of(device: &Device<'_>, index: u32) -> Result<Self, SampleError> {
-        let threshold = |threshold| device.temperature_threshold(threshold).ok();
-        let uuid = device.uuid().map_err(|error| lost(index, &error))?;
-        let bounds = DeviceDetail {
-            uuid: uuid.clone(),
-            sm_clock_max_mhz: device.max_clock_info(Clock::SM).ok(),
-            memory_clock_max_mhz: device.max_clock_info(Clock::Memory).ok(),
-            temperature_max_celsius: threshold(TemperatureThreshold::GpuMax),
-            temperature_slowdown_celsius: threshold(TemperatureThreshold::Slowdown),
-            temperature_shutdown_celsius: threshold(TemperatureThreshold::Shutdown),
-            memory_temperature_max_celsius: threshold(TemperatureThreshold::MemoryMax),
-            ..DeviceDetail::default()
-        };
-        let name = device.name().unwrap_or_else(|_| "unnamed".to_owned());
-        Ok(Self { uuid: uuid.into(), name: name.into(), bounds })
-    }
-}
-
-/// Memory is what the limits stand on: a device that does not tell it is lost. All else may be missing.
-fn sample(device: &Device<'_>, index: u32, identity: &Identity) -> Result<DeviceSample, SampleError> {
-    let memory = device.memory_info().map_err(|error| lost(index, &error))?;
-    Ok(DeviceSample {
-        index,
-        uuid: identity.uuid.clone(),
-        name: identity.name.clone(),
-        memory_used_bytes: memory.used,
-        memory_reserved_bytes: memory.reserved,
-        memory_total_bytes: memory.total,
-        activity: activity(device),
-    })
-}
-
-fn activity(device: &Device<'_>) -> DeviceActivity {
-    let active = device.utilization_rates().ok();
-    let [memory_temperature] = fields(device, [field_id::NVML_FI_DEV_MEMORY_TEMP]);
-    DeviceActivity {
-        kernel_active_percent: active.as_ref().map(|active| active.gpu),
-        memory_active_percent: active.as_ref().map(|active| active.memory),
-        sm_clock_mhz: device.clock_info(Clock::SM).ok(),
-        memory_clock_mhz: device.clock_info(Clock::Memory).ok(),
-        throttle_reasons: device.current_throttle_reasons().ok().map(throttle_reasons),
-        power_milliwatts: device.power_usage().ok(),
-        temperature_celsius: device.temperature(TemperatureSensor::Gpu).ok(),
-        // A device whose memory has no sensor reports 0.
-        memory_temperature_celsius: memory_temperature.and_then(|celsius| u32::try_from(celsius).ok()).filter(|celsius| *celsius > 0),
+    /// The details of what answers; looks for new MIG instances too.
+    fn inspect(&mut self) -> Vec<DeviceDetail> {
+        let mut details = Vec::with_capacity(self.devices.len());
+        for (index, slot) in (0_u32..).zip(&mut self.devices) {
+            let Slot::Here { identity, instances } = slot else { continue };
+            let Ok(device) = self.nvml.device_by_index(index) else { continue };
+            let detail = ask::detail(&self.nvml, &device, identity);
+            *instances = if detail.mig_enabled == Some(true) { mig_instances(&device, identity) } else { Vec::new() };
+            if instances.is_empty() {
+                details.push(detail);
+                continue;
+            }
+            for (number, identity) in instances {
+                if let Ok(instance) = device.mig_device_by_index(*number) {
+                    details.push(of_part(&detail, ask::detail(&self.nvml, &instance, identity)));
+                }
+            }
+        }
+        details
     }
 }
 
-fn detail(device: &Device<'_>, identity: &Identity) -> DeviceDetail {
-    let ecc = |error| device.total_ecc_errors(error, EccCounter::Volatile).ok();
-    let [correctable, uncorrectable, pending, failed] = fields(device, ROW_REMAP_FIELDS);
-    let processes = device.running_compute_processes().ok();
-    DeviceDetail {
-        power_limit_milliwatts: device.enforced_power_limit().ok(),
-        ecc_corrected: ecc(MemoryError::Corrected),
-        ecc_uncorrected: ecc(MemoryError::Uncorrected),
-        rows_remapped_correctable: correctable,
-        rows_remapped_uncorrectable: uncorrectable,
-        row_remap_pending: pending.map(|pending| pending != 0),
-        row_remap_failed: failed.map(|failed| failed != 0),
-        mig_enabled: device.mig_mode().ok().map(|mode| mode.current == MIG_ENABLED),
-        compute_processes: processes.as_ref().map(Vec::len),
-        processes: processes.map(largest),
-        ..identity.bounds.clone()
+/// The health of a device is that of its parts; who they are and what runs there is their own.
+fn of_part(whole: &DeviceDetail, part: DeviceDetail) -> DeviceDetail {
+    let DeviceDetail { uuid, mig_parent, processes, compute_processes, .. } = part;
+    DeviceDetail { uuid, mig_parent, processes, compute_processes, ..whole.clone() }
+}
+
+fn mig_instances(device: &Device<'_>, parent: &Identity) -> Vec<(u32, Identity)> {
+    let most = device.mig_device_count().unwrap_or(0);
+    let instance = |number| Some((number, Identity::of_instance(&device.mig_device_by_index(number).ok()?, parent).ok()?));
+    (0..most).filter_map(instance).collect()
+}
+
+// === impl Slot ===
+
+impl Slot {
+    /// Who answers in the place of `known`, which is brought up to date.
+    fn open(nvml: &nvml_wrapper::Nvml, known: &mut LostDevice, xids: &XidLog) -> Self {
+        let index = known.index;
+        let found = nvml.device_by_index(index).and_then(|device| Ok((Identity::of(&device)?, device)));
+        match found {
+            Ok((identity, device)) => {
+                let was_lost = !known.lost.is_empty();
+                *known = LostDevice { index, uuid: identity.uuid.clone(), name: identity.name.clone(), lost: String::new() };
+                if was_lost {
+                    xids.trust(&identity.uuid);
+                }
+                let instances = if ask::mig_enabled(&device) == Some(true) { mig_instances(&device, &identity) } else { Vec::new() };
+                Self::Here { identity: Box::new(identity), instances }
+            }
+            Err(error) => {
+                known.lost = error.to_string();
+                Self::Lost(known.clone())
+            }
+        }
     }
 }
 
-/// The values of fields, of which each may be missing, in one call.
-fn fields<const N: usize>(device: &Device<'_>, ids: [u32; N]) -> [Option<u64>; N] {
-    let values = device.field_values_for(&ids.map(FieldId)).unwrap_or_default();
-    let mut values = values.into_iter().map(|value| match value.ok()?.value.ok()? {
-        SampleValue::U32(value) => Some(u64::from(value)),
-        SampleValue::U64(value) => Some(value),
-        SampleValue::I64(value) => u64::try_from(value).ok(),
-        SampleValue::F64(_) => None,
-    });
-    ids.map(|_| values.next().flatten())
-}
-
-fn largest(processes: Vec<ProcessInfo>) -> Vec<DeviceProcess> {
-    let memory = |used| match used {
-        UsedGpuMemory::Used(bytes) => Some(bytes),
-        UsedGpuMemory::Unavailable => None,
-    };
-    let mut processes: Vec<DeviceProcess> = processes
-        .into_iter()
-        .map(|process| DeviceProcess { pid: process.pid, memory_used_bytes: memory(process.used_gpu_memory) })
-        .collect();
-    processes.sort_by_key(|process| (Reverse(process.memory_used_bytes), process.pid));
-    processes.truncate(MAX_PROCESSES);
-    processes
-}
-
-/// NVML's bits in our names. Bits that a newer driver adds are left out.
-fn throttle_reasons(reasons: Bits) -> ThrottleReasons {
-    const NAMES: [(Bits, ThrottleReasons); 8] = [
-        (Bits::APPLICATIONS_CLOCKS_SETTING, ThrottleReasons::APPLICATIONS_CLOCKS_SETTING),
-        (Bits::SW_POWER_CAP, ThrottleReasons::SW_POWER_CAP),
-        (Bits::HW_SLOWDOWN, ThrottleReasons::HW_SLOWDOWN),
-        (Bits::SYNC_BOOST, ThrottleReasons::SYNC_BOOST),
-        (Bits::SW_THERMAL_SLOWDOWN, ThrottleReasons::SW_THERMAL_SLOWDOWN),
-        (Bits::HW_THERMAL_SLOWDOWN, ThrottleReasons::HW_THERMAL_SLOWDOWN),
-        (Bits::HW_POWER_BRAKE_SLOWDOWN, ThrottleReasons::HW_POWER_BRAKE_SLOWDOWN),
-        (Bits::DISPLAY_CLOCK_SETTING, ThrottleReasons::DISPLAY_CLOCK_SETTING),
-    ];
-    let ours = NAMES.iter().filter(|(theirs, _)| reasons.contains(*theirs)).map(|(_, ours)| *ours);
-    ours.fold(ThrottleReasons::default(), ThrottleReasons::with)
-}
-
-fn lost(index: u32, error: &NvmlError) -> SampleError {
-    SampleError::Lost { index, problem: error.to_string() }
+fn lost(index: u32, identity: &Identity, error: &NvmlError) -> LostDevice {
+    LostDevice { index, uuid: identity.uuid.clone(), name: identity.name.clone(), lost: error.to_string() }
 }
 
 #[cfg(test)]
@@ -260,11 +235,5 @@ mod tests {
         let mut source = Nvml::new(Some(PathBuf::from("/nowhere/libnvidia-ml.so")));
         let error = source.sample().unwrap_err();
         assert!(matches!(&error, SampleError::Library { library, .. } if library == "/nowhere/libnvidia-ml.so"), "{error}");
-    }
-
-    #[test]
-    fn idleness_is_no_throttle_reason() {
-        assert_eq!(throttle_reasons(Bits::GPU_IDLE), ThrottleReasons::default());
-        assert_eq!(throttle_reasons(Bits::SW_POWER_CAP | Bits::GPU_IDLE), ThrottleReasons::SW_POWER_CAP);
     }
 }

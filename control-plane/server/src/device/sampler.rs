@@ -6,10 +6,9 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use headgate_core::time::Timestamp;
 use tokio::sync::watch;
 
-use super::{DEFAULT_PERIOD, DeviceDetail, DeviceSample, DeviceSource, MIN_PERIOD, SampleError};
+use super::{DEFAULT_PERIOD, DeviceSource, DeviceState, LostDevice, MIN_PERIOD, SampleError, SourceState};
 use crate::clock::Clock;
 
 /// First wait after a failure; it doubles up to [`MAX_BACKOFF`].
@@ -18,32 +17,6 @@ const MIN_BACKOFF: Duration = Duration::from_millis(250);
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
 /// Period of the slow figures.
 const DETAIL_PERIOD: Duration = Duration::from_secs(1);
-
-/// What is known of the devices.
-#[derive(Clone, Debug, PartialEq)]
-pub struct DeviceState {
-    /// Name of the source.
-    pub source: &'static str,
-    /// How the source is doing.
-    pub state: SourceState,
-    /// Time of the samples; `None` before the first.
-    pub sampled_at: Option<Timestamp>,
-    /// Last good samples, by index. They stay after a failure and age.
-    pub devices: Vec<DeviceSample>,
-    /// Last details, in the order of the devices.
-    pub details: Vec<DeviceDetail>,
-}
-
-/// How the source is doing.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SourceState {
-    /// Not asked yet.
-    Starting,
-    /// The last answer was good.
-    Sampling,
-    /// The last answer was an error; it is asked again.
-    Failing(SampleError),
-}
 
 /// Handle to the sampling thread; dropping it ends the thread.
 #[derive(Debug)]
@@ -74,9 +47,7 @@ impl Sampler {
     /// When the system gives no thread.
     pub fn start(source: Box<dyn DeviceSource>, clock: Clock) -> io::Result<Self> {
         let (orders, inbox) = mpsc::channel();
-        let initial =
-            DeviceState { source: source.name(), state: SourceState::Starting, sampled_at: None, devices: Vec::new(), details: Vec::new() };
-        let (publish, state) = watch::channel(Arc::new(initial));
+        let (publish, state) = watch::channel(Arc::new(DeviceState::starting(source.name())));
         let task = Task { source, clock, publish, backoff: MIN_BACKOFF, detail_due: Instant::now() };
         let thread = std::thread::Builder::new().name("gpu-sampler".to_owned()).spawn(move || task.run(&inbox))?;
         Ok(Self { state, orders, thread: Some(thread) })
@@ -145,20 +116,21 @@ impl Task {
     fn ask(&mut self) -> Option<Duration> {
         let at = self.clock.now();
         let mut state = DeviceState::clone(&self.publish.borrow());
-        let failure = match self.source.sample().and_then(|devices| self.inspect(&mut state).map(|()| devices)) {
-            Ok(devices) => {
-                if state.state != SourceState::Sampling {
-                    tracing::info!(source = state.source, devices = devices.len(), "GPU telemetry is there");
+        let failure = match self.source.sample().and_then(|readings| self.inspect(&mut state).map(|()| readings)) {
+            Ok(readings) => {
+                let before = std::mem::replace(&mut state.state, SourceState::Sampling);
+                let lost_before = std::mem::take(&mut state.lost);
+                state.take(at, readings);
+                if before != SourceState::Sampling {
+                    tracing::info!(source = %state.source, devices = state.devices.len(), "GPU telemetry is there");
                 }
+                say_changes(&lost_before, &state.lost);
                 self.backoff = MIN_BACKOFF;
-                state.state = SourceState::Sampling;
-                state.sampled_at = Some(at);
-                state.devices = devices;
                 None
             }
             Err(error) => {
                 if !matches!(&state.state, SourceState::Failing(before) if *before == error) {
-                    tracing::warn!(source = state.source, %error, "no GPU telemetry");
+                    tracing::warn!(source = %state.source, %error, "no GPU telemetry");
                 }
                 state.state = SourceState::Failing(error);
                 let wait = self.backoff;
@@ -173,17 +145,28 @@ impl Task {
     fn inspect(&mut self, state: &mut DeviceState) -> Result<(), SampleError> {
         let now = Instant::now();
         if now >= self.detail_due {
-            state.details = self.source.inspect()?;
+            state.details = Arc::new(self.source.inspect()?);
             self.detail_due = now + DETAIL_PERIOD;
         }
         Ok(())
     }
 }
 
+/// Says once which devices are lost and which have come back.
+fn say_changes(before: &[LostDevice], now: &[LostDevice]) {
+    let among = |device: &LostDevice, others: &[LostDevice]| others.iter().any(|other| other.index == device.index);
+    for device in now.iter().filter(|device| !among(device, before)) {
+        tracing::warn!(gpu = device.index, uuid = %device.uuid, problem = device.lost, "a GPU is lost");
+    }
+    for device in before.iter().filter(|device| !among(device, now)) {
+        tracing::info!(gpu = device.index, uuid = %device.uuid, "a GPU is back");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::DriverInfo;
+    use crate::device::{DeviceDetail, DeviceReading, DeviceSample, DriverInfo};
 
     /// Answers from a list, one entry a sample; waits for the test to hand out the next.
     struct Scripted {
@@ -199,9 +182,13 @@ mod tests {
             Ok(DriverInfo::default())
         }
 
-        fn sample(&mut self) -> Result<Vec<DeviceSample>, SampleError> {
+        fn sample(&mut self) -> Result<Vec<DeviceReading>, SampleError> {
             let used = self.answers.recv().unwrap_or(Err(SampleError::Off))?;
-            Ok(vec![DeviceSample { uuid: "GPU-1".into(), memory_used_bytes: used, memory_total_bytes: 100, ..DeviceSample::default() }])
+            let sample = DeviceSample { uuid: "GPU-1".into(), memory_used_bytes: used, memory_total_bytes: 100, ..DeviceSample::default() };
+            let lost = LostDevice { index: 1, lost: "fell off the bus".to_owned(), ..LostDevice::default() };
+            let second =
+                if used == 45 { DeviceReading::Lost(lost) } else { DeviceReading::Sample(DeviceSample { index: 1, ..sample.clone() }) };
+            Ok(vec![DeviceReading::Sample(sample), second])
         }
 
         fn inspect(&mut self) -> Result<Vec<DeviceDetail>, SampleError> {
@@ -210,7 +197,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_lost_device_is_a_state_and_its_return_is_seen() {
+    async fn one_lost_device_takes_no_other_with_it() {
+        let (script, answers) = mpsc::channel();
+        let sampler = Sampler::start(Box::new(Scripted { answers }), Clock::start()).unwrap();
+        let mut state = sampler.state();
+        for (used, devices, lost) in [(40, 2, 0), (45, 1, 1), (50, 2, 0)] {
+            script.send(Ok(used)).unwrap();
+            let seen = state.wait_for(|state| state.devices.first().is_some_and(|device| device.memory_used_bytes == used)).await.unwrap();
+            assert_eq!((&seen.state, seen.devices.len(), seen.lost.len()), (&SourceState::Sampling, devices, lost));
+        }
+        assert_eq!(state.borrow().epoch, 3);
+    }
+
+    #[tokio::test]
+    async fn a_lost_driver_is_a_state_and_its_return_is_seen() {
         let (script, answers) = mpsc::channel();
         let sampler = Sampler::start(Box::new(Scripted { answers }), Clock::start()).unwrap();
         let mut state = sampler.state();

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{DeviceDetail, DeviceSample, DriverInfo, SampleError};
+use super::{DeviceDetail, DeviceReading, DriverInfo, SampleError};
 
 mod record;
 mod replay;
@@ -80,7 +80,7 @@ pub struct Call {
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
     /// To `sample`.
-    Samples(Vec<DeviceSample>),
+    Samples(Vec<DeviceReading>),
     /// To `inspect`.
     Details(Vec<DeviceDetail>),
     /// To `sample`: it could not.
@@ -93,7 +93,7 @@ pub enum Answer {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tape {
     header: Header,
-    samples: Track<Vec<DeviceSample>>,
+    samples: Track<Vec<DeviceReading>>,
     details: Track<Vec<DeviceDetail>>,
     length: Duration,
 }
@@ -197,7 +197,7 @@ impl Tape {
     }
 
     /// The answers to `sample`, in the order of time.
-    pub fn samples(&self) -> &[Moment<Vec<DeviceSample>>] {
+    pub fn samples(&self) -> &[Moment<Vec<DeviceReading>>] {
         &self.samples.0
     }
 

@@ -12,14 +12,15 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use super::Observatory;
-use crate::device::SourceState;
 use crate::fleet::PolicyReach;
 use crate::status::{ClassStatus, LevelView, PoolStatus, StatusDocument};
 
 mod engines;
+mod gpus;
 mod overload;
 
 /// Type of the text.
@@ -39,6 +40,8 @@ struct Scrape {
     step_seconds: f64,
     steps: u64,
     gpu_telemetry_up: bool,
+    gpu_ages: Histogram,
+    gpu_report_bytes: u64,
     ready: bool,
 }
 
@@ -68,7 +71,9 @@ impl Scrape {
             unreadable_reports: ledger.unreadable(),
             step_seconds: control.step.as_secs_f64(),
             steps: control.steps,
-            gpu_telemetry_up: observatory.devices.borrow().state == SourceState::Sampling,
+            gpu_telemetry_up: observatory.devices.view(observatory.clock.now()).is_up(),
+            gpu_ages: observatory.devices.ages(),
+            gpu_report_bytes: observatory.devices.report_bytes(),
             ready: observatory.ready.load(Ordering::Acquire),
         }
     }
@@ -144,26 +149,6 @@ impl Scrape {
         out.gauges("headgate_limits_epoch", "Epoch of the newest pushed limits", pools().map(|pool| (of(pool), pool.epoch as f64)))
     }
 
-    fn encode_gpus(&self, out: &mut Out<'_>) -> fmt::Result {
-        let rows = |value: fn(&crate::status::GpuStatus) -> Option<f64>| {
-            let labels = |gpu: &crate::status::GpuStatus| vec![("gpu", gpu.index.to_string()), ("uuid", gpu.detail.uuid.clone())];
-            self.status.gpus.iter().filter_map(move |gpu| value(gpu).map(|value| (labels(gpu), value)))
-        };
-        out.gauges("headgate_gpu_memory_used_bytes", "Used GPU memory", rows(|gpu| Some(gpu.memory_used_bytes as f64)))?;
-        out.gauges("headgate_gpu_memory_total_bytes", "Installed GPU memory", rows(|gpu| Some(gpu.memory_total_bytes as f64)))?;
-        let active = rows(|gpu| gpu.activity.kernel_active_percent.map(|percent| f64::from(percent) / 100.0));
-        out.gauges("headgate_gpu_kernel_active_ratio", "Time in which at least one kernel ran", active)?;
-        let temperature = rows(|gpu| gpu.activity.temperature_celsius.map(f64::from));
-        out.gauges("headgate_gpu_temperature_celsius", "Temperature of the chip", temperature)?;
-        let power = rows(|gpu| gpu.activity.power_milliwatts.map(|power| f64::from(power) / 1000.0));
-        out.gauges("headgate_gpu_power_watts", "Power drawn", power)?;
-        let ecc = self.status.gpus.iter().filter_map(|gpu| {
-            gpu.detail.ecc_uncorrected.map(|count| (vec![("gpu", gpu.index.to_string()), ("uuid", gpu.detail.uuid.clone())], count))
-        });
-        out.counters("headgate_gpu_ecc_uncorrected_errors", "Uncorrected ECC errors since the driver was loaded", ecc)?;
-        out.gauge("headgate_gpu_telemetry_up", "Whether the last GPU sample was good", f64::from(u8::from(self.gpu_telemetry_up)))
-    }
-
     fn encode_fleet(&self, out: &mut Out<'_>) -> fmt::Result {
         out.gauge("headgate_proxies", "Proxies that report", self.status.proxies.len() as f64)?;
         let reach = self.policies.iter().flat_map(|(name, reach)| {
@@ -200,7 +185,9 @@ impl Collector for Scrape {
         self.encode_pools(&mut out)?;
         overload::encode(&self.status.pools, &mut out)?;
         engines::encode(&self.status.pools, &mut out)?;
-        self.encode_gpus(&mut out)?;
+        gpus::encode(&self.status, self.gpu_telemetry_up, &mut out)?;
+        out.histogram("headgate_gpu_sample_age_seconds", "Age of a sample when it first reached a decision", &self.gpu_ages)?;
+        out.counters("headgate_gpu_report_bytes", "Bytes that agents have sent", [(Labels::new(), self.gpu_report_bytes)].into_iter())?;
         self.encode_fleet(&mut out)
     }
 }
@@ -225,6 +212,10 @@ impl Out<'_> {
             ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
         }
         Ok(())
+    }
+
+    fn histogram(&mut self, name: &str, help: &str, histogram: &Histogram) -> fmt::Result {
+        histogram.encode(self.encoder.encode_descriptor(name, help, None, MetricType::Histogram)?)
     }
 
     fn counters(&mut self, name: &str, help: &str, rows: impl Iterator<Item = (Labels, u64)>) -> fmt::Result {

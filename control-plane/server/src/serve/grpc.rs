@@ -5,6 +5,7 @@ use std::time::Duration;
 use headgate_protos::FILE_DESCRIPTOR_SET;
 use headgate_protos::discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 use headgate_protos::extension::extension_config_discovery_service_server::ExtensionConfigDiscoveryServiceServer;
+use headgate_protos::v1::device_reporting_server::DeviceReportingServer;
 use headgate_protos::v1::load_reporting_server::LoadReportingServer;
 use headgate_protos::v1::policy_service_server::PolicyServiceServer;
 use tokio_util::sync::CancellationToken;
@@ -15,6 +16,8 @@ use super::ServeError;
 use crate::clock::Clock;
 use crate::config::FilterDelivery;
 use crate::control_loop::SharedLedger;
+use crate::device::DeviceBoard;
+use crate::device_reporting::DeviceReports;
 use crate::discovery::Discovery;
 use crate::fleet::Fleet;
 use crate::identity::listener::Incoming;
@@ -31,6 +34,7 @@ pub(super) struct Services {
     pub(super) store: Store,
     pub(super) fleet: Fleet,
     pub(super) ledger: SharedLedger,
+    pub(super) devices: DeviceBoard,
     pub(super) clock: Clock,
     pub(super) filter: FilterDelivery,
     pub(super) shutdown: CancellationToken,
@@ -49,6 +53,7 @@ impl Services {
         let (health, health_service) = tonic_health::server::health_reporter();
         let shutdown = self.shutdown.clone();
         let reports = LoadReports::new(self.fleet.clone(), self.ledger, self.clock, self.shutdown.clone());
+        let devices = DeviceReports::new(self.devices, self.clock, self.shutdown.clone());
         let discovery = Discovery::new(self.fleet.clone(), self.filter, self.shutdown.clone());
         let policies = PolicyServer::new(self.store, self.fleet, self.shutdown);
         let server = Server::builder()
@@ -57,6 +62,7 @@ impl Services {
             .add_service(health_service)
             .add_service(reflection)
             .add_service(LoadReportingServer::new(reports))
+            .add_service(DeviceReportingServer::new(devices))
             .add_service(PolicyServiceServer::new(policies))
             .add_service(AggregatedDiscoveryServiceServer::new(discovery.clone()))
             .add_service(ExtensionConfigDiscoveryServiceServer::new(discovery));

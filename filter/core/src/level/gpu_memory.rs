@@ -50,13 +50,13 @@ impl GpuMemoryLevel {
         let trip = if config.enabled { Trip::new(hysteresis) } else { Trip::disabled(hysteresis) };
         let mut gauge = Gauge::new(LevelKind::GpuMemory, trip);
         gauge.threshold = config.trip_percent;
-        Self { trip_percent: config.trip_percent, stale_after: stale_after(config), gauge }
+        Self { trip_percent: config.trip_percent, stale_after: config.stale_after(), gauge }
     }
 
     /// Takes over a changed policy and keeps state and sample.
     pub fn set_config(&mut self, config: &GpuMemoryConfig, hysteresis: &HysteresisConfig) {
         self.trip_percent = config.trip_percent;
-        self.stale_after = stale_after(config);
+        self.stale_after = config.stale_after();
         self.gauge.threshold = config.trip_percent;
         self.gauge.trip.set_hysteresis(hysteresis);
         if config.enabled {
@@ -88,8 +88,12 @@ impl GpuMemoryLevel {
     }
 }
 
-fn stale_after(config: &GpuMemoryConfig) -> Duration {
-    config.sample.saturating_mul(STALE_PERIODS).max(MIN_STALE_AGE)
+impl GpuMemoryConfig {
+    /// Age at which a sample leaves the decision: three sampling periods, but not less than 250 ms.
+    #[must_use]
+    pub fn stale_after(&self) -> Duration {
+        self.sample.saturating_mul(STALE_PERIODS).max(MIN_STALE_AGE)
+    }
 }
 
 #[cfg(test)]

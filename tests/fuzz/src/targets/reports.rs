@@ -119,7 +119,7 @@ pub(super) fn run(input: &[u8]) -> u64 {
         let sum: f64 = shares.by_node.values().map(|share| share.rate).sum::<f64>() + shares.newcomer.rate;
         assert!((0.0..=1.0 + 1e-9).contains(&sum), "parts sum to {sum}");
         let loads = ledger.view(now);
-        let nothing = |_: &GpuMemoryConfig| None;
+        let nothing = |_: &str, _: &GpuMemoryConfig| None;
         let share = |_: &str| shares.clone();
         let inputs = StepInputs { loads: &loads, gpu_memory: &nothing, engines: &|_| None, shares: &share };
         if let Some(limits) = controls.step(now, &inputs).and_then(|table| table.for_node("n", "llm")) {

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use super::{Answer, Call, DeviceName, Header, MAX_TAPE_BYTES, VERSION};
 use crate::clock::unix_ms;
-use crate::device::{DeviceDetail, DeviceSample, DeviceSource, DriverInfo, SampleError};
+use crate::device::{DeviceDetail, DeviceReading, DeviceSource, DriverInfo, SampleError};
 
 /// Calls that wait for a slow disk before they are dropped: 5 s at 50 Hz.
 const WAITING_CALLS: usize = 256;
@@ -55,7 +55,13 @@ impl Header {
     /// [`SampleError`] when the source does not answer: there would be nothing to record.
     pub fn of(source: &mut dyn DeviceSource, period: Duration) -> Result<Self, SampleError> {
         let devices = source.sample()?;
-        let name = |device: DeviceSample| DeviceName { index: device.index, uuid: device.uuid.to_string(), name: device.name.to_string() };
+        let name = |device: DeviceReading| {
+            let (index, uuid, name) = match device {
+                DeviceReading::Sample(device) => (device.index, device.uuid, device.name),
+                DeviceReading::Lost(device) => (device.index, device.uuid, device.name),
+            };
+            DeviceName { index, uuid: uuid.to_string(), name: name.to_string() }
+        };
         Ok(Self {
             headgate_device_tape: VERSION,
             recorded_at_unix_ms: unix_ms(),
@@ -113,7 +119,7 @@ impl DeviceSource for Recorder {
         self.inner.driver()
     }
 
-    fn sample(&mut self) -> Result<Vec<DeviceSample>, SampleError> {
+    fn sample(&mut self) -> Result<Vec<DeviceReading>, SampleError> {
         self.tell(|source| source.sample(), Answer::Samples, Answer::SampleFailed)
     }
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{Moment, Tape, Track};
-use crate::device::{DeviceDetail, DeviceSample, DeviceSource, DriverInfo, SampleError};
+use crate::device::{DeviceDetail, DeviceReading, DeviceSource, DriverInfo, SampleError};
 
 /// Plays a tape over and over, from the first question on.
 ///
@@ -39,7 +39,7 @@ impl DeviceSource for TapeSource {
         Ok(self.tape.header().driver.clone())
     }
 
-    fn sample(&mut self) -> Result<Vec<DeviceSample>, SampleError> {
+    fn sample(&mut self) -> Result<Vec<DeviceReading>, SampleError> {
         let at = self.position();
         answer(&self.tape.samples, at)
     }

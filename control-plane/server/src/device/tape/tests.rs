@@ -1,16 +1,15 @@
 //! Tapes written, read and played.
 
 use std::io::Cursor;
-use std::sync::mpsc as channel;
+use std::sync::{Arc, mpsc as channel};
 
-use headgate_core::level::{GpuMemoryLevel, LevelState};
+use headgate_core::level::{GpuMemoryLevel, GpuMemorySample, LevelState};
 use headgate_core::policy::{GpuMemoryConfig, HysteresisConfig};
 use headgate_core::time::Timestamp;
 
 use super::replay::within;
 use super::*;
-use crate::control_loop::fullest;
-use crate::device::{DeviceActivity, DeviceSource, DeviceState, SourceState, ThrottleReasons};
+use crate::device::{DeviceActivity, DeviceSample, DeviceSource, DeviceState, DeviceView, NodeView, ThrottleReasons};
 
 const HEADER: &str = r#"{"headgate_device_tape":1,"recorded_at_unix_ms":0,"source":"nvml","driver":{},"period_ms":100,"devices":[]}"#;
 
@@ -26,9 +25,9 @@ fn problem(text: &str) -> String {
     read(text).unwrap_err().to_string()
 }
 
-fn sample(used: u64) -> DeviceSample {
+fn sample(used: u64) -> DeviceReading {
     let activity = DeviceActivity { throttle_reasons: Some(ThrottleReasons::SW_POWER_CAP), ..DeviceActivity::default() };
-    DeviceSample {
+    DeviceReading::Sample(DeviceSample {
         uuid: "GPU-1".into(),
         name: "test".into(),
         memory_used_bytes: used,
@@ -36,7 +35,7 @@ fn sample(used: u64) -> DeviceSample {
         activity,
         index: 0,
         memory_reserved_bytes: 1,
-    }
+    })
 }
 
 /// Says what a test hands it.
@@ -53,7 +52,7 @@ impl DeviceSource for Scripted {
         Ok(DriverInfo { driver_version: Some("1.2".to_owned()), ..DriverInfo::default() })
     }
 
-    fn sample(&mut self) -> Result<Vec<DeviceSample>, SampleError> {
+    fn sample(&mut self) -> Result<Vec<DeviceReading>, SampleError> {
         self.answers.try_recv().unwrap().map(|used| vec![sample(used)])
     }
 
@@ -100,7 +99,7 @@ fn a_recorder_that_nobody_empties_drops_calls_and_still_answers() {
     let (mut recorder, calls, dropped) = Recorder::new(Box::new(Scripted { answers }));
     for used in 0..300 {
         script.send(Ok(used)).unwrap();
-        assert_eq!(recorder.sample().unwrap()[0].memory_used_bytes, used);
+        assert_eq!(recorder.sample().unwrap(), [sample(used)]);
     }
     assert_eq!((calls.len(), dropped.count()), (256, 44));
 }
@@ -162,15 +161,11 @@ fn instant(at: Duration) -> Timestamp {
     Timestamp::from_nanos(u64::try_from(at.as_nanos()).unwrap())
 }
 
-/// The state that the sampler publishes for `moment`.
-fn state(moment: &Moment<Vec<DeviceSample>>) -> DeviceState {
-    DeviceState {
-        source: "tape",
-        state: SourceState::Sampling,
-        sampled_at: Some(instant(moment.asked_at)),
-        devices: moment.answer.clone().unwrap(),
-        details: Vec::new(),
-    }
+/// What the level sees of `moment` at `now`.
+fn seen(config: &GpuMemoryConfig, now: Timestamp, moment: &Moment<Vec<DeviceReading>>) -> GpuMemorySample {
+    let mut state = DeviceState::starting("tape");
+    state.take(instant(moment.asked_at), moment.answer.clone().unwrap());
+    DeviceView::new(now, vec![Arc::new(NodeView::of(state))]).fullest("pool", config).unwrap()
 }
 
 #[test]
@@ -187,7 +182,7 @@ fn the_memory_of_an_h200_trips_the_level_once_and_lets_it_recover_once() {
         let now = instant(moment.ready_at);
         // The step just before the sample is there: a late one must not look stale.
         note(moment.ready_at, level.tick(now).state);
-        level.observe(now, &fullest(&config.devices, &state(moment)).unwrap());
+        level.observe(now, &seen(&config, now, moment));
         note(moment.ready_at, level.tick(now).state);
     }
     let wanted = [
@@ -211,14 +206,14 @@ fn a_process_that_makes_its_context_does_not_make_the_memory_of_an_h200_stale() 
     for moment in tape.samples() {
         let now = instant(moment.ready_at);
         assert_ne!(level.tick(now).state, LevelState::Stale, "{now:?}");
-        level.observe(now, &fullest(&config.devices, &state(moment)).unwrap());
+        level.observe(now, &seen(&config, now, moment));
     }
 }
 
 #[test]
 fn a_busy_h200_is_held_by_its_power_limit_and_not_by_heat() {
     let tape = recorded("h200.jsonl");
-    let activities = || tape.samples().iter().filter_map(|moment| Some(&moment.answer.as_ref().ok()?.first()?.activity));
+    let activities = || tape.samples().iter().filter_map(|moment| Some(&moment.answer.as_ref().ok()?.first()?.sample()?.activity));
     let busy: Vec<_> = activities().filter(|activity| activity.power_milliwatts > Some(680_000)).collect();
     assert!(busy.len() > 150, "{}", busy.len());
     assert!(busy.iter().all(|activity| activity.throttle_reasons == Some(ThrottleReasons::SW_POWER_CAP)));

@@ -79,8 +79,8 @@ struct Pushed {
 pub struct StepInputs<'a> {
     /// Load of every pool.
     pub loads: &'a BTreeMap<String, PoolView>,
-    /// Newest sample of the GPU memory that a pool's level watches.
-    pub gpu_memory: &'a dyn Fn(&GpuMemoryConfig) -> Option<GpuMemorySample>,
+    /// Newest sample of the GPU memory that the level of the named pool watches.
+    pub gpu_memory: &'a dyn Fn(&str, &GpuMemoryConfig) -> Option<GpuMemorySample>,
     /// Newest reading of a pool's engines; `None` when nobody reads them or it is stale.
     pub engines: &'a dyn Fn(&str) -> Option<EngineSample>,
     /// How each pool's rates are split.
@@ -127,6 +127,11 @@ impl Controls {
         levels.filter(|level| level.enabled).map(|level| level.sample).min()
     }
 
+    /// The pools, each with what its level of GPU memory watches.
+    pub fn gpu_memory(&self) -> impl Iterator<Item = (&str, &GpuMemoryConfig)> {
+        self.pools.iter().map(|(name, pool)| (name.as_str(), &pool.policy.levels().gpu_memory))
+    }
+
     /// The pools whose policy names engines, each with the addresses of their metrics pages.
     pub fn engines(&self) -> impl Iterator<Item = (&str, &[String])> {
         let pools = self.pools.iter().map(|(name, pool)| (name.as_str(), pool.policy.engines()));
@@ -149,7 +154,7 @@ impl Controls {
         let mut is_worth_it = false;
         for (name, pool) in &mut self.pools {
             let load = inputs.loads.get(name).unwrap_or(&nothing);
-            pool.compute(now, load, inputs.gpu_memory, (inputs.engines)(name));
+            pool.compute(now, load, &|config| (inputs.gpu_memory)(name, config), (inputs.engines)(name));
             if pool.may_push(now, load) {
                 is_worth_it |= pool.offer(now, name, load, self.lifetime, (inputs.shares)(name));
             }

@@ -53,8 +53,8 @@ fn shares(_: &str) -> Shares {
 }
 
 /// A device with the given use in percent.
-fn memory(now: Timestamp, used_percent: u64) -> impl Fn(&GpuMemoryConfig) -> Option<GpuMemorySample> {
-    move |_| Some(GpuMemorySample { at: now, used_bytes: used_percent << 30, total_bytes: 100 << 30, source: SignalSource::Nvml })
+fn memory(now: Timestamp, used_percent: u64) -> impl Fn(&str, &GpuMemoryConfig) -> Option<GpuMemorySample> {
+    move |_, _| Some(GpuMemorySample { at: now, used_bytes: used_percent << 30, total_bytes: 100 << 30, source: SignalSource::Nvml })
 }
 
 fn step(controls: &mut Controls, now_ms: u64, used_percent: u64) -> Option<LimitsTable> {
