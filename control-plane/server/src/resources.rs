@@ -38,7 +38,7 @@ pub enum ResourceError {
 #[derive(Clone, Debug)]
 pub struct SharedResources {
     policies: Arc<PolicySet>,
-    resources: Vec<Resource>,
+    snapshot: Snapshot,
 }
 
 // === impl SharedResources ===
@@ -56,7 +56,7 @@ impl SharedResources {
             }
             resources.push(resource);
         }
-        Ok(Self { policies, resources })
+        Ok(Self { policies, snapshot: Snapshot::try_new(resources)? })
     }
 
     /// Whether this is of just that set.
@@ -66,15 +66,15 @@ impl SharedResources {
 
     /// Everything that the proxy `node_id` is told: the shared resources, and its limits of each pool that has a policy.
     pub fn snapshot_for(&self, node_id: &str, limits: &LimitsTable) -> Result<Snapshot, ResourceError> {
-        let mut resources = self.resources.clone();
+        let mut own = Vec::new();
         for (name, stored) in &self.policies.policies {
             let pool = stored.policy.spec.as_ref().map_or("", |spec| spec.pool.as_str());
             let Some(limits) = limits.for_node(node_id, pool) else { continue };
             let encoded = Bytes::from(limits.encode_to_vec());
             let resource = Resource::new(ResourceType::HeadgateLimits, ResourceName::new(pool)?, encoded);
-            resources.push(resource.needing(ResourceType::HeadgatePolicy, ResourceName::new(name)?));
+            own.push(resource.needing(ResourceType::HeadgatePolicy, ResourceName::new(name)?));
         }
-        Ok(Snapshot::try_new(resources)?)
+        Ok(self.snapshot.with(own)?)
     }
 }
 

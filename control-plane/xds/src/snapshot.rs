@@ -1,7 +1,7 @@
 //! Snapshots: everything that one client may be told at one moment.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use crate::resource::{Resource, ResourceName, ResourceType, Version};
 
@@ -9,13 +9,14 @@ use crate::resource::{Resource, ResourceName, ResourceType, Version};
 /// resource that another one refers to is there. Cheap to clone.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
-    sets: Arc<BTreeMap<ResourceType, ResourceSet>>,
+    sets: BTreeMap<ResourceType, Arc<ResourceSet>>,
 }
 
 /// The resources of one type.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResourceSet {
     resources: BTreeMap<ResourceName, Resource>,
+    version: Version,
 }
 
 /// Resources that make no snapshot.
@@ -48,38 +49,56 @@ pub enum Inconsistent {
 impl Snapshot {
     /// Makes a snapshot. Errs on the first duplicate name, else on the first reference to something that is not there.
     pub fn try_new(resources: impl IntoIterator<Item = Resource>) -> Result<Self, Inconsistent> {
-        let mut sets: BTreeMap<ResourceType, ResourceSet> = BTreeMap::new();
+        Self::default().with(resources)
+    }
+
+    /// This snapshot and more resources. Types of which none is added are shared with this one, so a fleet whose clients differ in a few
+    /// resources has what they have in common once. Errs as [`Self::try_new`] does.
+    pub fn with(&self, resources: impl IntoIterator<Item = Resource>) -> Result<Self, Inconsistent> {
+        let mut added: BTreeMap<ResourceType, BTreeMap<ResourceName, Resource>> = BTreeMap::new();
         for resource in resources {
             let (kind, name) = (resource.kind(), resource.name().clone());
-            if sets.entry(kind).or_default().resources.insert(name.clone(), resource).is_some() {
+            let set = added.entry(kind).or_insert_with(|| self.set(kind).resources.clone());
+            if set.insert(name.clone(), resource).is_some() {
                 return Err(Inconsistent::Duplicate { kind, name });
             }
         }
-        for resource in sets.values().flat_map(ResourceSet::iter) {
-            for (needs_kind, needs_name) in resource.needs() {
-                if !sets.get(needs_kind).is_some_and(|set| set.resources.contains_key(needs_name)) {
-                    return Err(Inconsistent::Dangling {
-                        kind: resource.kind(),
-                        name: resource.name().clone(),
-                        needs_kind: *needs_kind,
-                        needs_name: needs_name.clone(),
-                    });
-                }
-            }
+        let mut sets = self.sets.clone();
+        let kinds: Vec<ResourceType> = added.keys().copied().collect();
+        sets.extend(added.into_iter().map(|(kind, resources)| (kind, Arc::new(ResourceSet::of(resources)))));
+        let snapshot = Self { sets };
+        // What was there before found all that it needs, and nothing has gone.
+        kinds.into_iter().flat_map(|kind| snapshot.set(kind).iter()).try_for_each(|resource| snapshot.holds_needs_of(resource))?;
+        Ok(snapshot)
+    }
+
+    fn holds_needs_of(&self, resource: &Resource) -> Result<(), Inconsistent> {
+        match resource.needs().iter().find(|(kind, name)| self.set(*kind).get(name).is_none()) {
+            None => Ok(()),
+            Some((needs_kind, needs_name)) => Err(Inconsistent::Dangling {
+                kind: resource.kind(),
+                name: resource.name().clone(),
+                needs_kind: *needs_kind,
+                needs_name: needs_name.clone(),
+            }),
         }
-        Ok(Self { sets: Arc::new(sets) })
     }
 
     /// The resources of a type; an empty set when there are none.
     pub fn set(&self, kind: ResourceType) -> &ResourceSet {
-        static EMPTY: ResourceSet = ResourceSet { resources: BTreeMap::new() };
-        self.sets.get(&kind).unwrap_or(&EMPTY)
+        static EMPTY: LazyLock<ResourceSet> = LazyLock::new(|| ResourceSet::of(BTreeMap::new()));
+        self.sets.get(&kind).map_or_else(|| &*EMPTY, |set| &**set)
     }
 }
 
 // === impl ResourceSet ===
 
 impl ResourceSet {
+    fn of(resources: BTreeMap<ResourceName, Resource>) -> Self {
+        let version = Version::of_set(resources.iter().map(|(name, resource)| (name, resource.version())));
+        Self { resources, version }
+    }
+
     /// The resource with this name.
     pub fn get(&self, name: &ResourceName) -> Option<&Resource> {
         self.resources.get(name)
@@ -92,6 +111,6 @@ impl ResourceSet {
 
     /// Version of the whole set.
     pub fn version(&self) -> Version {
-        Version::of_set(self.resources.iter().map(|(name, resource)| (name, resource.version())))
+        self.version
     }
 }
