@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde::Serialize;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -30,6 +30,9 @@ mod log;
 
 /// Time that streams and connections get to end after a signal.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(3);
+
+/// Connections that wait to be accepted, at most; the system may allow fewer (`net.core.somaxconn`, 4096 by default).
+const LISTEN_BACKLOG: u32 = 4096;
 
 /// Why the control plane could not start or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -127,7 +130,7 @@ pub fn start_log(format: LogFormat) {
 /// # Errors
 /// [`ServeError`] naming the flag to change.
 pub async fn start(config: Config) -> Result<Running, ServeError> {
-    let grpc_listener = TcpListener::bind(config.grpc).await.map_err(|source| bind("grpc", config.grpc, source))?;
+    let grpc_listener = listen(config.grpc).map_err(|source| bind("grpc", config.grpc, source))?;
     let http_listener = TcpListener::bind(config.http).await.map_err(|source| bind("http", config.http, source))?;
     let grpc = grpc_listener.local_addr().map_err(|source| system("read the address of the gRPC listener", source))?;
     let http = http_listener.local_addr().map_err(|source| system("read the address of the HTTP listener", source))?;
@@ -242,6 +245,15 @@ fn write_ports(path: &Path, ports: &Ports) -> Result<(), ServeError> {
     partial.push(".partial");
     let text = serde_json::to_vec(ports).map_err(|error| failed(io::Error::other(error)))?;
     std::fs::write(&partial, text).and_then(|()| std::fs::rename(&partial, path)).map_err(failed)
+}
+
+/// A listener whose queue holds a fleet that comes back all at once; what does not fit is reset and has to come again.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // A restart may find connections of its predecessor that have not quite ended.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(LISTEN_BACKLOG)
 }
 
 fn signal(kind: tokio::signal::unix::SignalKind) -> Result<tokio::signal::unix::Signal, ServeError> {
