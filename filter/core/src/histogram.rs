@@ -2,7 +2,7 @@
 //!
 //! Merging is addition of counts, so histograms of many workers, proxies and time slices combine exactly and in any order. The
 //! relative error of a quantile is at most 1/256 (the middle of a bucket whose width is at most 1/128 of its lower edge).
-//! Memory is allocated in pages of 128 counts, one page for each power of two that was ever seen: at most 36 KiB.
+//! Memory is allocated in pages of 128 counts, one page for each power of two that was ever seen: at most 37 KiB.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -22,13 +22,18 @@ pub const BUCKETS: u32 = (PAGE_LEN * PAGES) as u32;
 /// Largest value that is told apart; larger ones count as this one. In microseconds: 51 days.
 pub const MAX_VALUE: u64 = (1 << 42) - 1;
 
-type Page = Box<[u64; PAGE_LEN]>;
+/// Counts of one page, and which of them are above 0: what is read, merged and sent are those few alone.
+#[derive(Clone)]
+struct Page {
+    counts: [u64; PAGE_LEN],
+    occupied: u128,
+}
 
 /// A distribution of integers in `0..=MAX_VALUE`.
 ///
 /// Counts and the sum saturate instead of wrapping around.
 pub struct Histogram {
-    pages: [Option<Page>; PAGES],
+    pages: [Option<Box<Page>>; PAGES],
     count: u64,
     sum: u64,
 }
@@ -104,10 +109,10 @@ impl Histogram {
     pub fn merge(&mut self, other: &Self) {
         for (index, page) in other.pages.iter().enumerate() {
             let Some(theirs) = page else { continue };
-            let Some(slot) = self.pages.get_mut(index) else { continue };
-            let ours = slot.get_or_insert_with(|| Box::new([0; PAGE_LEN]));
-            for (mine, their) in ours.iter_mut().zip(theirs.iter()) {
-                *mine = mine.saturating_add(*their);
+            let Some(ours) = self.pages.get_mut(index) else { continue };
+            let ours = ours.get_or_insert_with(Page::empty);
+            for (slot, count) in theirs.occupied() {
+                ours.add(slot, count);
             }
         }
         self.count = self.count.saturating_add(other.count);
@@ -122,8 +127,8 @@ impl Histogram {
         let mut newer = Self::new();
         for (index, (ours, theirs)) in self.pages.iter().zip(older.pages.iter()).enumerate() {
             let Some(ours) = ours else { continue };
-            for (slot, count) in ours.iter().enumerate() {
-                let before = theirs.as_ref().and_then(|page| page.get(slot)).copied().unwrap_or(0);
+            for (slot, count) in ours.occupied() {
+                let before = theirs.as_ref().map_or(0, |page| page.at(slot));
                 let grown = count.saturating_sub(before);
                 if grown > 0 {
                     newer.add(index, slot, grown);
@@ -137,7 +142,7 @@ impl Histogram {
     /// Forgets every sample and keeps the memory.
     pub fn clear(&mut self) {
         for page in self.pages.iter_mut().flatten() {
-            page.fill(0);
+            page.clear();
         }
         self.count = 0;
         self.sum = 0;
@@ -181,7 +186,8 @@ impl Histogram {
 
     /// The form that goes over the wire: occupied buckets only, indices as differences.
     pub fn to_wire(&self) -> v1::Histogram {
-        let mut wire = v1::Histogram { index_deltas: Vec::new(), counts: Vec::new(), sum: self.sum };
+        let buckets = self.pages.iter().flatten().map(|page| page.occupied.count_ones() as usize).sum();
+        let mut wire = v1::Histogram { index_deltas: Vec::with_capacity(buckets), counts: Vec::with_capacity(buckets), sum: self.sum };
         let mut previous = 0_u32;
         for (page, slot, count) in self.occupied() {
             let index = (page * PAGE_LEN + slot) as u32;
@@ -220,16 +226,48 @@ impl Histogram {
 
     fn add(&mut self, page: usize, slot: usize, count: u64) {
         let Some(page) = self.pages.get_mut(page) else { return };
-        let Some(bucket) = page.get_or_insert_with(|| Box::new([0; PAGE_LEN])).get_mut(slot) else { return };
-        *bucket = bucket.saturating_add(count);
+        page.get_or_insert_with(Page::empty).add(slot, count);
         self.count = self.count.saturating_add(count);
     }
 
     /// Page, slot and count of every bucket with samples, ascending.
     fn occupied(&self) -> impl Iterator<Item = (usize, usize, u64)> + '_ {
-        self.pages.iter().enumerate().filter_map(|(index, page)| page.as_ref().map(|page| (index, page))).flat_map(|(index, page)| {
-            page.iter().enumerate().filter(|(_, count)| **count > 0).map(move |(slot, count)| (index, slot, *count))
+        let pages = self.pages.iter().enumerate().filter_map(|(index, page)| page.as_ref().map(|page| (index, page)));
+        pages.flat_map(|(index, page)| page.occupied().map(move |(slot, count)| (index, slot, count)))
+    }
+}
+
+impl Page {
+    fn empty() -> Box<Self> {
+        Box::new(Self { counts: [0; PAGE_LEN], occupied: 0 })
+    }
+
+    /// Adds samples, at least one, to a bucket.
+    fn add(&mut self, slot: usize, count: u64) {
+        let Some(bucket) = self.counts.get_mut(slot) else { return };
+        *bucket = bucket.saturating_add(count);
+        self.occupied |= 1 << slot;
+    }
+
+    fn at(&self, slot: usize) -> u64 {
+        self.counts.get(slot).copied().unwrap_or(0)
+    }
+
+    /// Slot and count of every bucket with samples, ascending.
+    fn occupied(&self) -> impl Iterator<Item = (usize, u64)> + '_ {
+        let mut left = self.occupied;
+        core::iter::from_fn(move || {
+            let slot = left.trailing_zeros() as usize;
+            // Clears the lowest bit; of none there is none.
+            left &= left.checked_sub(1)?;
+            Some((slot, self.at(slot)))
         })
+    }
+
+    fn clear(&mut self) {
+        if self.occupied != 0 {
+            *self = Self { counts: [0; PAGE_LEN], occupied: 0 };
+        }
     }
 }
 
