@@ -13,33 +13,66 @@ use core::time::Duration;
 use crate::overload::COHORTS;
 use crate::policy::TenantId;
 use crate::rng::Rng;
-use crate::shellsort;
 use crate::time::Timestamp;
 
-/// Time in which what was served counts half.
-const HALF_LIFE_S: f64 = 10.0;
+/// Time in which what was served counts half: at least, and at most. The longer, the more exactly tenants get the same; the shorter, the
+/// less a tenant that comes back after a pause takes from the others until it has caught up.
+const HALF_LIFE_S: (f64, f64) = (10.0, 60.0);
+/// Requests of each tenant that a half-life should see: with fewer, who was served last is chance.
+const REQUESTS: f64 = 8.0;
+/// Memory of the rate of requests.
+const RATE_MEMORY_S: f64 = 10.0;
 /// Half-lives after which all counters are scaled down, long before they could leave the range of `f64`.
 const RESCALE_AFTER: f64 = 64.0;
 /// Time for which tenants that were served alike keep their order.
 const ROTATION: Duration = Duration::from_secs(3600);
 
 /// Work tokens served to each tenant of each class, decaying. Counters grow with time instead of being decayed one by one:
-/// a token served at `t` counts `2^((t − landmark) / half-life)`, so the order of tenants holds at any time.
+/// a token served counts `2^n`, `n` the half-lives that have passed till then, so the order of tenants holds at any time.
+///
+/// A half-life is as long as the tenants of this worker take for a few requests each, within bounds:
+/// `8 · tenants / (requests per second)`.
 #[derive(Debug, Clone)]
 pub(crate) struct Usage {
     tenants: usize,
     counters: Vec<f64>,
-    /// By class: the counters above 0, ascending, as of the last tick.
-    ranks: Vec<Vec<f64>>,
-    landmark: Timestamp,
+    /// By class: those with a counter above 0, the least served first, as of the last tick.
+    ranks: Vec<Vec<Ranked>>,
+    /// Whether a counter is among the ranks.
+    is_ranked: Vec<bool>,
+    half_life_s: f64,
+    /// Half-lives that had passed at the last tick, those taken off by which the counters were scaled down.
+    half_lives: f64,
+    ticked_at: Timestamp,
+    /// Requests per second, and those since the last tick.
+    rate: f64,
+    requests: u32,
     key: u64,
+}
+
+/// A tenant in the order of its class.
+#[derive(Debug, Clone, Copy)]
+struct Ranked {
+    counter: f64,
+    tenant: u16,
 }
 
 impl Usage {
     /// Counters for `classes` classes and `tenants` known tenants. `key`: the same for every worker that serves the pool.
     pub(crate) fn new(now: Timestamp, classes: usize, tenants: usize, key: u64) -> Self {
         let tenants = tenants + 1;
-        Self { tenants, counters: alloc::vec![0.0; classes * tenants], ranks: alloc::vec![Vec::new(); classes], landmark: now, key }
+        Self {
+            tenants,
+            counters: alloc::vec![0.0; classes * tenants],
+            ranks: alloc::vec![Vec::new(); classes],
+            is_ranked: alloc::vec![false; classes * tenants],
+            half_life_s: HALF_LIFE_S.0,
+            half_lives: 0.0,
+            ticked_at: now,
+            rate: 0.0,
+            requests: 0,
+            key,
+        }
     }
 
     /// Index of a tenant; the last one is everybody unknown.
@@ -55,7 +88,7 @@ impl Usage {
 
     /// What a token served now counts for.
     pub(crate) fn growth(&self, now: Timestamp) -> f64 {
-        libm::exp2(now.since(self.landmark).as_secs_f64() / HALF_LIFE_S)
+        libm::exp2(self.half_lives + now.since(self.ticked_at).as_secs_f64() / self.half_life_s)
     }
 
     /// Counter of a tenant.
@@ -65,6 +98,7 @@ impl Usage {
 
     /// Counts work tokens served; negative to take back what was counted too much.
     pub(crate) fn serve(&mut self, now: Timestamp, class: usize, tenant: u16, work: f64) {
+        self.requests = self.requests.saturating_add(u32::from(work > 0.0));
         let grown = work * self.growth(now);
         let slot = self.slot(class, tenant);
         if let Some(counter) = self.counters.get_mut(slot) {
@@ -74,23 +108,36 @@ impl Usage {
 
     /// Ranks the tenants anew, every control tick. The factor by which all counters were multiplied, if they were.
     pub(crate) fn on_tick(&mut self, now: Timestamp) -> Option<f64> {
-        let factor = self.rescale(now);
-        for (class, ranks) in self.ranks.iter_mut().enumerate() {
-            ranks.clear();
-            let counters = self.counters.iter().skip(class * self.tenants).take(self.tenants);
-            ranks.extend(counters.copied().filter(|counter| *counter > 0.0));
-            shellsort::ascending(ranks);
+        self.pass(now);
+        let factor = self.rescale();
+        let counters = self.counters.chunks(self.tenants).zip(self.is_ranked.chunks_mut(self.tenants));
+        for (ranks, (counters, is_ranked)) in self.ranks.iter_mut().zip(counters) {
+            follow(ranks, counters, is_ranked);
         }
         factor
     }
 
-    fn rescale(&mut self, now: Timestamp) -> Option<f64> {
-        let half_lives = now.since(self.landmark).as_secs_f64() / HALF_LIFE_S;
-        if half_lives < RESCALE_AFTER {
+    /// Takes the time since the last tick into account and sets the half-life of the next.
+    fn pass(&mut self, now: Timestamp) {
+        let seconds = now.since(self.ticked_at).as_secs_f64();
+        if seconds <= 0.0 {
+            return;
+        }
+        self.half_lives += seconds / self.half_life_s;
+        self.ticked_at = now;
+        let rate = f64::from(core::mem::take(&mut self.requests)) / seconds;
+        self.rate += seconds / (seconds + RATE_MEMORY_S) * (rate - self.rate);
+        let tenants: usize = self.ranks.iter().map(Vec::len).sum();
+        self.half_life_s = (REQUESTS * tenants as f64 / self.rate.max(1e-3)).clamp(HALF_LIFE_S.0, HALF_LIFE_S.1);
+    }
+
+    fn rescale(&mut self) -> Option<f64> {
+        if self.half_lives < RESCALE_AFTER {
             return None;
         }
-        let factor = libm::exp2(-libm::floor(half_lives));
-        self.landmark = self.landmark + Duration::from_secs_f64(libm::floor(half_lives) * HALF_LIFE_S);
+        let whole = libm::floor(self.half_lives);
+        let factor = libm::exp2(-whole);
+        self.half_lives -= whole;
         for counter in &mut self.counters {
             // What was served an hour ago is nothing.
             *counter = if *counter * factor < 1e-9 { 0.0 } else { *counter * factor };
@@ -105,8 +152,8 @@ impl Usage {
         if ranks.is_empty() {
             return scaled(self.spread(now, tenant));
         }
-        let below = ranks.partition_point(|other| *other < counter);
-        let alike = ranks.partition_point(|other| *other <= counter).saturating_sub(below).max(1);
+        let below = ranks.partition_point(|other| other.counter < counter);
+        let alike = ranks.partition_point(|other| other.counter <= counter).saturating_sub(below).max(1);
         let rank = below as f64 + self.spread(now, tenant) * alike as f64;
         scaled(rank / ranks.len().max(below + alike) as f64)
     }
@@ -124,6 +171,35 @@ impl Usage {
 
     fn slot(&self, class: usize, tenant: u16) -> usize {
         class.saturating_mul(self.tenants).saturating_add(usize::from(tenant).min(self.tenants.saturating_sub(1)))
+    }
+}
+
+/// Brings the ranks of one class up to date.
+fn follow(ranks: &mut Vec<Ranked>, counters: &[f64], is_ranked: &mut [bool]) {
+    ranks.retain_mut(|ranked| {
+        let tenant = usize::from(ranked.tenant);
+        ranked.counter = counters.get(tenant).copied().unwrap_or(0.0);
+        let stays = ranked.counter > 0.0;
+        if let Some(is_ranked) = is_ranked.get_mut(tenant) {
+            *is_ranked = stays;
+        }
+        stays
+    });
+    for (tenant, (counter, is_ranked)) in counters.iter().zip(is_ranked).enumerate() {
+        if *counter > 0.0 && !*is_ranked {
+            *is_ranked = true;
+            ranks.push(Ranked { counter: *counter, tenant: tenant as u16 });
+        }
+    }
+    // Counters only grow, and few do between two ticks: by insertion it is one look at each and a move for those.
+    for start in 1..ranks.len() {
+        let mut at = start;
+        while let Some(before) = at.checked_sub(1)
+            && ranks.get(before).map(|ranked| ranked.counter) > ranks.get(at).map(|ranked| ranked.counter)
+        {
+            ranks.swap(before, at);
+            at = before;
+        }
     }
 }
 
@@ -148,8 +224,8 @@ mod tests {
         usage.on_tick(at(0));
         let cohorts: Vec<u8> = (0..64).map(|tenant| usage.cohort(at(0), 0, tenant)).collect();
         assert!(cohorts.is_sorted() && cohorts[0] < 2 && cohorts[63] >= 126, "{cohorts:?}");
-        // Two half-lives later what was served counts a quarter.
-        usage.serve(at(20), 0, 0, 1700.0);
+        // Sixty-four tenants have been served once in twenty seconds: a half-life is a minute, and what was served counts four fifths.
+        usage.serve(at(20), 0, 0, 5300.0);
         usage.on_tick(at(20));
         assert!(usage.cohort(at(20), 0, 0) >= 126);
     }
@@ -181,7 +257,41 @@ mod tests {
         }
         let now = at(400_000);
         let (one, two) = (usage.served(0, 0) / usage.growth(now), usage.served(0, 1) / usage.growth(now));
-        assert!(one.is_finite() && (two / one - 2.0).abs() < 1e-6 && (0.005..0.02).contains(&one), "{one} {two}");
+        assert!(one.is_finite() && (two / one - 2.0).abs() < 1e-6 && (4.0..5.0).contains(&one), "{one} {two}");
+    }
+
+    #[test]
+    fn what_was_served_is_forgotten_in_the_time_that_tenants_take_for_eight_requests_each() {
+        let half_life_s = |tenants: u16, per_tick: u16| {
+            let mut usage = Usage::new(at(0), 1, usize::from(tenants), 7);
+            for tick in 0..1000 {
+                let now = Timestamp::from_millis(100 * tick);
+                (0..per_tick).for_each(|n| usage.serve(now, 0, (tick as u16).wrapping_mul(per_tick).wrapping_add(n) % tenants, 100.0));
+                usage.on_tick(now);
+            }
+            let later = Timestamp::from_millis(200_000);
+            100.1 / libm::log2(usage.growth(later) / usage.growth(Timestamp::from_millis(99_900)))
+        };
+        assert!((9.0..11.0).contains(&half_life_s(4, 1)), "10 requests per second of 4 tenants: the least");
+        assert!((30.0..34.0).contains(&half_life_s(40, 1)), "of 40 tenants: 8 · 40 / 10 s");
+        assert!((59.0..61.0).contains(&half_life_s(1000, 1)), "of 1,000 tenants: the most");
+    }
+
+    #[test]
+    fn ranks_follow_who_comes_and_who_is_forgotten() {
+        let mut usage = Usage::new(at(0), 2, 8, 7);
+        for round in 0..500_u64 {
+            let (tenant, class) = ((round * 7 % 8) as u16, (round % 2) as usize);
+            usage.serve(at(round), class, tenant, 1.0 + (round * 31 % 17) as f64);
+            usage.on_tick(at(round));
+            for (class, ranks) in usage.ranks.iter().enumerate() {
+                assert!(ranks.is_sorted_by(|a, b| a.counter <= b.counter), "{ranks:?}");
+                let ranked = (0..8).filter(|tenant| usage.served(class, *tenant) > 0.0).count();
+                assert_eq!(ranks.len(), ranked, "round {round}, class {class}");
+            }
+        }
+        usage.on_tick(at(500_000));
+        assert!(usage.ranks.iter().all(Vec::is_empty), "nobody has been served for days");
     }
 
     #[test]
