@@ -32,9 +32,10 @@ pub struct Figures {
     /// Jain's index over tenants of served work as a part of the max-min fair share, in the classes that were short; `None` when none
     /// was, or when what was served would not give each tenant one request.
     pub jain: Option<f64>,
-    /// From the step until the KV use, as a part of its later mean, is within 0.05 of the clairvoyant scheduler's; `None`: no step, or never.
+    /// From the step until the KV use, as a part of the clairvoyant scheduler's, stays within 5 % of its later mean; `None`: no step, or
+    /// never.
     pub settle_s: Option<f64>,
-    /// Excess of the KV use over its later mean after the step, as a part of it.
+    /// Excess of that part over its later mean, as a part of it.
     pub overshoot: Option<f64>,
     /// From the end of the overload until at least 95 % of what is sent in each second meets its objectives again.
     pub recovery_s: Option<f64>,
@@ -89,7 +90,7 @@ impl Figures {
             top_class_slo: classes.first().map_or(1.0, |class| class.slo),
             classes,
             jain: fairness(run),
-            settle_s: settling.map(|settling| settling.settled_after.as_secs_f64()),
+            settle_s: settling.and_then(|settling| settling.settled_after).map(|after| after.as_secs_f64()),
             overshoot: settling.map(|settling| settling.overshoot),
             recovery_s: judging.overload.and_then(|span| recovery(run, span, end)),
             min_kv_use_while_queued: kv,

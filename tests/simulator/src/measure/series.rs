@@ -13,14 +13,15 @@ pub struct Series {
 
 /// Width of the band in which a quantity counts as settled, as a part of its later mean.
 pub const SETTLED_WITHIN: f64 = 0.05;
-/// Span of the moving average that is applied before anything is judged.
-pub const SMOOTHING: Duration = Duration::from_millis(500);
+/// Span of the moving average that is applied before anything is judged: with some hundred requests in flight a sample is off by several
+/// per cent, a second of samples by less than the band.
+pub const SMOOTHING: Duration = Duration::from_secs(1);
 
 /// How a quantity came to rest after a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Settling {
-    /// From the step to the last time outside the band.
-    pub settled_after: Duration,
+    /// From the step to the last time outside the band; `None`: it did not come to rest.
+    pub settled_after: Option<Duration>,
     /// Largest excess over the later mean after the step, as a part of it; 0 when it came from below and never passed it.
     pub overshoot: f64,
 }
@@ -56,30 +57,25 @@ impl Series {
 
     /// Settling after a step of the load at `step`, which then stays as it is until `until`.
     ///
-    /// Each quantity is smoothed over 500 ms and taken as a part of its own mean over the second half of the span. It counts as settled
-    /// from the first 500 ms on during which it is wholly within 0.05 of `optimum`, the same quantity under the clairvoyant scheduler;
-    /// without one, of 1. The optimum is the measure because filling a KV cache takes as long as a response, whoever fills it. `None`
-    /// when it never gets there, or when the later mean is 0.
+    /// The quantity is taken as a part of `optimum`, the same quantity under the clairvoyant scheduler (without one, as it is), since
+    /// filling a KV cache takes as long as a response lasts, whoever fills it. Its steady value is the mean over the second half of the
+    /// span. It has settled at the last time that its average over [`SMOOTHING`] leaves the band of ±5 % around that value; if
+    /// it still does so in the second half, that is no steady value. `None` when that value is 0.
     pub fn settling(&self, step: Duration, until: Duration, optimum: Option<&Self>) -> Option<Settling> {
-        let smooth = self.smoothed(SMOOTHING);
-        let target = smooth.mean(step + (until - step) / 2, until);
-        if target <= 0.0 {
+        let smooth = self.smoothed(SMOOTHING).part(step, until).to_vec();
+        let wanted = optimum.map_or_else(|| vec![1.0; smooth.len()], |optimum| optimum.smoothed(SMOOTHING).part(step, until).to_vec());
+        let course: Vec<f64> = smooth.iter().zip(&wanted).map(|(is, wanted)| is / wanted.max(f64::MIN_POSITIVE)).collect();
+        let second_half = course.get(course.len() / 2..).filter(|half| !half.is_empty())?;
+        let steady = second_half.iter().sum::<f64>() / second_half.len() as f64;
+        if steady <= 0.0 {
             return None;
         }
-        let after: Vec<f64> = smooth.part(step, until).iter().map(|value| value / target).collect();
-        let wanted = optimum.map_or_else(|| vec![1.0; after.len()], |optimum| optimum.as_part_of_later_mean(step, until));
-        let is_in_band: Vec<bool> = after.iter().zip(&wanted).map(|(is, wanted)| (is - wanted).abs() <= SETTLED_WITHIN).collect();
-        let hold = self.index(SMOOTHING).max(1);
-        let settled = is_in_band.windows(hold).position(|window| window.iter().all(|is_in| *is_in))?;
-        let first_below = after.iter().position(|value| *value <= 1.0 + SETTLED_WITHIN).unwrap_or(0);
-        let peak = after[first_below..].iter().copied().fold(0.0, f64::max);
-        Some(Settling { settled_after: self.period * settled as u32, overshoot: (peak - 1.0).max(0.0) })
-    }
-
-    fn as_part_of_later_mean(&self, step: Duration, until: Duration) -> Vec<f64> {
-        let smooth = self.smoothed(SMOOTHING);
-        let mean = smooth.mean(step + (until - step) / 2, until).max(f64::MIN_POSITIVE);
-        smooth.part(step, until).iter().map(|value| value / mean).collect()
+        let is_outside = |value: &f64| (value / steady - 1.0).abs() > SETTLED_WITHIN;
+        let settled = course.iter().rposition(is_outside).map_or(0, |last| last + 1);
+        let first_below = course.iter().position(|value| *value <= (1.0 + SETTLED_WITHIN) * steady).unwrap_or(0);
+        let peak = course[first_below..].iter().copied().fold(0.0, f64::max);
+        let settled_after = (settled < course.len() / 2).then(|| self.period * settled as u32);
+        Some(Settling { settled_after, overshoot: (peak / steady - 1.0).max(0.0) })
     }
 
     fn index(&self, at: Duration) -> usize {
@@ -137,8 +133,8 @@ mod tests {
         values.extend((1..=10).map(|n| f64::from(n) * 10.0));
         values.extend(vec![100.0; 190]);
         let settling = series(&values).settling(Duration::from_secs(5), Duration::from_secs(25), None).unwrap();
-        // The mean of 80, 90, 100, 100, 100 is 94; one sample later it is 98.
-        assert_eq!(settling.settled_after, Duration::from_millis(1200));
+        // The mean of 60, 70, 80, 90 and six times 100 is 90 and outside the band, the next one of 94 inside by a hundredth: 94 / 99.
+        assert_eq!(settling.settled_after, Some(Duration::from_millis(1600)));
         assert!(settling.overshoot.abs() < 1e-9);
     }
 
@@ -160,7 +156,19 @@ mod tests {
         let optimum = series(&values);
         let slower = series(&values.iter().map(|value| value * 0.9).collect::<Vec<_>>());
         let settling = slower.settling(Duration::from_secs(1), Duration::from_secs(21), Some(&optimum)).unwrap();
-        assert_eq!(settling.settled_after, Duration::ZERO, "nine tenths of it all the way is the same course");
+        assert_eq!(settling.settled_after, Some(Duration::ZERO), "nine tenths of it all the way is the same course");
+    }
+
+    #[test]
+    fn what_leaves_the_band_again_has_not_settled_before() {
+        let mut values = vec![100.0; 200];
+        values[40..60].fill(50.0);
+        let settling = |values: &[f64]| series(values).settling(Duration::ZERO, Duration::from_secs(20), None);
+        // The average over a second holds a sample of 50 up to 0.9 s after the last, and one is exactly 5 % of ten.
+        let settled = settling(&values).unwrap().settled_after.unwrap();
+        assert!((Duration::from_millis(6800)..=Duration::from_millis(7000)).contains(&settled), "{settled:?}");
+        values[150..170].fill(50.0);
+        assert_eq!(settling(&values).unwrap().settled_after, None, "it does not come to rest");
     }
 
     #[test]
