@@ -1209,6 +1209,9 @@ pub struct PoolReport {
     /// Overload control; absent when the policy has none.
     #[prost(message, optional, tag = "8")]
     pub overload: ::core::option::Option<OverloadReport>,
+    /// Latencies by class and model; in one report a second, absent in the others.
+    #[prost(message, optional, tag = "10")]
+    pub latency: ::core::option::Option<LatencyReport>,
 }
 impl ::prost::Name for PoolReport {
     const NAME: &'static str = "PoolReport";
@@ -1218,6 +1221,65 @@ impl ::prost::Name for PoolReport {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "/headgate.v1.PoolReport".into()
+    }
+}
+/// Latencies of one policy in one worker. Cumulative.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LatencyReport {
+    /// One entry for each class and model that has had a response. At most 200.
+    #[prost(message, repeated, tag = "1")]
+    pub streams: ::prost::alloc::vec::Vec<LatencyStream>,
+}
+impl ::prost::Name for LatencyReport {
+    const NAME: &'static str = "LatencyReport";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.LatencyReport".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.LatencyReport".into()
+    }
+}
+/// Latencies of one class and model. Everything is in microseconds.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LatencyStream {
+    /// Class.
+    #[prost(string, tag = "1")]
+    pub class: ::prost::alloc::string::String,
+    /// Model, as requests name it; empty for all models that have no place of their own.
+    #[prost(string, tag = "2")]
+    pub model: ::prost::alloc::string::String,
+    /// Number of the class's counters in its VM: another one means counters from zero.
+    #[prost(uint64, tag = "3")]
+    pub series: u64,
+    /// Number of the place in which the model is counted, 0 for "all others". A model that loses its place leaves its counts to 0; one that
+    /// gains a place begins from zero under a new number.
+    #[prost(uint64, tag = "4")]
+    pub place: u64,
+    /// From the arrival of the request to the first byte of the response's body.
+    #[prost(message, optional, tag = "5")]
+    pub ttft_us: ::core::option::Option<Histogram>,
+    /// Mean time between two tokens of each streamed response; under overload control only.
+    #[prost(message, optional, tag = "6")]
+    pub tpot_us: ::core::option::Option<Histogram>,
+    /// From the arrival of the request to the end of the response.
+    #[prost(message, optional, tag = "7")]
+    pub total_us: ::core::option::Option<Histogram>,
+    /// From the arrival of the request to its admission.
+    #[prost(message, optional, tag = "8")]
+    pub queue_us: ::core::option::Option<Histogram>,
+    /// From the admission of the request to the end of the response.
+    #[prost(message, optional, tag = "9")]
+    pub upstream_us: ::core::option::Option<Histogram>,
+}
+impl ::prost::Name for LatencyStream {
+    const NAME: &'static str = "LatencyStream";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.LatencyStream".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.LatencyStream".into()
     }
 }
 /// Overload control in one worker. What is not called a gauge is cumulative.
