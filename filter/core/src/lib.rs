@@ -23,6 +23,7 @@ mod fairness;
 pub mod fleet;
 pub mod histogram;
 pub mod key_cache;
+pub mod latency;
 pub mod leader;
 pub mod lease;
 pub mod level;

@@ -20,8 +20,10 @@ use crate::throttle::TokenBucket;
 use crate::ticket::TicketClock;
 use crate::time::Timestamp;
 
+pub(crate) mod latency;
 pub(crate) mod overload;
 
+use latency::{ClassSeries, LatencyBook};
 use overload::{Answer, PoolOverload, WaitQueue};
 
 /// Time between two turns of the worker's own control loop.
@@ -52,10 +54,11 @@ pub(crate) struct ClassState {
     pub(crate) in_force: InForce,
     pub(crate) bucket: Option<TokenBucket>,
     pub(crate) clock: TicketClock,
+    pub(crate) series: ClassSeries,
 }
 
 impl ClassState {
-    fn new(name: &str) -> Self {
+    fn new(name: &str, series: ClassSeries) -> Self {
         Self {
             name: String::from(name),
             offered: 0,
@@ -71,6 +74,7 @@ impl ClassState {
             in_force: InForce::ADMIT,
             bucket: None,
             clock: TicketClock::default(),
+            series,
         }
     }
 
@@ -130,6 +134,7 @@ pub(crate) struct Pool {
     pub(crate) limits: Option<HeldLimits>,
     pub(crate) demand: Demand,
     pub(crate) ttft_us: Histogram,
+    pub(crate) latency: LatencyBook,
     /// Overload control, when the policy has it.
     pub(crate) overload: Option<PoolOverload>,
     overloads_made: u64,
@@ -153,6 +158,7 @@ impl Pool {
             limits: None,
             demand: Demand::default(),
             ttft_us: Histogram::new(),
+            latency: LatencyBook::default(),
             overload: PoolOverload::new(now, &policy, 0),
             overloads_made: 0,
             rate_share: 1.0,
@@ -252,13 +258,15 @@ impl Pool {
             *slot = known.unwrap_or_else(|| {
                 let free = self.states.iter().position(|state| state.in_flight == 0 && is_former(state));
                 let position = free.unwrap_or(self.states.len());
+                let fresh = ClassState::new(&class.name, self.latency.new_series(self.uid));
                 match self.states.get_mut(position) {
-                    Some(state) => *state = ClassState::new(&class.name),
-                    None => self.states.push(ClassState::new(&class.name)),
+                    Some(state) => *state = fresh,
+                    None => self.states.push(fresh),
                 }
                 position
             });
         }
+        self.seat_named_models();
     }
 
     /// Position of a class's state.

@@ -10,11 +10,12 @@ use crate::histogram::Histogram;
 use crate::policy::Policy;
 use crate::pool::{ClassState, Pool, PoolBreakers};
 use crate::reason::Reason;
+use crate::time::Timestamp;
 
 /// Breakers that are not closed, in one report.
 const MAX_OPEN_BREAKERS: usize = 64;
 
-pub(crate) fn pool(pool: &Pool) -> v1::PoolReport {
+pub(crate) fn pool(now: Timestamp, pool: &Pool) -> v1::PoolReport {
     let policy: &Policy = &pool.policy;
     let breaker = pool.breakers.as_ref().map_or(v1::BreakerState::Unspecified, |breakers| breakers.pool.state());
     v1::PoolReport {
@@ -26,6 +27,7 @@ pub(crate) fn pool(pool: &Pool) -> v1::PoolReport {
         open_breakers: pool.breakers.as_ref().map(open_breakers).unwrap_or_default(),
         permits: pool.permits.total,
         overload: pool.overload.as_ref().map(|load| load.report(pool.limits.as_ref().map_or(0, |limits| limits.epoch))),
+        latency: pool.report_latencies(now),
     }
 }
 

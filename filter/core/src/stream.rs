@@ -7,6 +7,7 @@ use core::time::Duration;
 
 use crate::admission::{Admission, Passes};
 use crate::classify::Classified;
+use crate::latency::Arrival;
 use crate::policy::{Fallback, Policy, RungKind};
 use crate::queue::Ticket;
 use crate::reason::Cause;
@@ -134,7 +135,7 @@ enum Verdict {
 struct Wait {
     pool: PoolRef,
     ticket: Ticket,
-    arrived: Timestamp,
+    arrival: Arrival,
     /// In which an answer that refuses it is written.
     format: ApiFormat,
 }
@@ -144,7 +145,7 @@ struct Asked<'a> {
     pool: PoolRef,
     /// Position of the class's state in its pool.
     state: usize,
-    arrived: Timestamp,
+    arrival: Arrival,
     policy: &'a Policy,
     format: ApiFormat,
 }
@@ -257,7 +258,7 @@ impl Stream {
             Collected::Decided { state, admission } => {
                 self.phase = Phase::Done;
                 let Some(policy) = self.record.as_ref().map(|record| Arc::clone(&record.policy)) else { return Outcome::Continue };
-                let asked = Asked { pool: wait.pool, state, arrived: wait.arrived, policy: &policy, format: wait.format };
+                let asked = Asked { pool: wait.pool, state, arrival: wait.arrival, policy: &policy, format: wait.format };
                 self.carry_out(now, &asked, admission, Vec::new())
             }
         };
@@ -304,8 +305,8 @@ impl Stream {
         self.phase = Phase::Done;
         let headers = forged_headers(request);
         let Some(decided) = worker.decide(now, self.id, request) else { return continue_with(headers) };
-        let Decided { pool, policy, state, classified, admission } = decided;
-        let asked = Asked { pool, state, arrived: now, policy: &policy, format: ApiFormat::of_path(request.path) };
+        let Decided { pool, policy, state, classified, admission, place } = decided;
+        let asked = Asked { pool, state, arrival: Arrival { at: now, place }, policy: &policy, format: ApiFormat::of_path(request.path) };
         let (decision, outcome) = self.carry_out(now, &asked, admission, headers);
         self.record = Some(Record { policy, classified, decision, ttft: None });
         outcome
@@ -313,15 +314,15 @@ impl Stream {
 
     /// Puts a decision into effect.
     fn carry_out(&mut self, now: Timestamp, asked: &Asked<'_>, admission: Admission, mut headers: Vec<HeaderOp>) -> (Verdict, Outcome) {
-        let Asked { pool, state, arrived, policy, format } = *asked;
+        let Asked { pool, state, arrival, policy, format } = *asked;
         match admission {
             Admission::Admitted(passes, held) => {
                 headers.extend(direct_header(passes));
-                self.phase = Phase::InFlight(Flight::new(pool, state, arrived, passes, held.map(|held| Load::new(now, held))));
+                self.phase = Phase::InFlight(Flight::new(pool, state, arrival, now, passes, held.map(|held| Load::new(now, held))));
                 (Verdict::Admitted, continue_with(headers))
             }
             Admission::Waiting(ticket) => {
-                self.phase = Phase::Waiting(Wait { pool, ticket, arrived, format });
+                self.phase = Phase::Waiting(Wait { pool, ticket, arrival, format });
                 (Verdict::Waiting, Outcome::Wait(headers))
             }
             Admission::Refused { cause, retry_after } => {

@@ -9,6 +9,7 @@ use headgate_protos::v1;
 
 use crate::admission::{self, Admission, Newcomer};
 use crate::classify::{Classified, classify};
+use crate::latency::Place;
 use crate::lease::Want;
 use crate::needs::Needs;
 use crate::policy::{ClaimName, Policy};
@@ -44,6 +45,8 @@ pub(crate) struct Decided {
     pub(crate) state: usize,
     pub(crate) classified: Classified,
     pub(crate) admission: Admission,
+    /// Where its latencies count.
+    pub(crate) place: Place,
 }
 
 /// A stream that waited and has an answer.
@@ -264,7 +267,7 @@ impl Worker {
             slot,
             vm_epoch: self.seed,
             at_ns: now.as_nanos(),
-            pools: self.pools.iter().map(report::pool).collect(),
+            pools: self.pools.iter().map(|pool| report::pool(now, pool)).collect(),
             counters: Some(self.counters),
         }
     }
@@ -284,6 +287,7 @@ impl Worker {
         if classified.denied_claim {
             self.counters.denied_claims += 1;
         }
+        let place = pool.seat(request.headers.first(pool.policy.classification().model_header.as_bytes()));
         let admission = admission::admit(pool, self.now, &mut self.rng, &Newcomer { stream, classified, request });
         Some(Decided {
             pool: PoolRef { index, uid: pool.uid },
@@ -291,6 +295,7 @@ impl Worker {
             state: pool.state_index(classified.class),
             classified,
             admission,
+            place,
         })
     }
 

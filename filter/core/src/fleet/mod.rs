@@ -15,7 +15,10 @@ mod ledger;
 mod limits;
 
 pub use self::controls::{Controls, OverloadPush, PoolControlView, StepInputs};
-pub use self::ledger::{ClassTotals, ClassView, ControlCounters, Ledger, PoolView, QueueTotals, Shares, TtftView};
+pub use self::ledger::{
+    ClassTotals, ClassView, Completeness, ControlCounters, LATENCY_WINDOW, Ledger, MAX_MODELS, PoolLatencies, PoolView, QueueTotals,
+    RecentView, Shares, StreamView, TtftView,
+};
 pub use self::limits::{LimitsTable, PoolLimits, ProxyShare};
 
 /// Proxies that are remembered at once; a further one is served but not accounted for.

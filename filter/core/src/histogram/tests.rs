@@ -1,4 +1,6 @@
 use super::*;
+use crate::rng::Rng;
+use alloc::vec;
 use proptest::prelude::*;
 
 fn of(values: &[u64]) -> Histogram {
@@ -107,4 +109,56 @@ proptest! {
     fn any_wire_form_is_read_or_refused_without_a_panic(deltas in prop::collection::vec(any::<u32>(), 0..8), counts in prop::collection::vec(any::<u64>(), 0..8), sum in any::<u64>()) {
         let _ = Histogram::from_wire(&v1::Histogram { index_deltas: deltas, counts, sum });
     }
+}
+
+/// Samples of a distribution, from the same stream of chance each time.
+fn drawn(distribution: impl Fn(&mut Rng) -> f64) -> Vec<u64> {
+    let mut rng = Rng::new(7);
+    (0..50_000).map(|_| distribution(&mut rng).clamp(0.0, MAX_VALUE as f64) as u64).collect()
+}
+
+/// Box and Muller 1958.
+fn normal(rng: &mut Rng) -> f64 {
+    libm::sqrt(-2.0 * libm::log(1.0 - rng.next_f64())) * libm::cos(2.0 * core::f64::consts::PI * rng.next_f64())
+}
+
+#[test]
+fn p99_of_histograms_merged_from_many_workers_is_within_one_percent_of_the_exact_value() {
+    let streams: [(&str, Vec<u64>); 4] = [
+        ("uniform", drawn(|rng| 1_000_000.0 * rng.next_f64())),
+        ("log-normal", drawn(|rng| libm::exp(11.0 + 1.2 * normal(rng)))),
+        (
+            "bimodal",
+            drawn(|rng| if rng.next_f64() < 0.97 { 40_000.0 + 4_000.0 * normal(rng) } else { 2_000_000.0 + 90_000.0 * normal(rng) }),
+        ),
+        // Pareto with a shape of 1.1: its variance is infinite.
+        ("heavy-tailed", drawn(|rng| 20_000.0 / libm::pow(1.0 - rng.next_f64(), 1.0 / 1.1))),
+    ];
+    for (name, mut samples) in streams {
+        let mut merged = Histogram::new();
+        samples.chunks(777).for_each(|chunk| merged.merge(&Histogram::from_wire(&of(chunk).to_wire()).unwrap()));
+        samples.sort_unstable();
+        for q in [0.5, 0.9, 0.99, 0.999] {
+            let exact = samples[libm::ceil(q * samples.len() as f64) as usize - 1];
+            let error = merged.quantile(q).unwrap().abs_diff(exact) as f64 / exact as f64;
+            assert!(error <= 0.01, "{name} at {q}: {error}");
+        }
+    }
+}
+
+#[test]
+fn an_occupied_bucket_takes_at_most_sixteen_bytes_on_the_wire() {
+    use prost::Message;
+    let of_counts = |count: u64, step: usize| {
+        let buckets = (0..BUCKETS as usize).step_by(step).count();
+        let wire = v1::Histogram { index_deltas: vec![step as u32; buckets - 1], counts: vec![count; buckets - 1], sum: u64::MAX };
+        assert!(Histogram::from_wire(&wire).is_ok());
+        wire.encoded_len() as f64 / (buckets - 1) as f64
+    };
+    // A count that no worker reaches in a century, in buckets as far apart as they can be.
+    assert!(of_counts(1 << 50, 1) <= 16.0 && of_counts(1 << 40, 900) <= 16.0, "{} {}", of_counts(1 << 50, 1), of_counts(1 << 40, 900));
+    // As they are in practice: a million latencies.
+    let wire = of(&drawn(|rng| libm::exp(11.0 + 1.2 * normal(rng)))).to_wire();
+    let per_bucket = wire.encoded_len() as f64 / wire.counts.len() as f64;
+    assert!(per_bucket <= 4.0, "{per_bucket}");
 }

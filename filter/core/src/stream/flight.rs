@@ -4,6 +4,7 @@ use core::time::Duration;
 
 use crate::admission::Passes;
 use crate::breaker::Verdict;
+use crate::latency::{Arrival, Metric};
 use crate::pool::{ClassState, Ending, Pool};
 use crate::stream::StreamEnd;
 use crate::stream::load::{self, Load};
@@ -28,7 +29,8 @@ pub(super) struct Flight {
     pool: PoolRef,
     /// Position of the class's state in the pool.
     state: usize,
-    started: Timestamp,
+    arrival: Arrival,
+    admitted_at: Timestamp,
     /// What it holds of the breakers; nothing after its verdict.
     passes: Option<Passes>,
     response: Response,
@@ -60,11 +62,12 @@ pub(super) enum Body {
 }
 
 impl Flight {
-    pub(super) fn new(pool: PoolRef, state: usize, started: Timestamp, passes: Passes, load: Option<Load>) -> Self {
+    pub(super) fn new(pool: PoolRef, state: usize, arrival: Arrival, now: Timestamp, passes: Passes, load: Option<Load>) -> Self {
         Self {
             pool,
             state,
-            started,
+            arrival,
+            admitted_at: now,
             passes: Some(passes),
             response: Response::None,
             is_dependency_failure: false,
@@ -149,15 +152,17 @@ impl Flight {
         }
         let pool = worker.pool_mut(self.pool)?;
         let state = pool.states.get_mut(self.state)?;
-        let ttft_us = at.micros_since(self.started);
+        let ttft_us = at.micros_since(self.arrival.at);
         state.ttft_us.record(ttft_us);
         pool.ttft_us.record(ttft_us);
+        let queue_us = self.admitted_at.micros_since(self.arrival.at);
+        pool.record_latencies(self.state, self.arrival.place, &[(Metric::Ttft, ttft_us), (Metric::Queue, queue_us)]);
         if let (Some(load), Some(overload)) = (&mut self.load, &mut pool.overload)
             && load.is_of(overload)
         {
             load.on_first_token(overload, at);
         }
-        Some(at.since(self.started))
+        Some(at.since(self.arrival.at))
     }
 
     /// Takes the end; the time to first token when no body came.
@@ -179,13 +184,28 @@ impl Flight {
         if let Some(state) = pool.states.get_mut(self.state) {
             self.count(state, now, ending);
         }
-        self.give_work_back(worker, now, ending);
+        let tpot = self.give_work_back(worker, now, ending);
+        if ending == Ending::Completed && self.response == Response::Good {
+            self.record_end(worker, now, tpot);
+        }
         ttft
     }
 
-    fn give_work_back(&mut self, worker: &mut Worker, now: Timestamp, ending: Ending) {
-        let Some(load) = self.load.take() else { return };
+    fn record_end(&self, worker: &mut Worker, now: Timestamp, tpot: Option<Duration>) {
         let Some(pool) = worker.pool_mut(self.pool) else { return };
+        let total = (Metric::Total, now.micros_since(self.arrival.at));
+        let upstream = (Metric::Upstream, now.micros_since(self.admitted_at));
+        pool.record_latencies(self.state, self.arrival.place, &[total, upstream]);
+        if let Some(tpot) = tpot {
+            pool.record_latencies(self.state, self.arrival.place, &[(Metric::Tpot, load::micros(tpot))]);
+        }
+    }
+
+    /// Gives the work back, and to those who wait; the time between tokens, if the response came token by token.
+    fn give_work_back(&mut self, worker: &mut Worker, now: Timestamp, ending: Ending) -> Option<Duration> {
+        let load = self.load.take()?;
+        let pool = worker.pool_mut(self.pool)?;
+        let mut tpot = None;
         let outcome = match (ending, self.response) {
             (Ending::Completed, Response::Good) => load::Outcome::Served,
             (Ending::Failed, _) => load::Outcome::Failed,
@@ -194,9 +214,10 @@ impl Flight {
         if let (Some(overload), Some(config)) = (&mut pool.overload, pool.policy.overload())
             && load.is_of(overload)
         {
-            load.on_end(overload, config, now, self.started, outcome);
+            tpot = load.on_end(overload, config, now, self.arrival.at, outcome);
         }
         worker.answer_waiting(self.pool, now);
+        tpot
     }
 
     fn ending(&self, end: StreamEnd) -> Ending {
@@ -215,7 +236,7 @@ impl Flight {
         match ending {
             Ending::Completed => {
                 state.completed += 1;
-                state.duration_us.record(now.micros_since(self.started));
+                state.duration_us.record(now.micros_since(self.arrival.at));
             }
             Ending::Failed => state.failed += 1,
             Ending::Cancelled => state.cancelled += 1,

@@ -73,8 +73,16 @@ impl Load {
         }
     }
 
-    /// The request, which arrived at `arrived`, is over: gives back what it holds, and learns from it.
-    pub(super) fn on_end(self, load: &mut PoolOverload, config: &OverloadConfig, now: Timestamp, arrived: Timestamp, outcome: Outcome) {
+    /// The request, which arrived at `arrived`, is over: gives back what it holds, and learns from it; the time between tokens, if
+    /// the response came token by token.
+    pub(super) fn on_end(
+        self,
+        load: &mut PoolOverload,
+        config: &OverloadConfig,
+        now: Timestamp,
+        arrived: Timestamp,
+        outcome: Outcome,
+    ) -> Option<Duration> {
         let (tokens, is_streamed) = (self.output_tokens(config), self.is_streamed());
         let Self { held, admitted_at: _, first_token_at, pieces, bytes: _ } = self;
         let size = held.reservation.size;
@@ -84,15 +92,18 @@ impl Load {
         let excess = f64::from(tokens) - f64::from(size.output);
         load.usage.serve(now, class, held.tenant, config.output_weight * excess);
         match outcome {
-            Outcome::Failed => load.flow.failed += 1,
-            Outcome::Other => {}
+            Outcome::Failed => {
+                load.flow.failed += 1;
+                None
+            }
+            Outcome::Other => None,
             Outcome::Served => {
                 if tokens > 0 {
                     load.estimates.note_output(class, tokens);
                 }
                 load.flow.output_tokens += u64::from(tokens);
                 load.flow.responses += 1;
-                let Some(first) = first_token_at else { return };
+                let first = first_token_at?;
                 let tpot = is_streamed.then(|| now.since(first) / pieces.saturating_sub(1).max(1));
                 if let Some(tpot) = tpot {
                     load.flow.tpot_us.record(micros(tpot));
@@ -102,11 +113,12 @@ impl Load {
                     let work = f64::from(size.prompt) + config.output_weight * f64::from(tokens);
                     load.flow.good_work = load.flow.good_work.saturating_add(work as u64);
                 }
+                tpot
             }
         }
     }
 }
 
-fn micros(span: Duration) -> u64 {
+pub(super) fn micros(span: Duration) -> u64 {
     u64::try_from(span.as_micros()).unwrap_or(u64::MAX)
 }

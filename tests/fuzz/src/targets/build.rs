@@ -328,7 +328,20 @@ fn pool_report(source: &mut Source<'_>) -> v1::PoolReport {
         open_breakers: Vec::new(),
         permits: source.number32(),
         overload: source.is_so(150).then(|| overload_report(source)),
+        latency: source.is_so(80).then(|| latency_report(source)),
     }
+}
+
+fn latency_report(source: &mut Source<'_>) -> v1::LatencyReport {
+    let stream = |source: &mut Source<'_>| v1::LatencyStream {
+        class: source.text(&CLASSES),
+        model: source.text(&["", "large", "small"]),
+        series: u64::from(source.number32() % 3),
+        place: u64::from(source.number32() % 4),
+        total_us: source.is_so(128).then(|| histogram(source)),
+        ..v1::LatencyStream::default()
+    };
+    v1::LatencyReport { streams: (0..source.below(4)).map(|_| stream(source)).collect() }
 }
 
 fn class_report(source: &mut Source<'_>) -> v1::ClassReport {

@@ -22,6 +22,8 @@ use crate::reason::Reason;
 use crate::time::Timestamp;
 
 mod flow;
+mod forget;
+mod latency;
 mod node;
 mod share;
 #[cfg(test)]
@@ -29,6 +31,9 @@ mod tests;
 
 pub use self::flow::QueueTotals;
 use self::flow::{Account, add_gauges};
+use self::forget::Forgotten;
+use self::latency::LatencyBook;
+pub use self::latency::{Completeness, LATENCY_WINDOW, MAX_MODELS, PoolLatencies, RecentView, StreamView};
 use self::node::{BUDGET_DEMAND_S, ClassDelta, Node, RATE_DEMAND_S};
 pub use self::share::Shares;
 
@@ -53,6 +58,7 @@ pub struct Ledger {
     workers: v1::WorkerCounters,
     unaccounted: u64,
     unreadable: u64,
+    forgotten: Forgotten,
 }
 
 /// The books of one pool.
@@ -64,6 +70,7 @@ struct PoolBook {
     /// Overload control; `None` as long as no worker has reported any. Counters of recent reports only, no gauges.
     flow: Option<Flow>,
     queue: QueueTotals,
+    latency: LatencyBook,
     first_report_at: Option<Timestamp>,
 }
 
@@ -174,11 +181,12 @@ impl Ledger {
             self.unaccounted += 1;
             return false;
         }
-        let node = self.nodes.entry(report.node_id.clone()).or_default();
+        let forgotten = &self.forgotten;
+        let node = self.nodes.entry(report.node_id.clone()).or_insert_with(|| Node::new(forgotten.may_know(&report.node_id)));
         let is_return = node.heard_at.is_none();
         node.heard_at = Some(now);
         for worker in report.workers.iter().take(MAX_WORKERS) {
-            let Some(accepted) = node.accept(now, worker) else { continue };
+            let Some(mut accepted) = node.accept(now, worker) else { continue };
             add_counters(&mut self.workers, &accepted.counters);
             self.unreadable += accepted.unreadable;
             // A VM that is new in a proxy already known has just begun: all its counters are recent.
@@ -190,16 +198,15 @@ impl Ledger {
                 let requests = deltas.map(|delta| book.add(now, delta, is_recent)).fold(0, u64::saturating_add);
                 // Under overload control the budgets are of work, and so is what decides how they are split.
                 let work = accepted.accounts.get(&pool.policy).map(|account| book.add_account(account, is_recent));
+                if let Some(delta) = accepted.latencies.get_mut(&pool.policy) {
+                    book.add_latencies(now, delta, !is_return);
+                }
                 let (amount, memory_s) = work.map_or((requests, RATE_DEMAND_S), |work| (work, BUDGET_DEMAND_S));
                 node.add_demand(now, &pool.pool, amount, memory_s);
             }
         }
+        latency::book_losses(&mut self.pools, node);
         true
-    }
-
-    /// Forgets proxies that have been silent for ten minutes.
-    pub fn expire(&mut self, now: Timestamp) {
-        self.nodes.retain(|_, node| node.heard_at.is_some_and(|at| now.since(at) < REMEMBER));
     }
 
     /// Load of every pool now.
@@ -256,22 +263,20 @@ impl Ledger {
     pub fn unreadable(&self) -> u64 {
         self.unreadable
     }
-
-    /// Makes room by forgetting the proxy that has been silent longest; returns whether one could go.
-    fn evict(&mut self, now: Timestamp) -> bool {
-        let oldest = self.nodes.iter().min_by_key(|(_, node)| node.heard_at).map(|(id, node)| (id.clone(), node.heard_at));
-        match oldest {
-            Some((id, heard_at)) if heard_at.is_none_or(|at| now.since(at) >= GONE_AFTER) => self.nodes.remove(&id).is_some(),
-            _ => false,
-        }
-    }
 }
 
 // === impl PoolBook ===
 
 impl PoolBook {
     fn new() -> Self {
-        Self { classes: Vec::new(), ttft: Histogram::new(), flow: None, queue: QueueTotals::default(), first_report_at: None }
+        Self {
+            classes: Vec::new(),
+            ttft: Histogram::new(),
+            flow: None,
+            queue: QueueTotals::default(),
+            latency: LatencyBook::default(),
+            first_report_at: None,
+        }
     }
 
     fn with_classes(mut self, classes: &[v1::PriorityClass]) -> Self {

@@ -9,6 +9,7 @@ use core::time::Duration;
 use headgate_protos::v1;
 
 use super::flow::Account;
+use super::latency::{LatencyAccount, LatencyDelta};
 use super::{ClassTotals, LIVE};
 use crate::fleet::{GONE_AFTER, MAX_POLICIES_PER_PROXY};
 use crate::histogram::Histogram;
@@ -18,7 +19,7 @@ use crate::time::Timestamp;
 /// VMs remembered of one proxy, dead ones included: a late report of a dead VM must not count anew.
 const MAX_VMS: usize = 256;
 /// Classes read from one report of one policy (`policy.proto`: 1 to 8).
-const MAX_CLASSES: usize = 8;
+pub(super) const MAX_CLASSES: usize = 8;
 /// Time constant of the estimate of demand for rates, in seconds: a rate that moves to where it is asked for costs nobody.
 pub(super) const RATE_DEMAND_S: f64 = 1.0;
 /// Time constant of the estimate of demand for budgets, in seconds: requests hold their part of a budget for about that long, and a proxy
@@ -32,6 +33,12 @@ pub(super) struct Node {
     pub(super) heard_at: Option<Timestamp>,
     vms: BTreeMap<(u32, u64), Vm>,
     demands: BTreeMap<String, Demand>,
+    /// Its counters up to now may be in the books already, of a time that was forgotten.
+    is_known_of_old: bool,
+    /// Pools, and how many series of latencies each has lost that the books do not know of yet.
+    pub(super) lost: Vec<(String, u64)>,
+    /// Newest report of any VM that was forgotten to make room, in nanoseconds on the proxy's clock.
+    forgotten_at_ns: Option<u64>,
 }
 
 /// The newest report of one VM.
@@ -42,6 +49,8 @@ struct Vm {
     pools: BTreeMap<String, v1::PoolReport>,
     /// By policy: overload control.
     accounts: BTreeMap<String, Account>,
+    /// By policy: latencies.
+    latencies: BTreeMap<String, LatencyAccount>,
     counters: v1::WorkerCounters,
 }
 
@@ -63,6 +72,8 @@ pub(super) struct Accepted {
     pub(super) deltas: Vec<ClassDelta>,
     /// Differences of overload control, by policy.
     pub(super) accounts: BTreeMap<String, Account>,
+    /// Latencies that came, by policy.
+    pub(super) latencies: BTreeMap<String, LatencyDelta>,
     /// Policies whose overload report could not be read: their work stays out of the books until one can.
     pub(super) unreadable: u64,
     /// Differences of the counters without a policy.
@@ -81,6 +92,10 @@ pub(super) struct ClassDelta {
 // === impl Node ===
 
 impl Node {
+    pub(super) fn new(is_known_of_old: bool) -> Self {
+        Self { is_known_of_old, ..Self::default() }
+    }
+
     /// Takes the report of one VM; `None` when it is not newer than what is known of that VM.
     pub(super) fn accept(&mut self, now: Timestamp, worker: &v1::WorkerReport) -> Option<Accepted> {
         let key = (worker.slot, worker.vm_epoch);
@@ -91,11 +106,15 @@ impl Node {
         let gap = before.map(|vm| Duration::from_nanos(worker.at_ns - vm.at_ns));
         let empty = v1::PoolReport::default();
         let mut accepted = Accepted { gap, ..Accepted::default() };
-        let mut accounts = BTreeMap::new();
+        let (mut accounts, mut latencies) = (BTreeMap::new(), BTreeMap::new());
         for pool in worker.pools.iter().take(MAX_POLICIES_PER_PROXY) {
             // A policy that was deleted and applied anew in between is not in `before`: its counters start from zero.
             let old = before.and_then(|vm| vm.pools.get(&pool.policy)).unwrap_or(&empty);
             accepted.deltas.extend(pool.classes.iter().take(MAX_CLASSES).map(|class| class_delta(&pool.policy, class, old)));
+            let (account, delta) =
+                LatencyAccount::follow(before.and_then(|vm| vm.latencies.get(&pool.policy)), worker.at_ns, pool.latency.as_ref());
+            accepted.latencies.insert(pool.policy.clone(), delta);
+            latencies.extend(account.map(|account| (pool.policy.clone(), account)));
             let old = before.and_then(|vm| vm.accounts.get(&pool.policy));
             match pool.overload.as_ref().map(|report| Account::read(pool, report)) {
                 None => {}
@@ -112,10 +131,13 @@ impl Node {
         }
         let new = worker.counters.unwrap_or_default();
         accepted.counters = counters_delta(&new, &before.map(|vm| vm.counters).unwrap_or_default());
-        let without_overload = |pool: &v1::PoolReport| v1::PoolReport { overload: None, ..pool.clone() };
+        let without_overload = |pool: &v1::PoolReport| v1::PoolReport { overload: None, latency: None, ..pool.clone() };
         let pools = worker.pools.iter().take(MAX_POLICIES_PER_PROXY).map(|pool| (pool.policy.clone(), without_overload(pool))).collect();
+        if before.is_none() && (self.is_known_of_old || self.forgotten_at_ns.is_some_and(|at| worker.at_ns <= at)) {
+            accepted = accepted.into_baseline();
+        }
         self.make_room(&key);
-        self.vms.insert(key, Vm { heard_at: now, at_ns: worker.at_ns, pools, accounts, counters: new });
+        self.vms.insert(key, Vm { heard_at: now, at_ns: worker.at_ns, pools, accounts, latencies, counters: new });
         Some(accepted)
     }
 
@@ -157,13 +179,44 @@ impl Node {
         self.demands.get(pool).map_or(0.0, |demand| demand.rate * libm::exp(-now.since(demand.at).as_secs_f64() / demand.memory_s))
     }
 
+    /// The whole proxy is forgotten.
+    pub(super) fn lose_all(&mut self) {
+        self.lost.extend(self.vms.values().flat_map(Vm::series));
+    }
+
+    /// For each VM that reports `pool`: whether it is silent, and whether its newest latencies could not be read.
+    pub(super) fn gaps(&self, now: Timestamp, pool: &str) -> impl Iterator<Item = (bool, bool)> {
+        self.vms.values().flat_map(move |vm| {
+            let is_silent = now.since(vm.heard_at) >= LIVE;
+            let of_pool = vm.pools.iter().filter(move |(_, report)| report.pool == pool);
+            of_pool.map(move |(policy, _)| (is_silent, vm.latencies.get(policy).is_some_and(LatencyAccount::is_behind)))
+        })
+    }
+
     fn make_room(&mut self, key: &(u32, u64)) {
         if self.vms.len() >= MAX_VMS
             && !self.vms.contains_key(key)
             && let Some(oldest) = self.vms.iter().min_by_key(|(_, vm)| vm.heard_at).map(|(key, _)| *key)
         {
-            self.vms.remove(&oldest);
+            let gone = self.vms.remove(&oldest);
+            self.forgotten_at_ns = self.forgotten_at_ns.max(gone.as_ref().map(|vm| vm.at_ns));
+            self.lost.extend(gone.iter().flat_map(Vm::series));
         }
+    }
+}
+
+impl Vm {
+    /// Pools and the series of latencies that it has begun in each.
+    fn series(&self) -> impl Iterator<Item = (String, u64)> {
+        self.latencies.iter().filter_map(|(policy, account)| self.pools.get(policy).map(|pool| (pool.pool.clone(), account.series())))
+    }
+}
+
+impl Accepted {
+    /// The report is where counting begins, and what it holds is not counted.
+    fn into_baseline(self) -> Self {
+        let missing = self.latencies.into_iter().map(|(policy, delta)| (policy, delta.into_missing())).collect();
+        Self { latencies: missing, ..Self::default() }
     }
 }
 
