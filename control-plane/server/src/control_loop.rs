@@ -149,7 +149,9 @@ impl ControlLoop {
         let sample = |pool: &str| engines.get(pool).and_then(|engines| engines.sample);
         let shares = |pool: &str| self.ledger.lock().shares(at, pool);
         let gpu_memory = |pool: &str, config: &GpuMemoryConfig| devices.fullest(pool, config);
-        let table = controls.step(at, &StepInputs { loads: &loads, gpu_memory: &gpu_memory, engines: &sample, shares: &shares });
+        let capacity = |pool: &str, config: &GpuMemoryConfig| devices.capacity(pool, config).fraction();
+        let table = controls
+            .step(at, &StepInputs { loads: &loads, gpu_memory: &gpu_memory, capacity: &capacity, engines: &sample, shares: &shares });
         if let Some(table) = table {
             self.fleet.publish_limits(table);
         }

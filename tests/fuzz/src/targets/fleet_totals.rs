@@ -85,7 +85,13 @@ impl Books {
         let loads = self.ledger.view(self.now);
         let sample = source.is_so(128).then(|| engine_sample(source, self.now));
         let (ledger, now) = (&self.ledger, self.now);
-        let inputs = StepInputs { loads: &loads, gpu_memory: &|_, _| None, engines: &|_| sample, shares: &|pool| ledger.shares(now, pool) };
+        let inputs = StepInputs {
+            loads: &loads,
+            gpu_memory: &|_, _| None,
+            capacity: &|_, _| 1.0,
+            engines: &|_| sample,
+            shares: &|pool| ledger.shares(now, pool),
+        };
         if let Some(table) = self.controls.step(now, &inputs) {
             for (pool, node) in table.pools.keys().flat_map(|pool| NODES.map(|node| (pool, node))) {
                 let limits = table.for_node(node, pool).expect("the pool has limits");

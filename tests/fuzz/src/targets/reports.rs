@@ -121,7 +121,7 @@ pub(super) fn run(input: &[u8]) -> u64 {
         let loads = ledger.view(now);
         let nothing = |_: &str, _: &GpuMemoryConfig| None;
         let share = |_: &str| shares.clone();
-        let inputs = StepInputs { loads: &loads, gpu_memory: &nothing, engines: &|_| None, shares: &share };
+        let inputs = StepInputs { loads: &loads, gpu_memory: &nothing, capacity: &|_, _| 1.0, engines: &|_| None, shares: &share };
         if let Some(limits) = controls.step(now, &inputs).and_then(|table| table.for_node("n", "llm")) {
             check_limits(&limits);
         }

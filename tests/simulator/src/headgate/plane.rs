@@ -83,8 +83,13 @@ impl Plane {
         self.queued = loads.get(self.pool.as_str()).and_then(|load| load.flow.as_ref()).map_or(0, |flow| flow.queued_requests);
         let ledger = &self.ledger;
         let engines = self.engines.filter(|sample| now.since(sample.at) <= STALE_AFTER);
-        let inputs =
-            StepInputs { loads: &loads, gpu_memory: &|_, _| None, engines: &|_| engines, shares: &|pool| ledger.shares(now, pool) };
+        let inputs = StepInputs {
+            loads: &loads,
+            gpu_memory: &|_, _| None,
+            capacity: &|_, _| 1.0,
+            engines: &|_| engines,
+            shares: &|pool| ledger.shares(now, pool),
+        };
         let Some(table) = self.controls.step(now, &inputs) else { return Vec::new() };
         self.table = table;
         let mut told = Vec::new();

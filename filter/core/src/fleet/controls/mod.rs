@@ -19,11 +19,13 @@ use crate::overload::{EngineSample, OverloadState};
 use crate::policy::{GpuMemoryConfig, OverloadConfig, Policy, PolicyErrors};
 use crate::time::Timestamp;
 
+mod derate;
 mod material;
 mod overload;
 #[cfg(test)]
 mod tests;
 
+use self::derate::Derate;
 use self::material::{Material, material};
 pub use self::overload::OverloadPush;
 use self::overload::{PoolOverload, release_classes, with_released_classes};
@@ -65,6 +67,9 @@ struct PoolControl {
     policy: Policy,
     controller: PoolController,
     overload: Option<PoolOverload>,
+    derate: Derate,
+    /// Factor on what is pushed.
+    able: f64,
     created_at: Timestamp,
     epoch: u64,
     pushed: Option<Pushed>,
@@ -81,6 +86,8 @@ pub struct StepInputs<'a> {
     pub loads: &'a BTreeMap<String, PoolView>,
     /// Newest sample of the GPU memory that the level of the named pool watches.
     pub gpu_memory: &'a dyn Fn(&str, &GpuMemoryConfig) -> Option<GpuMemorySample>,
+    /// Part of the pool's devices that can be trusted with work, 0 to 1; 1 while nobody knows.
+    pub capacity: &'a dyn Fn(&str, &GpuMemoryConfig) -> f64,
     /// Newest reading of a pool's engines; `None` when nobody reads them or it is stale.
     pub engines: &'a dyn Fn(&str) -> Option<EngineSample>,
     /// How each pool's rates are split.
@@ -155,6 +162,7 @@ impl Controls {
         for (name, pool) in &mut self.pools {
             let load = inputs.loads.get(name).unwrap_or(&nothing);
             pool.compute(now, load, &|config| (inputs.gpu_memory)(name, config), (inputs.engines)(name));
+            pool.able = pool.derate.step(now, (inputs.capacity)(name, &pool.policy.levels().gpu_memory));
             if pool.may_push(now, load) {
                 is_worth_it |= pool.offer(now, name, load, self.lifetime, (inputs.shares)(name));
             }
@@ -187,7 +195,7 @@ impl Controls {
 impl PoolControl {
     fn new(now: Timestamp, policy: Policy, epoch: u64) -> Self {
         let (controller, overload) = (PoolController::new(now, &policy), PoolOverload::of(now, &policy));
-        Self { controller, overload, policy, created_at: now, epoch, pushed: None }
+        Self { controller, overload, policy, derate: Derate::default(), able: 1.0, created_at: now, epoch, pushed: None }
     }
 
     /// What was learned of the pool stays.
@@ -251,7 +259,11 @@ impl PoolControl {
             decay: lifetime.decay,
         };
         let mut fleet = self.controller.state().to_wire(&frame);
-        let overload = self.overload.as_ref().map(|overload| overload.push(load));
+        for class in &mut fleet.classes {
+            class.rate_rps *= self.able;
+            class.drain_rps *= self.able;
+        }
+        let overload = self.overload.as_ref().map(|overload| overload.push(load, self.able));
         if overload.is_some() {
             release_classes(&mut fleet);
         }

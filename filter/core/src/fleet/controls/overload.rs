@@ -71,8 +71,15 @@ impl PoolOverload {
         self.controller.state()
     }
 
-    pub(super) fn push(&self, load: &PoolView) -> OverloadPush {
-        OverloadPush { state: Arc::new(self.state().clone()), least: usual_request(load) }
+    /// What the proxies are told. `able` is a factor on what depends on the devices' speed: not on the KV cache, which is there or not.
+    pub(super) fn push(&self, load: &PoolView, able: f64) -> OverloadPush {
+        let mut state = self.state().clone();
+        for budgets in [&mut state.budgets, &mut state.safe_budgets] {
+            let part = |bound: Option<u64>| bound.map(|bound| (bound as f64 * able) as u64);
+            (budgets.prefill_tokens, budgets.streams) = (part(budgets.prefill_tokens), part(budgets.streams));
+        }
+        state.drain_work_per_s *= able;
+        OverloadPush { state: Arc::new(state), least: usual_request(load) }
     }
 }
 

@@ -59,7 +59,16 @@ fn memory(now: Timestamp, used_percent: u64) -> impl Fn(&str, &GpuMemoryConfig) 
 
 fn step(controls: &mut Controls, now_ms: u64, used_percent: u64) -> Option<LimitsTable> {
     let now = Timestamp::from_millis(now_ms);
-    controls.step(now, &StepInputs { loads: &loads(now), gpu_memory: &memory(now, used_percent), engines: &|_| None, shares: &shares })
+    controls.step(
+        now,
+        &StepInputs {
+            loads: &loads(now),
+            gpu_memory: &memory(now, used_percent),
+            capacity: &|_, _| 1.0,
+            engines: &|_| None,
+            shares: &shares,
+        },
+    )
 }
 
 fn started() -> Controls {
@@ -85,7 +94,13 @@ fn a_pool_that_nobody_reports_gets_its_limits_all_the_same() {
     let mut controls = started();
     let first = (0..40_u64).find(|tick| {
         let now = Timestamp::from_millis(tick * 100);
-        let inputs = StepInputs { loads: &BTreeMap::new(), gpu_memory: &memory(now, 10), engines: &|_| None, shares: &shares };
+        let inputs = StepInputs {
+            loads: &BTreeMap::new(),
+            gpu_memory: &memory(now, 10),
+            capacity: &|_, _| 1.0,
+            engines: &|_| None,
+            shares: &shares,
+        };
         controls.step(now, &inputs).is_some()
     });
     assert_eq!(first, Some(20), "two seconds");
@@ -179,7 +194,10 @@ fn overloaded_before(now: Timestamp, controls: &mut Controls, shares: &dyn Fn(&s
         engines: 1,
         ..EngineSample::default()
     };
-    controls.step(now, &StepInputs { loads: &loads, gpu_memory: &memory(now, 95), engines: &|_| is_read.then_some(sample), shares })
+    controls.step(
+        now,
+        &StepInputs { loads: &loads, gpu_memory: &memory(now, 95), capacity: &|_, _| 1.0, engines: &|_| is_read.then_some(sample), shares },
+    )
 }
 
 #[test]
