@@ -63,8 +63,10 @@ enum Command {
     #[command(after_help = top::EXAMPLES)]
     Top(Printing<top::TopArgs>),
     /// Show or record this machine's GPUs as the control plane would see them; no GPU is an answer, not an error
-    #[command(after_help = "Examples:\n  headgate gpu\n  headgate gpu --json\n  headgate gpu --nvml-lib /usr/lib/libnvidia-ml.so.1\n  \
-                            headgate gpu --record day.jsonl --seconds 600 --period-ms 100")]
+    #[command(
+        after_help = "Examples:\n  headgate gpu\n  headgate gpu --json\n  headgate gpu --watch\n  headgate gpu --nvml-lib /usr/lib/libnvidia-ml.so.1\n  \
+                            headgate gpu --record day.jsonl --seconds 600 --period-ms 100"
+    )]
     Gpu(Printing<gpu::GpuArgs>),
     /// Play a load against Headgate or another algorithm in a simulated fleet, and judge it
     #[command(after_help = simulate::EXAMPLES)]

@@ -11,6 +11,7 @@ mod raw;
 mod security;
 
 pub use headgate_core::fleet::LimitsLifetime;
+use hyper::Uri;
 
 pub use self::raw::{FileError, RawConfig};
 use self::security::RawSecurity;
@@ -27,6 +28,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Where GPU telemetry comes from.
     pub devices: DeviceOrigin,
+    /// Pages of dcgm-exporters to read GPUs from.
+    pub dcgm_exporters: Vec<Uri>,
     /// How Envoy gets the filter.
     pub filter: FilterDelivery,
     /// File to which the bound ports are written.
@@ -133,6 +136,14 @@ pub enum ConfigError {
         /// Its address.
         address: SocketAddr,
     },
+    /// No page that can be read.
+    #[error("--{flag}: `{got}` is no address of the form http://HOST:PORT/metrics")]
+    Page {
+        /// The flag.
+        flag: &'static str,
+        /// What was given.
+        got: String,
+    },
     /// Given, but empty.
     #[error("--{flag}: is empty")]
     Empty {
@@ -154,6 +165,7 @@ impl TryFrom<RawConfig> for Config {
             data_dir,
             nvml_lib,
             device_tape,
+            dcgm_exporter,
             filter_wasm,
             control_cluster,
             control_authority,
@@ -176,6 +188,7 @@ impl TryFrom<RawConfig> for Config {
             http,
             data_dir: errors.path("data-dir", data_dir, "headgate-data"),
             devices: errors.devices(nvml_lib, device_tape),
+            dcgm_exporters: errors.pages("dcgm-exporter", dcgm_exporter.unwrap_or_default()),
             filter: FilterDelivery {
                 wasm: errors.path("filter-wasm", filter_wasm, "/etc/headgate/headgate.wasm"),
                 control_cluster: errors.text("control-cluster", control_cluster, "headgate-control"),
@@ -241,6 +254,17 @@ impl Errors {
             self.0.push(ConfigError::Empty { flag });
         }
         text
+    }
+
+    fn pages(&mut self, flag: &'static str, given: Vec<String>) -> Vec<Uri> {
+        let mut pages = Vec::new();
+        for got in given {
+            match got.parse::<Uri>() {
+                Ok(page) if page.scheme_str() == Some("http") && page.authority().is_some() => pages.push(page),
+                _ => self.0.push(ConfigError::Page { flag, got }),
+            }
+        }
+        pages
     }
 
     /// A tape stands instead of NVML, whatever the environment says of the library.

@@ -171,6 +171,9 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
     parts.spawn(grpc_server);
     parts.spawn(serve_http(http_incoming, observatory, shutdown.clone()));
     parts.spawn(run_control_loop(control_loop, shutdown.clone()));
+    for page in config.dcgm_exporters {
+        parts.spawn(follow_exporter(page, devices.clone(), clock, shutdown.clone()));
+    }
     parts.spawn(follow_sampler(sampler.state(), sampler.control(), devices, clock, shutdown.clone()));
     ready.store(true, Ordering::Release);
     if let Some(path) = &config.ports_file {
@@ -212,6 +215,11 @@ async fn serve_http(incoming: Incoming, observatory: Observatory, shutdown: Canc
 
 async fn run_control_loop(control_loop: ControlLoop, shutdown: CancellationToken) -> Result<(), ServeError> {
     control_loop.run(shutdown).await;
+    Ok(())
+}
+
+async fn follow_exporter(page: hyper::Uri, board: DeviceBoard, clock: Clock, shutdown: CancellationToken) -> Result<(), ServeError> {
+    device::dcgm::follow(page, board, clock, shutdown).await;
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 use headgate_core::time::Timestamp;
@@ -9,8 +10,9 @@ use serde::Serialize;
 
 use super::table::{Align, Table};
 use super::{CliError, Format, print, print_json};
+use crate::clock::Clock;
 use crate::config::DeviceOrigin;
-use crate::device::{self, DeviceSource, DeviceState, DeviceView, NodeView, SampleError, ThrottleReasons};
+use crate::device::{self, DeviceBoard, DeviceSource, DeviceState, SourceState, ThrottleReasons};
 use crate::status::GpuStatus;
 
 mod record;
@@ -21,6 +23,12 @@ pub(super) struct GpuArgs {
     /// NVML library: a path, or `auto` (the driver's)
     #[arg(long, env = "HEADGATE_NVML_LIB", value_name = "PATH|auto", default_value = "auto")]
     nvml_lib: String,
+    /// Show them again and again until interrupted
+    #[arg(long, conflicts_with = "record")]
+    watch: bool,
+    /// Time between two looks, in milliseconds; with --watch
+    #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(100..=60_000))]
+    interval_ms: u64,
     /// Record to FILE what the sampler of `headgate serve` would see, instead of showing it; `serve --device-tape` plays it
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,
@@ -48,32 +56,48 @@ pub(super) async fn run(args: &GpuArgs, format: Format) -> Result<(), CliError> 
     let source = device::open(&origin).map_err(|error| CliError::Refused(error.to_string()))?;
     match &args.record {
         Some(file) => record::run(source, file, args.seconds, args.period_ms, format).await,
-        None => show(source, format),
+        None => show(source, args, format).await,
     }
 }
 
-/// No GPU is an answer.
-fn show(mut source: Box<dyn DeviceSource>, format: Format) -> Result<(), CliError> {
-    let report = match ask(source.as_mut()) {
-        Ok(state) => {
-            let view = DeviceView::new(Timestamp::ZERO, vec![Arc::new(NodeView::of(state))]);
-            Report { gpu_source: crate::status::source_text(&view), gpus: GpuStatus::list(&view) }
-        }
-        Err(error) => Report { gpus: Vec::new(), gpu_source: format!("no device: {error}") },
-    };
-    match format {
-        Format::Json => print_json(&report),
-        Format::Text if report.gpus.is_empty() => print(&report.gpu_source),
-        Format::Text => print(&table(&report.gpus).render()),
-    }
-}
-
-fn ask(source: &mut dyn DeviceSource) -> Result<DeviceState, SampleError> {
+/// Shows the GPUs once, or until interrupted. No GPU is an answer.
+async fn show(mut source: Box<dyn DeviceSource>, args: &GpuArgs, format: Format) -> Result<(), CliError> {
+    let (board, clock) = (DeviceBoard::default(), Clock::start());
     let mut state = DeviceState::starting(source.name());
-    // The slow look comes first: it finds the parts of a partitioned device.
-    state.details = Arc::new(source.inspect()?);
-    state.take(Timestamp::ZERO, source.sample()?);
-    Ok(state)
+    loop {
+        let now = clock.now();
+        ask(source.as_mut(), &mut state, now);
+        // The place of this machine is the board's only one.
+        let _ = board.publish(now, Arc::new(state.clone()));
+        let view = board.view(now);
+        let report = Report { gpu_source: crate::status::source_text(&view), gpus: GpuStatus::list(&view) };
+        let text = match format {
+            Format::Json if !args.watch => return print_json(&report),
+            Format::Json => serde_json::to_string(&report).unwrap_or_default(),
+            Format::Text if report.gpus.is_empty() => report.gpu_source,
+            Format::Text => table(&report.gpus).render(),
+        };
+        if !args.watch {
+            return print(&text);
+        }
+        // Cursor home and clear below: the table stays in place.
+        print(&if format == Format::Text { format!("\x1b[H\x1b[2J{text}") } else { text })?;
+        tokio::time::sleep(Duration::from_millis(args.interval_ms)).await;
+    }
+}
+
+/// Takes one sample into `state`. The slow look comes first: it finds the parts of a partitioned device.
+fn ask(source: &mut dyn DeviceSource, state: &mut DeviceState, now: Timestamp) {
+    match source.inspect().and_then(|details| Ok((details, source.sample()?))) {
+        Ok((details, readings)) => {
+            state.details = Arc::new(details);
+            state.take(now, readings);
+        }
+        Err(error) => {
+            state.devices.clear();
+            state.state = SourceState::Failing(error);
+        }
+    }
 }
 
 /// The GPUs as a table; `headgate status` shows the same.

@@ -24,6 +24,9 @@ pub struct RawConfig {
     /// Recording of GPUs to play over and over instead of asking NVML; `headgate gpu --record` makes one
     #[arg(long, env = "HEADGATE_DEVICE_TAPE", value_name = "FILE")]
     pub device_tape: Option<PathBuf>,
+    /// Page of a dcgm-exporter to read GPUs from, where no agent can run; several with commas
+    #[arg(long, env = "HEADGATE_DCGM_EXPORTERS", value_name = "URL", value_delimiter = ',')]
+    pub dcgm_exporter: Option<Vec<String>>,
     /// Path of the filter's .wasm file as Envoy sees it, for the filter configuration served by ECDS
     /// [default: /etc/headgate/headgate.wasm]
     #[arg(long, env = "HEADGATE_FILTER_WASM", value_name = "PATH")]
@@ -109,6 +112,7 @@ impl RawConfig {
             data_dir: self.data_dir.or(fallback.data_dir),
             nvml_lib: self.nvml_lib.or(fallback.nvml_lib),
             device_tape: self.device_tape.or(fallback.device_tape),
+            dcgm_exporter: self.dcgm_exporter.or(fallback.dcgm_exporter),
             filter_wasm: self.filter_wasm.or(fallback.filter_wasm),
             control_cluster: self.control_cluster.or(fallback.control_cluster),
             control_authority: self.control_authority.or(fallback.control_authority),

@@ -17,6 +17,9 @@ use super::pool::DeviceView;
 use super::verdict::{ClockMemory, Verdict};
 use super::{DEFAULT_PERIOD, DeviceState, units};
 
+#[cfg(test)]
+mod tests;
+
 /// Nodes that are kept; more are refused.
 pub const MAX_NODES: usize = 4096;
 /// Silence after which a node is forgotten. Until then the pages show that it is gone.

@@ -131,6 +131,32 @@ mod tests {
         Page::read(text.as_bytes()).unwrap()
     }
 
+    #[tokio::test]
+    async fn an_endless_page_ends_in_a_failing_source_and_takes_no_memory() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let url: Uri = format!("http://{}/metrics", listener.local_addr().unwrap()).parse().unwrap();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            // A response that comes before its request is none.
+            let _ = stream.read(&mut [0; 1024]).await;
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await;
+            // 100 MiB, unless nobody reads them.
+            for _ in 0..100 << 4 {
+                if stream.write_all(&[b'x'; 64 << 10]).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let client = Client::builder(TokioExecutor::new()).build(HttpConnector::new());
+        let error = fetch(&client, &url).await.unwrap_err();
+        assert!(matches!(error, FetchError::TooLong), "{error}");
+        let mut exporter = Exporter { state: DeviceState::starting("dcgm-exporter"), last: None };
+        exporter.take(Timestamp::ZERO, Err(error));
+        let wanted = SampleError::Agent { problem: "the page is longer than 4194304 bytes".to_owned() };
+        assert_eq!(exporter.state.state, SourceState::Failing(wanted));
+    }
+
     #[test]
     fn a_page_that_repeats_makes_nothing_younger() {
         let mut exporter = Exporter { state: DeviceState::starting("dcgm-exporter"), last: None };

@@ -1,6 +1,6 @@
 //! Devices on the wire: what has changed since the message before, and back.
 //!
-//! Both sides keep the figures of every device as one array in the order of [`FIGURES`]. A message names the figures that differ and
+//! Both sides keep the figures of every device as one array in the order of `FIGURES`. A message names the figures that differ and
 //! by how much, so eight busy devices take a hundred bytes. The stream is reliable and in order; whatever breaks it begins anew with
 //! everything.
 

@@ -37,7 +37,7 @@ fn with_set<T>(set: nvmlEventSet_t, act: impl FnOnce(&mut Vec<Listener>) -> Resu
 /// `nvmlEventSetCreate`.
 ///
 /// # Safety
-/// NVML's contract, see [`crate::device`].
+/// NVML's contract, see the module `device`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlEventSetCreate(set: *mut nvmlEventSet_t) -> nvmlReturn_t {
     query(|| {
@@ -53,7 +53,7 @@ pub unsafe extern "C" fn nvmlEventSetCreate(set: *mut nvmlEventSet_t) -> nvmlRet
 /// `nvmlDeviceRegisterEvents`: only critical XIDs; what happened before is not delivered.
 ///
 /// # Safety
-/// NVML's contract, see [`crate::device`].
+/// NVML's contract, see the module `device`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlDeviceRegisterEvents(handle: nvmlDevice_t, types: c_ulonglong, set: nvmlEventSet_t) -> nvmlReturn_t {
     query(|| {
@@ -71,7 +71,7 @@ pub unsafe extern "C" fn nvmlDeviceRegisterEvents(handle: nvmlDevice_t, types: c
 /// `nvmlEventSetWait_v2`: one event, or `TIMEOUT` after so many milliseconds.
 ///
 /// # Safety
-/// NVML's contract, see [`crate::device`].
+/// NVML's contract, see the module `device`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlEventSetWait_v2(set: nvmlEventSet_t, data: *mut nvml::nvmlEventData_t, timeout_ms: c_uint) -> nvmlReturn_t {
     query(|| {
@@ -111,7 +111,7 @@ fn next(listeners: &mut [Listener]) -> Option<(usize, u64)> {
 /// `nvmlEventSetFree`.
 ///
 /// # Safety
-/// NVML's contract, see [`crate::device`].
+/// NVML's contract, see the module `device`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nvmlEventSetFree(set: nvmlEventSet_t) -> nvmlReturn_t {
     query(|| {
