@@ -120,16 +120,15 @@ impl Process {
     /// # Errors
     /// When it has ended.
     pub fn cpu_time(&self) -> Result<CpuTime> {
-        let tasks = fs::read_dir(format!("/proc/{}/task", self.id())).with_context(|| format!("{} has ended", self.name))?;
-        let mut sum = CpuTime::default();
-        for task in tasks.flatten() {
-            // "<ns on cpu> <ns waiting> <slices>"; a thread may end between the listing and the reading.
-            let Ok(line) = fs::read_to_string(task.path().join("schedstat")) else { continue };
-            let mut nanos = line.split_whitespace().map(|word| word.parse().map_or(Duration::ZERO, Duration::from_nanos));
-            sum.ran += nanos.next().unwrap_or_default();
-            sum.waited += nanos.next().unwrap_or_default();
-        }
-        Ok(sum)
+        cpu_time(self.id()).with_context(|| format!("{} has ended", self.name))
+    }
+
+    /// Its memory that is in RAM, in bytes.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn resident_bytes(&self) -> Result<u64> {
+        resident_bytes(self.id()).with_context(|| format!("{} has ended", self.name))
     }
 
     /// The last lines of the log.
@@ -143,6 +142,33 @@ impl Process {
     fn pid(&self) -> Result<Pid> {
         i32::try_from(self.id()).map(Pid::from_raw).map_err(|_| anyhow!("{} has no usable process id", self.name))
     }
+}
+
+/// What the threads of process `pid` have had of the processors so far.
+///
+/// # Errors
+/// When there is no such process.
+pub fn cpu_time(pid: u32) -> Result<CpuTime> {
+    let mut sum = CpuTime::default();
+    for task in fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
+        // "<ns on cpu> <ns waiting> <slices>"; a thread may end between the listing and the reading.
+        let Ok(line) = fs::read_to_string(task.path().join("schedstat")) else { continue };
+        let mut nanos = line.split_whitespace().map(|word| word.parse().map_or(Duration::ZERO, Duration::from_nanos));
+        sum.ran += nanos.next().unwrap_or_default();
+        sum.waited += nanos.next().unwrap_or_default();
+    }
+    Ok(sum)
+}
+
+/// The memory of process `pid` that is in RAM (`VmRSS`), in bytes.
+///
+/// # Errors
+/// When there is no such process.
+pub fn resident_bytes(pid: u32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("a process without VmRSS")?;
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse()?;
+    Ok(kib * 1024)
 }
 
 impl Drop for Process {
