@@ -14,6 +14,7 @@ use headgate_core::fleet::{ClassView, Ledger, PoolControlView, PoolView};
 use headgate_core::level::{LevelKind, LevelStatus};
 use tokio::sync::watch;
 
+use crate::access_log::Counters as AccessLogCounters;
 use crate::clock::{Clock, unix_ms};
 use crate::control_loop::{ControlView, SharedLedger};
 use crate::device::{DeviceBoard, PoolCapacity};
@@ -39,6 +40,8 @@ pub struct Observatory {
     pub clock: Clock,
     /// Whether the store is open and gRPC is served.
     pub ready: Arc<AtomicBool>,
+    /// What came of access logs.
+    pub access_logs: Arc<AccessLogCounters>,
 }
 
 /// The routes.
@@ -102,6 +105,7 @@ impl Observatory {
                 classes: view.state.classes.iter().map(|decision| class(&ledger, name, decision, load, self.clock)).collect(),
                 drain_rps: view.state.drain_rps,
                 proxies: load.proxies,
+                latencies: ledger.latencies(now, name).into(),
                 overload: OverloadStatus::of(view, load),
                 gpu_units: control.capacities.get(name).map_or(0.0, |capacity| capacity.units),
                 gpu_capacity: control.capacities.get(name).map_or(1.0, PoolCapacity::fraction),
@@ -114,14 +118,14 @@ impl Observatory {
 
     fn level(&self, level: &LevelStatus) -> LevelView {
         let wire = level.to_wire();
-        let trip = |trip: &headgate_core::level::LastTrip| TripView {
-            at_unix_ms: unix_ms().saturating_sub(u64::try_from(self.clock.now().since(trip.at).as_millis()).unwrap_or(u64::MAX)),
-            value: trip.value,
-            threshold: trip.threshold,
+        let trip = |trip: &headgate_core::level::LastTrip| {
+            let ago_ms = u64::try_from(self.clock.now().since(trip.at).as_millis()).unwrap_or(u64::MAX);
+            TripView { at_unix_ms: unix_ms().saturating_sub(ago_ms), ago_ms, value: trip.value, threshold: trip.threshold }
         };
         LevelView {
             kind: level.kind.as_str().to_owned(),
             state: level.state.as_str().to_owned(),
+            unit: unit(level.kind).to_owned(),
             value: level.value,
             threshold: level.threshold,
             source: level.source.as_str().to_owned(),
@@ -129,6 +133,14 @@ impl Observatory {
             recovery_remaining_ms: wire.recovery_remaining_ms,
             last_trip: level.last_trip.as_ref().map(trip),
         }
+    }
+}
+
+const fn unit(kind: LevelKind) -> &'static str {
+    match kind {
+        LevelKind::Qps => "req/s",
+        LevelKind::GpuMemory => "%",
+        LevelKind::P99 => "ms",
     }
 }
 

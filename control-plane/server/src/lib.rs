@@ -4,6 +4,7 @@
 //! discovery. The parts know each other only through [`fleet::Fleet`]: the store publishes policies into it, the control loop
 //! limits, the load reports what each proxy does, and the discovery service reads what each proxy should know.
 
+pub mod access_log;
 pub mod agent;
 pub mod cli;
 pub mod clock;

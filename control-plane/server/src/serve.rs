@@ -160,11 +160,27 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         lifetime: config.lifetime,
         view,
     };
+    let access_logs = Arc::new(crate::access_log::Counters::default());
     let ready = Arc::new(AtomicBool::new(false));
-    let observatory =
-        Observatory { fleet: fleet.clone(), ledger: ledger.clone(), devices: devices.clone(), control, clock, ready: ready.clone() };
-    let services =
-        grpc::Services { store, fleet, ledger, devices: devices.clone(), clock, filter: config.filter, shutdown: shutdown.clone() };
+    let observatory = Observatory {
+        fleet: fleet.clone(),
+        ledger: ledger.clone(),
+        devices: devices.clone(),
+        control,
+        clock,
+        ready: ready.clone(),
+        access_logs: access_logs.clone(),
+    };
+    let services = grpc::Services {
+        store,
+        fleet,
+        ledger,
+        devices: devices.clone(),
+        clock,
+        filter: config.filter,
+        shutdown: shutdown.clone(),
+        access_logs,
+    };
     let grpc_server = services.serve(grpc_incoming)?;
 
     let mut parts = JoinSet::new();

@@ -8,9 +8,11 @@ use crate::engine::{EngineKind, EngineView, Health, PoolEngines};
 use crate::fleet::ProxyView;
 
 mod gpus;
+mod latency;
 mod overload;
 
 pub use self::gpus::{GpuStatus, source_text};
+pub use self::latency::{LatencyFigures, LatencyStatus, LatencyStream, MissingLatencies};
 pub use self::overload::{BudgetStatus, ClassShed, CutOffStatus, OverloadStatus, QueueStatus, RungStatus, WorkStatus};
 
 /// The whole document.
@@ -45,6 +47,9 @@ pub struct PoolStatus {
     pub drain_rps: f64,
     /// Proxies that report the pool.
     pub proxies: usize,
+    /// Latencies by class and model.
+    #[serde(default)]
+    pub latencies: LatencyStatus,
     /// Overload control; absent when the policy has none.
     #[serde(default)]
     pub overload: Option<OverloadStatus>,
@@ -116,9 +121,12 @@ pub struct LevelView {
     pub kind: String,
     /// `disabled`, `learning`, `ok`, `tripped`, `recovering` or `stale`.
     pub state: String,
-    /// Last value, in the unit of the kind.
+    /// Unit of value and threshold: `req/s`, `%` or `ms`.
+    #[serde(default)]
+    pub unit: String,
+    /// Last value.
     pub value: f64,
-    /// Threshold, in the unit of the kind; 0 while learning.
+    /// Threshold; 0 while learning.
     pub threshold: f64,
     /// Source of the value.
     pub source: String,
@@ -135,6 +143,9 @@ pub struct LevelView {
 pub struct TripView {
     /// When, in milliseconds since the Unix epoch.
     pub at_unix_ms: u64,
+    /// How long ago, in milliseconds.
+    #[serde(default)]
+    pub ago_ms: u64,
     /// Value that tripped the level.
     pub value: f64,
     /// Threshold that it exceeded.

@@ -1,7 +1,7 @@
 //! `/metrics`: the status document as OpenMetrics text.
 //!
-//! Labels are bounded by what operators write (pools, classes, policies) and by enums (levels, states, reasons); no label comes
-//! from a request or names a proxy.
+//! Labels are bounded by what operators write (pools, classes, policies) and by enums (levels, states, reasons); no label names a proxy
+//! or a tenant, and of the models that requests name a bounded number has one. `METRICS.md` lists all names.
 
 use std::fmt;
 use std::sync::atomic::Ordering;
@@ -19,9 +19,13 @@ use super::Observatory;
 use crate::fleet::PolicyReach;
 use crate::status::{ClassStatus, LevelView, PoolStatus, StatusDocument};
 
+mod access_log;
 mod engines;
 mod gpus;
+mod latency;
 mod overload;
+#[cfg(test)]
+mod tests;
 
 /// Type of the text.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -39,6 +43,7 @@ struct Scrape {
     unreadable_reports: u64,
     step_seconds: f64,
     steps: u64,
+    access_logs: access_log::AccessLogCounts,
     gpu_telemetry_up: bool,
     gpu_ages: Histogram,
     gpu_report_bytes: u64,
@@ -74,6 +79,10 @@ impl Scrape {
             gpu_telemetry_up: observatory.devices.view(observatory.clock.now()).is_up(),
             gpu_ages: observatory.devices.ages(),
             gpu_report_bytes: observatory.devices.report_bytes(),
+            access_logs: access_log::AccessLogCounts {
+                outcomes: observatory.access_logs.outcomes().collect(),
+                refused_streams: observatory.access_logs.refused_streams(),
+            },
             ready: observatory.ready.load(Ordering::Acquire),
         }
     }
@@ -183,6 +192,8 @@ impl Collector for Scrape {
         self.encode_levels(&mut out)?;
         self.encode_classes(&mut out)?;
         self.encode_pools(&mut out)?;
+        latency::encode(&self.status.pools, &mut out)?;
+        access_log::encode(&self.access_logs, &mut out)?;
         overload::encode(&self.status.pools, &mut out)?;
         engines::encode(&self.status.pools, &mut out)?;
         gpus::encode(&self.status, self.gpu_telemetry_up, &mut out)?;

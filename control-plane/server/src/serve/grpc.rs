@@ -1,7 +1,9 @@
 //! The gRPC listener and its services.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use envoy_types::pb::envoy::service::accesslog::v3::access_log_service_server::AccessLogServiceServer;
 use headgate_protos::FILE_DESCRIPTOR_SET;
 use headgate_protos::discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 use headgate_protos::extension::extension_config_discovery_service_server::ExtensionConfigDiscoveryServiceServer;
@@ -13,6 +15,7 @@ use tonic::transport::Server;
 use tonic_health::ServingStatus;
 
 use super::ServeError;
+use crate::access_log::{self, AccessLogs, Counters};
 use crate::clock::Clock;
 use crate::config::FilterDelivery;
 use crate::control_loop::SharedLedger;
@@ -38,6 +41,7 @@ pub(super) struct Services {
     pub(super) clock: Clock,
     pub(super) filter: FilterDelivery,
     pub(super) shutdown: CancellationToken,
+    pub(super) access_logs: Arc<Counters>,
 }
 
 // === impl Services ===
@@ -52,6 +56,8 @@ impl Services {
             .map_err(|error| ServeError::Grpc(format!("reflection: {error}")))?;
         let (health, health_service) = tonic_health::server::health_reporter();
         let shutdown = self.shutdown.clone();
+        let access_logs = AccessLogs::new(&self.fleet, self.ledger.clone(), self.clock, self.access_logs, self.shutdown.clone());
+        let access_logs = AccessLogServiceServer::new(access_logs).max_decoding_message_size(access_log::MAX_MESSAGE_BYTES);
         let reports = LoadReports::new(self.fleet.clone(), self.ledger, self.clock, self.shutdown.clone());
         let devices = DeviceReports::new(self.devices, self.clock, self.shutdown.clone());
         let discovery = Discovery::new(self.fleet.clone(), self.filter, self.shutdown.clone());
@@ -63,6 +69,7 @@ impl Services {
             .add_service(reflection)
             .add_service(LoadReportingServer::new(reports))
             .add_service(DeviceReportingServer::new(devices))
+            .add_service(access_logs)
             .add_service(PolicyServiceServer::new(policies))
             .add_service(AggregatedDiscoveryServiceServer::new(discovery.clone()))
             .add_service(ExtensionConfigDiscoveryServiceServer::new(discovery));

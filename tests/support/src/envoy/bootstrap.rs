@@ -58,6 +58,8 @@ pub enum ConnectionBalance {
 pub enum AccessLog {
     /// A line in a file, with the filter's own decision.
     File,
+    /// An entry by gRPC to the control plane, which names the pool `llm`, the class by `x-class` and the model by `x-model`.
+    Grpc,
     /// None.
     Off,
 }
@@ -130,6 +132,7 @@ impl Bootstrap {
         }));
         let logs = match self.access_log {
             AccessLog::File => vec![file_log(access_log)],
+            AccessLog::Grpc => vec![grpc_log()],
             AccessLog::Off => Vec::new(),
         };
         Ok(typed(
@@ -180,6 +183,25 @@ fn file_log(path: &Path) -> Value {
             "path": path,
             "log_format": {"text_format_source": {"inline_string": format}},
         })),
+    })
+}
+
+fn grpc_log() -> Value {
+    let header = |tag: &str, name: &str| json!({"tag": tag, "request_header": {"name": name}});
+    let config = json!({"common_config": {
+        "log_name": "headgate",
+        "transport_api_version": "V3",
+        "grpc_service": {"envoy_grpc": {"cluster_name": CONTROL_CLUSTER, "authority": CONTROL_AUTHORITY}},
+        "buffer_flush_interval": "0.05s",
+        "custom_tags": [
+            {"tag": "headgate.pool", "literal": {"value": "llm"}},
+            header("headgate.class", "x-class"),
+            header("headgate.model", "x-model"),
+        ],
+    }});
+    json!({
+        "name": "envoy.access_loggers.http_grpc",
+        "typed_config": typed("envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig", config),
     })
 }
 

@@ -156,8 +156,8 @@ pub(super) fn tone_of_state(word: &str) -> Tone {
     match word {
         "ok" | "admit" | "live" | "current" | "released" | "sampling" => Tone::Good,
         "learning" | "starting" => Tone::Info,
-        "recovering" | "throttle" | "stale" | "silent" | "engaged" | "shedding" => Tone::Watch,
-        "tripped" | "refuse" | "failing" | "refusing" | "lost" | "saturated" => Tone::Bad,
+        "recovering" | "throttle" | "stale" | "frozen" | "derated" | "silent" | "engaged" | "shedding" => Tone::Watch,
+        "tripped" | "refuse" | "failing" | "refusing" | "ejected" | "lost" | "saturated" => Tone::Bad,
         "disabled" | "unavailable" => Tone::Dim,
         _ => Tone::Plain,
     }

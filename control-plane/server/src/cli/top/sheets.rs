@@ -69,6 +69,8 @@ pub(super) const LEVEL_COLUMNS: &[Column] = &[
 
 pub(super) const GPU_COLUMNS: &[Column] = &[
     right("GPU", 0),
+    left("NODE", 2),
+    left("STATE", 1),
     left("NAME", 3),
     left("MEMORY", 0),
     right("USED", 2),
@@ -76,7 +78,7 @@ pub(super) const GPU_COLUMNS: &[Column] = &[
     right("TEMP", 4),
     left("POWER", 5),
     right("SM CLOCK", 6),
-    left("HELD DOWN BY", 7),
+    left("WHY", 4),
     left("UUID", 8),
 ];
 
@@ -214,8 +216,10 @@ fn level_row(seen: Seen<'_>, pool: &PoolStatus, level: &LevelView) -> Vec<Cell> 
     };
     let remaining = level.recovery_remaining_ms.map(|ms| u64::from(ms).saturating_sub(seen.since_ms) as f64);
     let is_watched = level.state != "disabled";
-    let trip =
-        |trip: &crate::status::TripView| format!("{} > {}", of_level(&level.kind, trip.value), of_level(&level.kind, trip.threshold));
+    let trip = |trip: &crate::status::TripView| {
+        let (value, threshold) = (of_level(&level.kind, trip.value), of_level(&level.kind, trip.threshold));
+        format!("{} ago, {value} > {threshold}", millis(trip.ago_ms.saturating_add(seen.since_ms) as f64))
+    };
     vec![
         Cell::text(&pool.pool).toned(Tone::Dim),
         Cell::text(&level.kind),
@@ -234,9 +238,16 @@ fn gpu_row(gpu: &GpuStatus) -> Vec<Cell> {
     let (activity, detail) = (&gpu.activity, &gpu.detail);
     let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
     let active = |percent: u32| Cell::bar(f64::from(percent) / 100.0, format!("{percent} %")).bar_toned(Tone::Info);
-    let held: Vec<&str> = activity.throttle_reasons.iter().flat_map(|reasons| reasons.names()).collect();
+    let state = if matches!(gpu.verdict.as_str(), "derated" | "ejected") { &gpu.verdict } else { &gpu.state };
+    let held = activity.throttle_reasons.iter().flat_map(|reasons| reasons.names());
+    let mut why: Vec<&str> = held.collect();
+    if !gpu.verdict_reason.is_empty() {
+        why.insert(0, &gpu.verdict_reason);
+    }
     vec![
         Cell::number(f64::from(gpu.index), gpu.index.to_string()),
+        if gpu.node.is_empty() { Cell::nothing() } else { Cell::text(&gpu.node) },
+        Cell::state(state),
         Cell::text(&gpu.name),
         Cell::bar(gpu.memory_used_percent / 100.0, format!("{:.1} %", gpu.memory_used_percent)),
         Cell::number(gpu.memory_used_bytes as f64, format!("{:.1}/{:.1} GiB", gib(gpu.memory_used_bytes), gib(gpu.memory_total_bytes))),
@@ -244,7 +255,7 @@ fn gpu_row(gpu: &GpuStatus) -> Vec<Cell> {
         temperature(gpu),
         power(gpu),
         Cell::maybe(activity.sm_clock_mhz.map(f64::from), |mhz| format!("{mhz:.0} MHz")),
-        if held.is_empty() { Cell::nothing() } else { Cell::text(held.join(", ")).toned(Tone::Watch) },
+        if why.is_empty() { Cell::nothing() } else { Cell::text(why.join(", ")).toned(Tone::Watch) },
         Cell::text(&detail.uuid).toned(Tone::Dim),
     ]
 }

@@ -45,7 +45,7 @@ fn levels() -> Vec<LevelView> {
     };
     let tripped = LevelView {
         recovery_remaining_ms: Some(4200),
-        last_trip: Some(TripView { at_unix_ms: 1, value: 81.25, threshold: 75.0 }),
+        last_trip: Some(TripView { at_unix_ms: 1, ago_ms: 12_000, value: 81.25, threshold: 75.0 }),
         ..of("gpu_memory", "tripped", 81.25, 75.0)
     };
     vec![of("qps", "learning", 113.7, 0.0), tripped, of("p99", "ok", 87.0, 1000.0)]
@@ -54,6 +54,7 @@ fn levels() -> Vec<LevelView> {
 fn gpu(index: u32, used: u64) -> GpuStatus {
     GpuStatus {
         index,
+        state: "ok".to_owned(),
         name: "NVIDIA H200".to_owned(),
         memory_used_bytes: used << 30,
         memory_total_bytes: 140 << 30,
@@ -162,7 +163,7 @@ fn the_overview_shows_everything_at_a_glance() {
     assert!(line(&lines, "demo@205f99b1").starts_with("chat   tripped   -                        1100         550        550"));
     assert!(line(&lines, "0.93 kv").starts_with("batch  shedding  ━━━━━━━━━╸ 0.93 kv"));
     assert!(line(&lines, "shed 37 %").contains("batch"));
-    assert!(line(&lines, "81.2 % > 75.0 %").contains("tripped"));
+    assert!(line(&lines, "12.0 s ago, 81.2 % > 75.0 %").contains("tripped"));
     assert!(line(&lines, "GPU-1").contains("━━━━━━━━━╸ 95.0 %  133.0/140.0 GiB"));
     assert!(line(&lines, "sw_power_cap").contains("71 C"));
     assert!(line(&lines, "10.0.0.7").contains("failing       42        7  ━━━━━━━━━─ 91 %"));
