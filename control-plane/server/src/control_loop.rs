@@ -2,11 +2,13 @@
 //!
 //! What it computes is core's: [`Controls`]. The task around it waits, reads the signals and publishes.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use headgate_core::fleet::{Controls, Ledger, LimitsLifetime, PoolControlView, PoolView, StepInputs};
+use headgate_core::level::{EngineFacts, MemoryFacts, MemorySource, SourceReason};
 use headgate_core::policy::GpuMemoryConfig;
 use headgate_core::time::Timestamp;
 use tokio::sync::watch;
@@ -15,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, unix_ms};
 use crate::device::{DEFAULT_PERIOD, DeviceBoard, PoolCapacity};
-use crate::engine::{Engines, FreezeWatch, PoolEngines};
+use crate::engine::{EngineKind, Engines, FreezeWatch, PoolEngines};
 use crate::fleet::{Fleet, PolicySet};
 
 /// Longest time between two steps.
@@ -24,6 +26,15 @@ const TICK: Duration = Duration::from_millis(100);
 const LEAST_TICK: Duration = Duration::from_millis(20);
 /// Time between two rounds of housekeeping.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
+/// What is remembered of a pool's engines from step to step.
+#[derive(Clone, Debug, Default)]
+pub struct EngineMemories {
+    /// What tells the frozen ones.
+    freezes: FreezeWatch,
+    /// What they are, as far as memory goes.
+    source: MemorySource,
+}
+
 /// The books, as load reporting, control loop and HTTP share them.
 #[derive(Clone, Default)]
 pub struct SharedLedger(Arc<Mutex<Ledger>>);
@@ -37,6 +48,8 @@ pub struct ControlView {
     pub engines: BTreeMap<String, PoolEngines>,
     /// What the devices of each pool can do, by the pool's name.
     pub capacities: BTreeMap<String, PoolCapacity>,
+    /// Why each pool's level of GPU memory watches what it watches, by the pool's name.
+    pub memory_sources: BTreeMap<String, SourceReason>,
     /// Time of the step on the monotonic clock.
     pub at: Timestamp,
     /// How long the last step took.
@@ -55,8 +68,8 @@ pub struct ControlLoop {
     pub devices: DeviceBoard,
     /// The engines.
     pub engines: Engines,
-    /// What tells the frozen ones of each pool.
-    pub freezes: BTreeMap<String, FreezeWatch>,
+    /// What is remembered of each pool's engines, by the pool's name.
+    pub memories: BTreeMap<String, EngineMemories>,
     /// The monotonic clock.
     pub clock: Clock,
     /// How long limits hold.
@@ -125,6 +138,8 @@ impl ControlLoop {
         for (policy, errors) in controls.set_policies(self.clock.now(), unix_ms(), policies) {
             tracing::error!(policy, %errors, "a stored policy is not valid; it is left out");
         }
+        // Another policy may name other engines: what they are is found out anew.
+        self.memories.clear();
         self.devices.set_period(controls.device_period().unwrap_or(DEFAULT_PERIOD));
         self.engines.set(controls.engines().flat_map(|(_, urls)| urls).map(String::as_str));
         // Pools that are gone leave at once; a filter must not go on with the limits of a policy that was deleted.
@@ -137,26 +152,34 @@ impl ControlLoop {
         let loads = self.ledger.lock().view(at);
         let devices = self.devices.view_to_decide(at);
         let board = self.engines.board();
-        let mut freezes = std::mem::take(&mut self.freezes);
         let mut read = |(pool, urls): (&str, &[String])| {
             let completed = loads.get(pool).map_or(0, completed);
-            let mut watch = freezes.remove(pool).unwrap_or_default();
-            let engines = PoolEngines::read(&board, at, urls, completed, &mut watch);
-            self.freezes.insert(pool.to_owned(), watch);
-            (pool.to_owned(), engines)
+            let memories = self.memories.entry(pool.to_owned()).or_default();
+            (pool.to_owned(), PoolEngines::read(&board, at, urls, completed, &mut memories.freezes))
         };
         let engines: BTreeMap<String, PoolEngines> = controls.engines().map(&mut read).collect();
         let sample = |pool: &str| engines.get(pool).and_then(|engines| engines.sample);
         let shares = |pool: &str| self.ledger.lock().shares(at, pool);
-        let gpu_memory = |pool: &str, config: &GpuMemoryConfig| devices.fullest(pool, config);
+        let memories = RefCell::new((&mut self.memories, BTreeMap::new()));
+        let gpu_memory = |pool: &str, config: &GpuMemoryConfig| {
+            let engines = engines.get(pool).map(PoolEngines::memory).unwrap_or_default();
+            let process = (engines == EngineFacts::NotNamed).then(|| devices.up_front(pool, config)).flatten();
+            let facts = MemoryFacts { nvml: devices.fullest(pool, config), engines, process: process.map(EngineKind::as_str) };
+            let (memories, reasons) = &mut *memories.borrow_mut();
+            let choice = memories.entry(pool.to_owned()).or_default().source.choose(config.source, &facts);
+            reasons.insert(pool.to_owned(), choice.reason);
+            choice.sample
+        };
         let capacity = |pool: &str, config: &GpuMemoryConfig| devices.capacity(pool, config).fraction();
         let table = controls
             .step(at, &StepInputs { loads: &loads, gpu_memory: &gpu_memory, capacity: &capacity, engines: &sample, shares: &shares });
+        let (_, memory_sources) = memories.into_inner();
         if let Some(table) = table {
             self.fleet.publish_limits(table);
         }
         let capacities = controls.gpu_memory().map(|(pool, config)| (pool.to_owned(), devices.capacity(pool, config))).collect();
-        self.view.send_replace(Arc::new(ControlView { pools: controls.views(), engines, capacities, at, step: began.elapsed(), steps }));
+        let (pools, step) = (controls.views(), began.elapsed());
+        self.view.send_replace(Arc::new(ControlView { pools, engines, memory_sources, capacities, at, step, steps }));
     }
 
     fn keep_house(&self, controls: &mut Controls, now: Timestamp) {

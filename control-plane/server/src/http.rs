@@ -11,7 +11,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 use headgate_core::control::{ClassAction, ClassDecision};
 use headgate_core::fleet::{ClassView, Ledger, PoolControlView, PoolView};
-use headgate_core::level::{LevelKind, LevelStatus};
+use headgate_core::level::{LevelKind, LevelStatus, SourceReason};
 use tokio::sync::watch;
 
 use crate::access_log::Counters as AccessLogCounters;
@@ -101,7 +101,7 @@ impl Observatory {
                 policy: view.policy.clone(),
                 version: view.version.clone(),
                 epoch: view.epoch,
-                levels: view.state.levels.iter().map(|level| self.level(level)).collect(),
+                levels: view.state.levels.iter().map(|level| self.level(level, control.memory_sources.get(name))).collect(),
                 classes: view.state.classes.iter().map(|decision| class(&ledger, name, decision, load, self.clock)).collect(),
                 drain_rps: view.state.drain_rps,
                 proxies: load.proxies,
@@ -116,7 +116,7 @@ impl Observatory {
         control.pools.iter().map(pool).collect()
     }
 
-    fn level(&self, level: &LevelStatus) -> LevelView {
+    fn level(&self, level: &LevelStatus, memory: Option<&SourceReason>) -> LevelView {
         let wire = level.to_wire();
         let trip = |trip: &headgate_core::level::LastTrip| {
             let ago_ms = u64::try_from(self.clock.now().since(trip.at).as_millis()).unwrap_or(u64::MAX);
@@ -129,6 +129,7 @@ impl Observatory {
             value: level.value,
             threshold: level.threshold,
             source: level.source.as_str().to_owned(),
+            source_reason: memory.filter(|_| level.kind == LevelKind::GpuMemory).map(SourceReason::text).unwrap_or_default(),
             age_ms: wire.age_ms,
             recovery_remaining_ms: wire.recovery_remaining_ms,
             last_trip: level.last_trip.as_ref().map(trip),

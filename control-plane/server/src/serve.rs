@@ -155,7 +155,7 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         ledger: ledger.clone(),
         devices: devices.clone(),
         engines: Engines::new(clock),
-        freezes: std::collections::BTreeMap::new(),
+        memories: std::collections::BTreeMap::new(),
         clock,
         lifetime: config.lifetime,
         view,

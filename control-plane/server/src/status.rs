@@ -130,6 +130,9 @@ pub struct LevelView {
     pub threshold: f64,
     /// Source of the value.
     pub source: String,
+    /// Why that source; empty where there is no choice.
+    #[serde(default)]
+    pub source_reason: String,
     /// Age of the value, in milliseconds.
     pub age_ms: u32,
     /// Time until it counts as recovered, in milliseconds; only when tripped or recovering.

@@ -148,6 +148,11 @@ async fn the_page_of_an_engine_comes_out_in_status_and_metrics() {
     let seen = &status["pools"][0]["engines"][0];
     assert_eq!((&seen["running"], &seen["waiting"], &seen["kv_total_tokens"]), (&42.into(), &7.into(), &1600.into()));
     assert_eq!((&seen["engine"], &seen["address"], &seen["is_worst"]), (&"vllm".into(), &address.as_str().into(), &true.into()));
+    let is_memory = |level: &&serde_json::Value| level["kind"] == "gpu_memory";
+    let status = status_with(&running, |status| status["pools"][0]["levels"][1]["source"] == "kv_cache").await;
+    let level = status["pools"][0]["levels"].as_array().unwrap().iter().find(is_memory).unwrap();
+    assert_eq!(level["value"], 50.0);
+    assert!(level["source_reason"].as_str().unwrap().starts_with("vllm takes its memory at the start"), "{level}");
     let metrics = get(&running, "/metrics").await;
     let line = format!("headgate_engine_kv_used_ratio{{pool=\"demo\",engine=\"{url}\",address=\"{address}\"}} 0.5");
     assert!(metrics.contains(&line), "{metrics}");

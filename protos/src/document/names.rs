@@ -52,7 +52,7 @@ macro_rules! document_enum {
 }
 
 document_enum!(WhenTripped { "reserved_lane" = ReservedLane, "gradient_throttle" = GradientThrottle, "refuse" = Refuse });
-document_enum!(GpuMemorySource { "auto" = Auto, "nvml" = Nvml });
+document_enum!(GpuMemorySource { "auto" = Auto, "nvml" = Nvml, "kv_cache" = KvCache });
 document_enum!(Fusion { "max" = Max, "weighted" = Weighted });
 document_enum!(RungKind {
     "cap_max_tokens" = CapMaxTokens,

@@ -91,7 +91,7 @@ pub(super) static QPS_LEVEL: Message = Message {
 pub(super) static GPU_MEMORY_LEVEL: Message = Message {
     fields: &[
         Field { name: "enabled", number: 1, list: false, kind: Kind::Bool },
-        Field { name: "source", number: 2, list: false, kind: Kind::Enum(&[("auto", 1), ("nvml", 2)]) },
+        Field { name: "source", number: 2, list: false, kind: Kind::Enum(&[("auto", 1), ("nvml", 2), ("kv_cache", 3)]) },
         Field { name: "sampleMs", number: 3, list: false, kind: Kind::Uint32 },
         Field { name: "tripPercent", number: 4, list: false, kind: Kind::Double },
         Field { name: "devices", number: 5, list: true, kind: Kind::Text },

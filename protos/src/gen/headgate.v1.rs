@@ -3108,12 +3108,14 @@ impl ::prost::Name for Rung {
         "/headgate.v1.Rung".into()
     }
 }
-/// An inference engine whose metrics the control plane reads.
+/// Inference engines whose metrics the control plane reads ten times a second: vLLM, SGLang, TensorRT-LLM (`/prometheus/metrics`), Triton,
+/// Text Generation Inference or llama.cpp, told apart by the page.
 #[cfg_attr(feature = "document", derive(serde::Serialize))]
 #[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Engine {
-    /// Address of its metrics page, `<http://HOST:PORT/PATH`.> At most 512 bytes. Required.
+    /// Address of the metrics page, `<http://HOST:PORT/PATH`.> A host name stands for all its addresses (IPv4, if there are any), at most 256,
+    /// and is resolved again every 5 s. At most 512 bytes. Required.
     #[prost(string, tag = "1")]
     #[cfg_attr(
         feature = "document",
@@ -3174,10 +3176,13 @@ impl WhenTripped {
 pub enum GpuMemorySource {
     /// The default, the same as `auto`.
     Unspecified = 0,
-    /// The control plane chooses and shows its choice and reason in the status.
+    /// The control plane chooses and shows its choice and reason in the status: the KV cache behind engines that take their memory when
+    /// they start, NVML elsewhere.
     Auto = 1,
     /// NVML: used and total memory of the devices.
     Nvml = 2,
+    /// Use of the fullest KV cache of the policy's `engines`.
+    KvCache = 3,
 }
 impl GpuMemorySource {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -3189,6 +3194,7 @@ impl GpuMemorySource {
             Self::Unspecified => "GPU_MEMORY_SOURCE_UNSPECIFIED",
             Self::Auto => "GPU_MEMORY_SOURCE_AUTO",
             Self::Nvml => "GPU_MEMORY_SOURCE_NVML",
+            Self::KvCache => "GPU_MEMORY_SOURCE_KV_CACHE",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -3197,6 +3203,7 @@ impl GpuMemorySource {
             "GPU_MEMORY_SOURCE_UNSPECIFIED" => Some(Self::Unspecified),
             "GPU_MEMORY_SOURCE_AUTO" => Some(Self::Auto),
             "GPU_MEMORY_SOURCE_NVML" => Some(Self::Nvml),
+            "GPU_MEMORY_SOURCE_KV_CACHE" => Some(Self::KvCache),
             _ => None,
         }
     }

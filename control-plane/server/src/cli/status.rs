@@ -87,7 +87,9 @@ fn pool(pool: &PoolStatus) -> String {
     pool.classes.iter().for_each(|class| classes.row(class_row(class)));
     let mut parts = vec![head];
     parts.extend(pool.overload.as_ref().map(overload::render));
-    parts.extend([levels.render(), classes.render()]);
+    parts.push(levels.render());
+    parts.extend(pool.levels.iter().filter_map(source_reason));
+    parts.push(classes.render());
     if !pool.engines.is_empty() {
         parts.push(engines(&pool.engines).render());
     }
@@ -129,6 +131,12 @@ fn engines(engines: &[EngineStatus]) -> Table {
         ]);
     }
     table
+}
+
+/// Why a level watches what it watches, where there is a choice.
+fn source_reason(level: &LevelView) -> Option<String> {
+    let is_told = !level.source_reason.is_empty() && level.state != "disabled";
+    is_told.then(|| format!("{} source: {}", level.kind, level.source_reason))
 }
 
 fn level_row(level: &LevelView) -> Vec<String> {

@@ -10,6 +10,8 @@ use headgate_core::level::{GpuMemorySample, SignalSource};
 use headgate_core::policy::GpuMemoryConfig;
 use headgate_core::time::Timestamp;
 
+use crate::engine::EngineKind;
+
 use super::{Condition, DeviceSample, DeviceState, LostDevice, NodeView, SourceState, units};
 
 /// All nodes at one moment.
@@ -79,6 +81,18 @@ impl DeviceView {
             total_bytes: device.memory_total_bytes,
             source: SignalSource::Nvml,
         })
+    }
+
+    /// An engine with a process on the pool's devices that takes its memory when it starts: what NVML says of their memory then says
+    /// nothing of load.
+    pub fn up_front(&self, pool: &str, config: &GpuMemoryConfig) -> Option<EngineKind> {
+        let wanted = Wanted::of(pool, config);
+        let serving = self.nodes.iter().flat_map(|node| {
+            let devices = node.state.devices.iter().filter(|device| wanted.has(&node.state, device));
+            devices.filter_map(|device| node.state.detail(&device.uuid)?.processes.as_ref())
+        });
+        let names = serving.flatten().filter_map(|process| process.name.as_deref());
+        names.filter_map(EngineKind::of_process).find(|kind| kind.preallocates() == Some(true))
     }
 
     /// What the pool's devices can do. A node that has fallen silent is left out: what nobody measures says nothing of capacity.
@@ -158,7 +172,7 @@ impl<'a> Wanted<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::{DeviceReading, DeviceSample};
+    use crate::device::{DeviceDetail, DeviceProcess, DeviceReading, DeviceSample};
 
     fn sample(index: u32, used_percent: u64) -> DeviceReading {
         DeviceReading::Sample(DeviceSample {
@@ -199,6 +213,22 @@ mod tests {
         assert_eq!(used(&view, "other", &[]), Some(90));
         assert_eq!(used(&view, "chat", &["GPU-0", "GPU-2"]), Some(40), "a list in the policy stands above all");
         assert_eq!(used(&view, "chat", &["GPU-9"]), None);
+    }
+
+    #[test]
+    fn an_engine_that_takes_its_memory_at_the_start_is_known_by_its_process() {
+        let with_process = |name: &str| {
+            let mut state = DeviceState::starting("test");
+            state.take(Timestamp::ZERO, vec![sample(0, 90)]);
+            let process = DeviceProcess { pid: 7, name: Some(name.to_owned()), memory_used_bytes: None };
+            let detail = DeviceDetail { uuid: "GPU-0".into(), processes: Some(vec![process]), ..DeviceDetail::default() };
+            state.details = Arc::new(vec![detail]);
+            DeviceView::new(Timestamp::ZERO, vec![Arc::new(NodeView::of(state))]).up_front("p", &config(&[]))
+        };
+        assert_eq!(with_process("VLLM::EngineCore"), Some(EngineKind::Vllm));
+        assert_eq!(with_process("/opt/llama.cpp/llama-server"), Some(EngineKind::LlamaCpp));
+        assert_eq!(with_process("/usr/bin/tritonserver"), None, "that depends on what it serves");
+        assert_eq!(with_process("/usr/bin/python3"), None);
     }
 
     #[test]

@@ -224,6 +224,21 @@ impl EngineKind {
         }
     }
 
+    /// The engine that runs as a process of this name: a path, or the title that the engine gives itself (`VLLM::EngineCore`,
+    /// `sglang::scheduler`).
+    pub fn of_process(name: &str) -> Option<Self> {
+        let name = name.to_ascii_lowercase();
+        let programs = [
+            ("vllm", Self::Vllm),
+            ("sglang", Self::Sglang),
+            ("trtllm", Self::TensorRtLlm),
+            ("tritonserver", Self::Triton),
+            ("text-generation", Self::Tgi),
+            ("llama-server", Self::LlamaCpp),
+        ];
+        programs.into_iter().find(|(program, _)| name.contains(program)).map(|(_, engine)| engine)
+    }
+
     /// Whether the engine takes the memory of its KV cache when it starts, whatever it is asked to do later: NVML's memory then says
     /// nothing of its load. Triton does with the TensorRT-LLM backend, which its page shows by a KV cache; llama.cpp allocates its
     /// context at the start as well.

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use headgate_core::level::{EngineFacts, EngineMemory};
 use headgate_core::overload::EngineSample;
 use headgate_core::time::Timestamp;
 
 use super::board::{EngineBoard, EngineState, Health};
+use super::page::Reading;
 
 /// Requests of the pool that must have ended for each of its engines, while one of them stood still, before that one counts as frozen:
 /// were they balanced, its part of them would have been none only once in e^10 times.
@@ -63,6 +65,22 @@ impl PoolEngines {
         watch.look(&mut engines, completed);
         let worst = engines.iter().enumerate().filter(|(_, engine)| engine.counts()).max_by(|(_, a), (_, b)| load(a).total_cmp(&load(b)));
         Self { sample: sum(&engines), worst: worst.map(|(index, _)| index), engines }
+    }
+
+    /// What the engines say of memory: whether NVML's figure means anything, and how full the fullest KV cache is.
+    pub fn memory(&self) -> EngineFacts {
+        let read: Vec<&Reading> =
+            self.engines.iter().filter(|engine| engine.counts()).filter_map(|engine| engine.state.reading.as_ref()).collect();
+        let kinds = || read.iter().filter_map(|reading| reading.engine);
+        // One that allocates up front makes its device's figure worthless, whatever the others do.
+        let up_front = kinds().find(|kind| kind.preallocates() == Some(true)).or_else(|| kinds().next());
+        let (Some(kind), Some(sample)) = (up_front, &self.sample) else { return EngineFacts::Unread };
+        let tells = read.iter().any(|reading| reading.kv_fullest.is_some());
+        EngineFacts::Read(EngineMemory {
+            engine: kind.as_str(),
+            preallocates: kind.preallocates(),
+            kv_fullest: tells.then_some((sample.at, sample.kv_fullest)),
+        })
     }
 
     /// The engine that is worst off.

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use headgate_core::level::{EngineFacts, EngineMemory};
 use headgate_core::time::Timestamp;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -363,4 +364,17 @@ fn of_several_engines_one_without_work_is_not_frozen_before_ten_requests_for_eac
     assert_eq!(words(hand.at(905, 100)), ["ok", "ok"]);
     assert_eq!(words(hand.at(910, 119)), ["ok", "ok"]);
     assert_eq!(words(hand.at(915, 120)), ["ok", "frozen"]);
+}
+
+#[test]
+fn what_the_engines_say_of_memory_is_that_of_the_kind_that_allocates_up_front() {
+    let of = |engine, kv_fullest| Ok(Reading { engine: Some(engine), kv_fullest, ..reading(0, 0.5, 0) });
+    let mut hand = Hand::new(2);
+    assert_eq!(hand.at(0, 0).memory(), EngineFacts::Unread);
+    hand.record(0, 100, of(EngineKind::Triton, None));
+    let expected = |engine, preallocates, kv_fullest| EngineFacts::Read(EngineMemory { engine, preallocates, kv_fullest });
+    assert_eq!(hand.at(150, 0).memory(), expected("triton", None, None));
+    hand.record(1, 110, of(EngineKind::Vllm, Some(0.75)));
+    assert_eq!(hand.at(150, 0).memory(), expected("vllm", Some(true), Some((Timestamp::from_millis(100), 0.75))));
+    assert_eq!(hand.at(900, 0).memory(), EngineFacts::Unread, "both are stale");
 }

@@ -13,7 +13,7 @@ const STALE_PERIODS: u32 = 3;
 /// was 123 ms old before the next was there. A tripped level must not open its gate each time that happens.
 const MIN_STALE_AGE: Duration = Duration::from_millis(250);
 
-/// Memory of the pool's GPUs at one instant.
+/// Memory of the pool's GPUs, or what stands for it ([`Self::of_kv_cache`]), at one instant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GpuMemorySample {
     /// When it was taken, on the clock of `now`.

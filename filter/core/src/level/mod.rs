@@ -4,6 +4,7 @@
 
 mod baseline;
 mod gpu_memory;
+mod memory_source;
 mod p99;
 mod qps;
 mod trip;
@@ -13,6 +14,7 @@ use core::time::Duration;
 use headgate_protos::v1;
 
 pub use gpu_memory::{GpuMemoryLevel, GpuMemorySample};
+pub use memory_source::{EngineFacts, EngineMemory, MemoryChoice, MemoryFacts, MemorySource, SourceReason};
 pub use p99::P99Level;
 pub use qps::{Others, QpsLevel};
 pub use trip::{Evidence, LastTrip, LevelState, Reading, Trip};
@@ -63,6 +65,8 @@ pub enum SignalSource {
     None,
     /// NVML: memory of the devices.
     Nvml,
+    /// The engines: use of their fullest KV cache.
+    KvCache,
     /// Load reports of all filters.
     Filters,
     /// The worker's own requests: there is no control plane.
@@ -76,6 +80,7 @@ impl SignalSource {
         match self {
             Self::None => "none",
             Self::Nvml => "nvml",
+            Self::KvCache => "kv_cache",
             Self::Filters => "filters",
             Self::Worker => "worker",
         }

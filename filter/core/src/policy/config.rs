@@ -79,6 +79,8 @@ pub enum GpuMemorySource {
     Auto,
     /// NVML: used and total memory of the devices.
     Nvml,
+    /// The engines: use of their fullest KV cache.
+    KvCache,
 }
 
 /// Trips when the 99th percentile of the time to first token exceeds its tolerance for `periods` periods in a row.

@@ -236,7 +236,7 @@ const BROKEN: &[(Break, &[&str])] = &[
                 Some(v1::GpuMemoryLevel { trip_percent: Some(140.0), source: 7, sample_ms: Some(5000), ..Default::default() })
         },
         &[
-            "levels.gpuMemory.source: \"7\" is not one of auto, nvml",
+            "levels.gpuMemory.source: \"7\" is not one of auto, nvml, kv_cache",
             "levels.gpuMemory.sampleMs: 5000 is outside 20..=2000",
             "levels.gpuMemory.tripPercent: 140 is outside 1..=100",
         ],

@@ -49,8 +49,9 @@ fn gpu_memory(check: &mut Checker, wire: &v1::GpuMemoryLevel) -> GpuMemoryConfig
     let source = match v1::GpuMemorySource::try_from(*source) {
         Ok(v1::GpuMemorySource::Unspecified | v1::GpuMemorySource::Auto) => GpuMemorySource::Auto,
         Ok(v1::GpuMemorySource::Nvml) => GpuMemorySource::Nvml,
+        Ok(v1::GpuMemorySource::KvCache) => GpuMemorySource::KvCache,
         Err(_) => {
-            check.unknown(format!("{at}.source"), &format!("{source}"), ["auto", "nvml"]);
+            check.unknown(format!("{at}.source"), &format!("{source}"), ["auto", "nvml", "kv_cache"]);
             GpuMemorySource::Auto
         }
     };
