@@ -22,6 +22,8 @@ pub mod estimator;
 mod fairness;
 pub mod fleet;
 pub mod histogram;
+#[cfg(test)]
+mod invariants;
 pub mod key_cache;
 pub mod latency;
 pub mod leader;
