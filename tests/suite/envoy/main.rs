@@ -5,6 +5,7 @@
 use anyhow::Result;
 use headgate_test_support::EnvoyVersion;
 
+mod access_log;
 mod control_loss;
 mod files;
 mod hostile;
@@ -47,6 +48,7 @@ on_every_envoy!(
     control_loss::ecds_delivers_the_filter,
     workers::bound_holds_and_permits_of_a_trapped_worker_return,
     hostile::hostile_requests_trap_nothing_and_lift_nobody,
+    access_log::latencies_come_by_access_log_where_no_filter_runs,
     files::bootstraps_for_users_are_valid,
     queue::who_finds_no_room_waits_and_the_important_go_first,
     queue::who_cannot_start_in_time_is_refused_in_time,
