@@ -86,7 +86,7 @@ pub(super) fn rule(
         let source = load.in_force.source;
         return refuse(Cause { reason: Reason::RetryBudget, value: over.percent, threshold: over.limit, term: None, source });
     }
-    if !passes_cut_off(load, now, rng, &candidate) {
+    if !passes_cut_off(load, now, rng, &candidate) && !has_outlived(load, policy, &candidate, has_permit) {
         return refuse(saturation(load, Reason::CutOff, 1.0));
     }
     let delay = load.queue.as_ref().and_then(|_| load.rung(config, candidate.class, |_, kind| delays(kind)));
@@ -179,6 +179,18 @@ fn passes_cut_off(load: &mut PoolOverload, now: Timestamp, rng: &mut Rng, candid
         floor.use_up(now, candidate.work as f64);
     }
     passes || floor.take_amount(now, candidate.work as f64)
+}
+
+/// Whether the cut-off has outlived what it was made for: a worker that decides alone has nobody waiting, and room for the request.
+///
+/// Its controller sheds in one step and recovers in many, so after a storm of clients that leave it would refuse on for seconds with
+/// nothing in flight. A request that starts at once in a bounded pool takes no place that anybody waits for, and what comes back with it is
+/// held by the same bounds, the queue, and the retry budget, which goes before. Limits of the control plane are not passed by: it sees the
+/// queues of all workers. Nor is a cut-off that is the only bound.
+fn has_outlived(load: &PoolOverload, policy: &Policy, candidate: &Candidate, has_permit: bool) -> bool {
+    let is_bounded = policy.concurrency().is_some() || load.in_force.budgets != Budgets::UNBOUNDED;
+    let waits_nobody = load.queue.as_ref().is_some_and(|queue| queue.len() == 0);
+    load.in_force.source == Source::Local && is_bounded && waits_nobody && room(load, policy, candidate, has_permit, false).is_ok()
 }
 
 /// Whether every budget has room, and a permit is free.

@@ -254,6 +254,45 @@ fn a_client_that_leaves_between_answer_and_start_gives_its_work_to_the_next() {
     assert_eq!(site.report().in_flight, Some(v1::Work::default()));
 }
 
+/// Five storms of 800 clients a second, who all leave without an answer; what a client gets that comes at once after each.
+fn after_storms(change: impl FnOnce(&mut v1::Overload, &mut v1::PolicySpec)) -> Vec<Got> {
+    let mut site = Site::new(policy(change));
+    site.worker.set_permits(0, 4, 1.0);
+    let mut now = 0;
+    let mut tick = |site: &mut Site, count: u32| {
+        for _ in 0..count {
+            now += 20;
+            site.worker.on_tick(ms(now));
+        }
+        now
+    };
+    let mut after = Vec::new();
+    for _ in 0..5 {
+        // What it is when nothing is wrong, so that it knows its pool.
+        let mut now = tick(&mut site, 5);
+        for _ in 0..8 {
+            let (id, _) = site.send(ms(now), "high");
+            site.token(ms(now), id);
+            now = tick(&mut site, 1);
+            site.log(ms(now), id, StreamEnd::Complete);
+        }
+        let storm: Vec<u32> = (0..800).map(|_| site.send(ms(now), "medium").0).collect();
+        now = tick(&mut site, 50);
+        storm.into_iter().for_each(|id| site.log(ms(now), id, StreamEnd::ByClient));
+        site.released(ms(now));
+        let (id, got) = site.send(ms(now), "low");
+        after.push(got);
+        site.log(ms(now), id, StreamEnd::ByClient);
+    }
+    after
+}
+
+#[test]
+fn a_lone_worker_refuses_nobody_for_a_storm_that_has_left() {
+    let bounded = |_: &mut v1::Overload, spec: &mut v1::PolicySpec| spec.concurrency = Some(v1::Concurrency { max_in_flight: 4 });
+    assert_eq!(after_storms(bounded), [const { Got::Admitted }; 5]);
+}
+
 #[test]
 fn what_is_cut_off_is_refused_and_a_class_still_gets_its_floor() {
     let mut site = Site::new(policy(|_, _| {}));
