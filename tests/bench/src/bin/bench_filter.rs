@@ -5,8 +5,9 @@
 //! processes anew: where code and data happen to lie makes the same filter 10 % dearer in one process than in the next, for its whole
 //! life. Envoy answers by itself (`direct_response`), so nothing but Envoy and the filter is measured.
 //!
-//! Ours is rarely the only work on a machine. What runs on Envoy's core between its slices takes its caches, so a measurement in which Envoy
-//! had to wait for its core is taken again, at most three times, and the one with the least waiting counts.
+//! Ours is rarely the only work on a machine, and a sibling thread of Envoy's core or what runs on it between its slices takes its caches:
+//! all of that adds and none of it takes away. So a round goes through its processes several times, and of the measurements of one process
+//! the smallest counts; one is long enough to hold every periodic work of the filters.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,10 +25,8 @@ use serde::Serialize;
 
 const CONNECTIONS: usize = 32;
 const WARM_UP: Duration = Duration::from_millis(300);
-/// Measurements of one process in one round, at most.
-const TRIES: u32 = 4;
-/// Part of its time that Envoy may wait for its core: its main thread and its worker share it.
-const WAITING: f64 = 0.02;
+/// Measurements of one process in its round.
+const TURNS: usize = 3;
 const POLICY: &str = include_str!("../../policy.yaml");
 
 /// A chat request as an SDK sends it; the key is the tenant bronze's.
@@ -39,7 +38,7 @@ const REQUEST: &str = "GET /v1/models HTTP/1.1\r\nhost: bench\r\nuser-agent: Ope
 #[command(after_help = "Example:\n  cargo xtask bench filter --rounds 6 --json filter.json")]
 struct Args {
     /// Rounds through all variants, each with new processes: 5 are the least that says something.
-    #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u32).range(1..=100))]
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
     /// Length of one measurement, in milliseconds.
     #[arg(long, default_value_t = 400, value_parser = clap::value_parser!(u64).range(100..=60_000))]
@@ -47,11 +46,26 @@ struct Args {
     /// Measures these variants alone, for example no_filter,empty_filter,headgate_admitting.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
+    /// Another build of the filter, measured as NAME beside the others while it admits; repeatable.
+    #[arg(long, value_name = "NAME=FILE", value_parser = candidate)]
+    candidate: Vec<Candidate>,
     /// Writes the figures to this file as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
     #[command(flatten)]
     cores: Cores,
+}
+
+/// Another build of the filter.
+#[derive(Clone, Debug)]
+struct Candidate {
+    name: String,
+    module: PathBuf,
+}
+
+fn candidate(text: &str) -> Result<Candidate> {
+    let (name, module) = text.split_once('=').context("expected NAME=FILE")?;
+    Ok(Candidate { name: name.into(), module: fs::canonicalize(module).with_context(|| format!("cannot find {module}"))? })
 }
 
 /// Who runs where. On a machine whose cores are threads in pairs, take two of different pairs.
@@ -68,7 +82,7 @@ struct Cores {
 #[derive(Serialize)]
 struct Figures {
     rounds: u32,
-    cpu_us_per_request: BTreeMap<&'static str, Spread>,
+    cpu_us_per_request: BTreeMap<String, Spread>,
     /// What Headgate adds when admitting, over what the empty filter adds: median over the rounds. Absent when one was not measured.
     added_vs_empty: Option<f64>,
 }
@@ -89,7 +103,7 @@ enum Answers {
 
 /// One Envoy.
 struct Variant {
-    name: &'static str,
+    name: String,
     answers: Answers,
     envoy: EnvoyProcess,
     /// Control plane and GPU of the variants that have one.
@@ -97,7 +111,7 @@ struct Variant {
 }
 
 /// Microseconds of CPU per request, by variant and in the order of the rounds.
-type Samples = BTreeMap<&'static str, Vec<f64>>;
+type Samples = BTreeMap<String, Vec<f64>>;
 
 fn main() -> Result<()> {
     let args = Args::parse();
@@ -112,12 +126,24 @@ async fn run(args: &Args) -> Result<()> {
     let mut samples = Samples::new();
     for round in 1..=args.rounds {
         let mut variants = start_all(args.cores, is_wanted).await?;
+        for Candidate { name, module } in &args.candidate {
+            variants.push(headgate(args.cores, name, Answers::Success, 10.0, Some(module)).await?);
+        }
         // Nobody is always the first or the last.
         let first = round as usize % variants.len().max(1);
         variants.rotate_left(first);
-        for mut variant in variants {
-            let sample = variant.measure(Duration::from_millis(args.round_ms)).await?;
-            samples.entry(variant.name).or_default().push(sample);
+        for variant in &variants {
+            variant.warm_up().await?;
+        }
+        let mut least = vec![f64::INFINITY; variants.len()];
+        for _ in 0..TURNS {
+            for (variant, least) in variants.iter_mut().zip(&mut least) {
+                let sample = variant.measure(Duration::from_millis(args.round_ms)).await?;
+                *least = least.min(sample);
+            }
+        }
+        for (variant, least) in variants.iter().zip(least) {
+            samples.entry(variant.name.clone()).or_default().push(least);
         }
         eprintln!("round {round} of {}", args.rounds);
     }
@@ -142,12 +168,12 @@ async fn start_all(cores: Cores, is_wanted: impl Fn(&str) -> bool) -> Result<Vec
     ] {
         if is_wanted(name) {
             let envoy = start(cores, bootstrap(filter)).await?;
-            variants.push(Variant { name, answers: Answers::Success, envoy, _control: None });
+            variants.push(Variant { name: name.into(), answers: Answers::Success, envoy, _control: None });
         }
     }
     for (name, answers, memory_used) in [("headgate_admitting", Answers::Success, 10.0), ("headgate_refusing", Answers::Refusal, 90.0)] {
         if is_wanted(name) {
-            variants.push(headgate(cores, name, answers, memory_used).await?);
+            variants.push(headgate(cores, name, answers, memory_used, None).await?);
         }
     }
     Ok(variants)
@@ -168,13 +194,16 @@ async fn start(cores: Cores, bootstrap: Bootstrap) -> Result<EnvoyProcess> {
 }
 
 /// The whole set-up as in production: control plane, limits pushed at 10 Hz, load reports; the GPU is `memory_used` percent full.
-async fn headgate(cores: Cores, name: &'static str, answers: Answers, memory_used: f64) -> Result<Variant> {
+async fn headgate(cores: Cores, name: &str, answers: Answers, memory_used: f64, module: Option<&PathBuf>) -> Result<Variant> {
     let folder = tempfile::tempdir()?;
     let gpu = NvmlState::create(&folder.path().join("nvml.json"), &[NvmlDevice::with_memory_used(0, memory_used)])?;
     let mut control = ControlPlaneProcess::start(ControlPlaneOptions::new(Some(gpu.path()))?).await?;
     control.apply(POLICY)?;
     pin(control.process().id(), cores.client_core)?;
     let mut filter = WasmFilter::headgate_controlled()?;
+    if let Some(module) = module {
+        filter.module.clone_from(module);
+    }
     // No access log here, so no line for it.
     filter.configuration["accessLog"] = "refused".into();
     let envoy = start(cores, bootstrap(HttpFilter::Wasm(filter)).with_control_plane(control.grpc())).await?;
@@ -186,7 +215,7 @@ async fn headgate(cores: Cores, name: &'static str, answers: Answers, memory_use
         Ok((is_in_force && has_only(seen, answers)).then_some(()))
     })
     .await?;
-    Ok(Variant { name, answers, envoy, _control: Some((control, folder)) })
+    Ok(Variant { name: name.into(), answers, envoy, _control: Some((control, folder)) })
 }
 
 fn has_only(seen: Saturation, answers: Answers) -> bool {
@@ -197,24 +226,13 @@ fn has_only(seen: Saturation, answers: Answers) -> bool {
 }
 
 impl Variant {
-    /// CPU time of the Envoy process over the responses that it gave, in microseconds: of several measurements the one in which it waited
-    /// least for its core.
-    async fn measure(&mut self, length: Duration) -> Result<f64> {
-        saturate(self.envoy.address(), REQUEST.as_bytes(), CONNECTIONS, WARM_UP).await?;
-        let mut best = self.measure_once(length).await?;
-        for _ in 1..TRIES {
-            if best.waiting <= WAITING {
-                break;
-            }
-            let next = self.measure_once(length).await?;
-            if next.waiting < best.waiting {
-                best = next;
-            }
-        }
-        Ok(best.us_per_request)
+    /// Until V8 has compiled what the filter runs.
+    async fn warm_up(&self) -> Result<()> {
+        saturate(self.envoy.address(), REQUEST.as_bytes(), CONNECTIONS, WARM_UP).await.map(drop)
     }
 
-    async fn measure_once(&mut self, length: Duration) -> Result<Sample> {
+    /// CPU time of the Envoy process over the responses that it gave, in microseconds.
+    async fn measure(&mut self, length: Duration) -> Result<f64> {
         let before = self.envoy.process().cpu_time()?;
         let seen = saturate(self.envoy.address(), REQUEST.as_bytes(), CONNECTIONS, length).await?;
         let after = self.envoy.process().cpu_time()?;
@@ -222,23 +240,15 @@ impl Variant {
             bail!("{}: {} admitted and {} refused: it measures something else", self.name, seen.admitted, seen.refused);
         }
         ensure!(seen.responses() > 100, "{}: only {} responses", self.name, seen.responses());
-        let (ran, waited) = ((after.ran - before.ran).as_secs_f64(), (after.waited - before.waited).as_secs_f64());
-        Ok(Sample { us_per_request: ran * 1e6 / seen.responses() as f64, waiting: waited / (ran + waited) })
+        Ok((after.ran - before.ran).as_secs_f64() * 1e6 / seen.responses() as f64)
     }
-}
-
-/// One measurement.
-struct Sample {
-    us_per_request: f64,
-    /// Part of its time that Envoy waited for its core.
-    waiting: f64,
 }
 
 fn figures(rounds: u32, samples: &Samples) -> Figures {
     let spreads = samples.iter().filter_map(|(name, samples)| {
         let mut sorted = samples.clone();
         sorted.sort_by(f64::total_cmp);
-        Some((*name, Spread { median: median(samples)?, min: *sorted.first()?, max: *sorted.last()? }))
+        Some((name.clone(), Spread { median: median(samples)?, min: *sorted.first()?, max: *sorted.last()? }))
     });
     Figures { rounds, cpu_us_per_request: spreads.collect(), added_vs_empty: added_vs_empty(samples) }
 }
