@@ -15,7 +15,7 @@ use hyper::Uri;
 
 pub use self::raw::{FileError, RawConfig};
 use self::security::RawSecurity;
-pub use self::security::Security;
+pub use self::security::{AuditTarget, Security};
 
 /// A valid configuration.
 #[derive(Clone, Debug, PartialEq)]
@@ -144,6 +144,17 @@ pub enum ConfigError {
         /// What was given.
         got: String,
     },
+    /// Reachable from other machines, and without rules.
+    #[error(
+        "--{flag}: {address} is reachable from other machines, and everybody could do everything: give --access, listen on 127.0.0.1, or \
+         say --insecure-open where something else decides who may call"
+    )]
+    OpenToAll {
+        /// The flag that names the listener.
+        flag: &'static str,
+        /// Its address.
+        address: SocketAddr,
+    },
     /// Given, but empty.
     #[error("--{flag}: is empty")]
     Empty {
@@ -178,15 +189,30 @@ impl TryFrom<RawConfig> for Config {
             client_ca,
             client_certificates,
             insecure_plaintext,
+            access,
+            insecure_open,
+            audit_log,
+            audit_max_mib,
         } = raw;
         let mut errors = Errors::default();
-        let insecure_plaintext = insecure_plaintext.unwrap_or(false);
-        let security = RawSecurity { tls_cert, tls_key, client_ca, client_certificates, insecure_plaintext };
+        let (insecure_plaintext, insecure_open) = (insecure_plaintext.unwrap_or(false), insecure_open.unwrap_or(false));
+        let security = RawSecurity {
+            tls_cert,
+            tls_key,
+            client_ca,
+            client_certificates,
+            insecure_plaintext,
+            access,
+            insecure_open,
+            audit_log,
+            audit_max_mib,
+        };
         let (grpc, http) = (errors.address("grpc", grpc, "127.0.0.1:18000"), errors.address("http", http, "127.0.0.1:18080"));
+        let data_dir = errors.path("data-dir", data_dir, "headgate-data");
         let config = Self {
             grpc,
             http,
-            data_dir: errors.path("data-dir", data_dir, "headgate-data"),
+            data_dir: data_dir.clone(),
             devices: errors.devices(nvml_lib, device_tape),
             dcgm_exporters: errors.pages("dcgm-exporter", dcgm_exporter.unwrap_or_default()),
             filter: FilterDelivery {
@@ -200,7 +226,7 @@ impl TryFrom<RawConfig> for Config {
                 ttl: errors.millis("limits-ttl-ms", limits_ttl_ms.unwrap_or(3000), 200, 600_000),
                 decay: errors.millis("decay-ms", decay_ms.unwrap_or(10_000), 0, 600_000),
             },
-            security: errors.security(security, &[("grpc", grpc), ("http", http)]),
+            security: errors.security(security, &data_dir, &[("grpc", grpc), ("http", http)]),
         };
         if config.grpc == config.http && config.grpc.port() != 0 {
             errors.0.push(ConfigError::SameAddress(config.http));

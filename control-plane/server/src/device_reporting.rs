@@ -19,6 +19,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::clock::Clock;
 use crate::device::wire::{Decoder, MAX_POOLS, MAX_TEXT_BYTES};
 use crate::device::{DeviceBoard, DeviceState, PeerClock, SampleError, SourceState};
+use crate::identity::Caller;
 
 /// Time between two answers: by them the agent knows that it is heard, and how long a round trip takes.
 const ANSWER_PERIOD: Duration = Duration::from_secs(1);
@@ -68,8 +69,8 @@ impl DeviceReports {
         Self { board, clock, shutdown, streams: Arc::default() }
     }
 
-    async fn read(self, mut reports: Streaming<v1::DeviceReport>, answers: Answers) {
-        let mut session = match self.begin(&mut reports).await {
+    async fn read(self, caller: Caller, mut reports: Streaming<v1::DeviceReport>, answers: Answers) {
+        let mut session = match self.begin(&caller, &mut reports).await {
             Ok(Some(session)) => session,
             Ok(None) => return,
             Err(status) => {
@@ -89,13 +90,14 @@ impl DeviceReports {
     }
 
     /// Reads the first message; `None` when there is none.
-    async fn begin(&self, reports: &mut Streaming<v1::DeviceReport>) -> Result<Option<Session>, Status> {
+    async fn begin(&self, caller: &Caller, reports: &mut Streaming<v1::DeviceReport>) -> Result<Option<Session>, Status> {
         let first = tokio::select! {
             () = self.shutdown.cancelled() => return Err(shutting_down()),
             report = reports.message() => report?,
         };
         let Some(mut report) = first else { return Ok(None) };
         let node = checked(report.node.take().unwrap_or_default())?;
+        caller.require_node(&node.name, None)?;
         let mut session = {
             let mut streams = self.lock();
             streams.count += 1;
@@ -174,8 +176,9 @@ impl DeviceReporting for DeviceReports {
     type StreamDeviceSamplesStream = Responses;
 
     async fn stream_device_samples(&self, request: Request<Streaming<v1::DeviceReport>>) -> Result<Response<Responses>, Status> {
+        let caller = Caller::of(request.extensions())?;
         let (answers, stream) = mpsc::channel(2);
-        tokio::spawn(self.clone().read(request.into_inner(), answers));
+        tokio::spawn(self.clone().read(caller, request.into_inner(), answers));
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 }

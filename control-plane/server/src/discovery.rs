@@ -19,6 +19,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::config::FilterDelivery;
 use crate::fleet::Fleet;
+use crate::identity::Caller;
 use source::{Observer, Source};
 
 /// Responses that wait for the connection. A stream has at most one unanswered response per type, so it never needs more.
@@ -72,16 +73,18 @@ impl Discovery {
         Self { source: Source::new(fleet, filter), shutdown }
     }
 
-    fn serve<M: Machine>(&self, machine: M, requests: Streaming<M::Request>) -> Response<Responses<M::Response>> {
+    fn serve<M: Machine>(&self, machine: M, request: Request<Streaming<M::Request>>) -> Result<Response<Responses<M::Response>>, Status> {
+        let caller = Caller::of(request.extensions())?;
+        let requests = request.into_inner();
         let (responses, receiver) = mpsc::channel(QUEUED_RESPONSES);
         let (source, shutdown) = (self.source.clone(), self.shutdown.clone());
         tokio::spawn(async move {
-            if let Err(status) = pump(machine, requests, &source, &responses, &shutdown).await {
+            if let Err(status) = pump(machine, requests, &caller, &source, &responses, &shutdown).await {
                 // The client may be gone, or no longer read; either way the stream ends here.
                 let _ = responses.try_send(Err(status));
             }
         });
-        Response::new(Box::pin(ReceiverStream::new(receiver)))
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 }
 
@@ -89,6 +92,7 @@ impl Discovery {
 async fn pump<M: Machine>(
     mut machine: M,
     mut requests: Streaming<M::Request>,
+    caller: &Caller,
     source: &Source,
     responses: &mpsc::Sender<Result<M::Response, Status>>,
     shutdown: &CancellationToken,
@@ -99,10 +103,17 @@ async fn pump<M: Machine>(
             () = shutdown.cancelled() => return Err(Status::unavailable("the server is shutting down")),
             () = responses.closed() => return Ok(()),
             request = requests.message() => {
-                // An error here is the client's or the connection's end; both are an end.
-                let Ok(Some(request)) = request else { return Ok(()) };
-                let node = M::node_of(&request);
-                let observer = observer.get_or_insert_with(|| source.observe(node));
+                // An error is a message that is malformed or too long, or the connection's end, of which nobody is left to hear.
+                let Some(request) = request? else { return Ok(()) };
+                let observer = match &mut observer {
+                    Some(observer) => observer,
+                    None => {
+                        let node = M::node_of(&request);
+                        let (id, cluster) = node.map_or(("", ""), |node| (node.id.as_str(), node.cluster.as_str()));
+                        caller.require_node(id, Some(cluster))?;
+                        observer.insert(source.observe(node))
+                    }
+                };
                 let step = machine.on_request(&request, observer.snapshot()).map_err(|error| Status::invalid_argument(error.to_string()))?;
                 step.events.iter().for_each(|event| observer.note(event));
                 step.responses
@@ -127,14 +138,14 @@ impl AggregatedDiscoveryService for Discovery {
         &self,
         request: Request<Streaming<DiscoveryRequest>>,
     ) -> Result<Response<Responses<DiscoveryResponse>>, Status> {
-        Ok(self.serve(SotwStream::new(Scope::Aggregated), request.into_inner()))
+        self.serve(SotwStream::new(Scope::Aggregated), request)
     }
 
     async fn delta_aggregated_resources(
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Responses<DeltaDiscoveryResponse>>, Status> {
-        Ok(self.serve(DeltaStream::new(Scope::Aggregated), request.into_inner()))
+        self.serve(DeltaStream::new(Scope::Aggregated), request)
     }
 }
 
@@ -147,13 +158,13 @@ impl ExtensionConfigDiscoveryService for Discovery {
         &self,
         request: Request<Streaming<DiscoveryRequest>>,
     ) -> Result<Response<Responses<DiscoveryResponse>>, Status> {
-        Ok(self.serve(SotwStream::new(Scope::Only(ResourceType::ExtensionConfig)), request.into_inner()))
+        self.serve(SotwStream::new(Scope::Only(ResourceType::ExtensionConfig)), request)
     }
 
     async fn delta_extension_configs(
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Responses<DeltaDiscoveryResponse>>, Status> {
-        Ok(self.serve(DeltaStream::new(Scope::Only(ResourceType::ExtensionConfig)), request.into_inner()))
+        self.serve(DeltaStream::new(Scope::Only(ResourceType::ExtensionConfig)), request)
     }
 }

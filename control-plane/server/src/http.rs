@@ -8,7 +8,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse};
 use axum::routing::get;
-use axum::{Json, Router};
+use axum::{Extension, Json, Router, middleware};
 use headgate_core::control::{ClassAction, ClassDecision};
 use headgate_core::fleet::{ClassView, Ledger, PoolControlView, PoolView};
 use headgate_core::level::{LevelKind, LevelStatus, SourceReason};
@@ -19,6 +19,8 @@ use crate::clock::{Clock, unix_ms};
 use crate::control_loop::{ControlView, SharedLedger};
 use crate::device::{DeviceBoard, PoolCapacity};
 use crate::fleet::Fleet;
+use crate::identity::access::Role;
+use crate::identity::{Caller, Guard, guard_page};
 use crate::status::{
     ClassStatus, EngineStatus, GpuStatus, LevelView, OverloadStatus, PoolStatus, ProxyStatus, StatusDocument, TripView, source_text,
 };
@@ -44,8 +46,8 @@ pub struct Observatory {
     pub access_logs: Arc<AccessLogCounters>,
 }
 
-/// The routes.
-pub fn router(observatory: Observatory) -> Router {
+/// The routes, behind `guard`.
+pub fn router(observatory: Observatory, guard: Guard) -> Router {
     Router::new()
         .route("/", get(|| async { Html(include_str!("http/page.html")) }))
         .route("/metrics", get(metrics_page))
@@ -53,13 +55,25 @@ pub fn router(observatory: Observatory) -> Router {
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .with_state(observatory)
+        .layer(middleware::from_fn_with_state(guard, guard_page))
 }
 
-async fn throttle_status(State(observatory): State<Observatory>) -> Json<StatusDocument> {
-    Json(observatory.status())
+/// What the caller may view of it.
+async fn throttle_status(State(observatory): State<Observatory>, Extension(caller): Extension<Caller>) -> Json<StatusDocument> {
+    let mut status = observatory.status();
+    status.pools.retain(|pool| caller.may(Role::View, &pool.policy));
+    for proxy in &mut status.proxies {
+        proxy.policies.retain(|policy| caller.may(Role::View, &policy.name));
+        proxy.rejected.retain(|policy| caller.may(Role::View, &policy.name));
+    }
+    Json(status)
 }
 
-async fn metrics_page(State(observatory): State<Observatory>) -> impl IntoResponse {
+/// All of it or nothing: a scrape with holes would pass for a fleet that is smaller.
+async fn metrics_page(State(observatory): State<Observatory>, Extension(caller): Extension<Caller>) -> impl IntoResponse {
+    if !caller.may_everywhere(Role::View) {
+        return (StatusCode::FORBIDDEN, "needs the role view for all policies (`*`)\n").into_response();
+    }
     match metrics::encode(&observatory.status(), &observatory) {
         Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),

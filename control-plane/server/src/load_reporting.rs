@@ -14,6 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::clock::Clock;
 use crate::control_loop::SharedLedger;
 use crate::fleet::Fleet;
+use crate::identity::Caller;
 
 /// Time between reports that proxies are asked for, in milliseconds.
 const REPORT_INTERVAL_MS: u32 = 100;
@@ -39,7 +40,12 @@ impl LoadReports {
         Self { fleet, ledger, clock, shutdown }
     }
 
-    async fn read(self, mut reports: Streaming<v1::LoadReport>, answers: mpsc::Sender<Result<v1::LoadReportResponse, Status>>) {
+    async fn read(
+        self,
+        caller: Caller,
+        mut reports: Streaming<v1::LoadReport>,
+        answers: mpsc::Sender<Result<v1::LoadReportResponse, Status>>,
+    ) {
         let mut node_id = None;
         loop {
             let report = tokio::select! {
@@ -50,8 +56,13 @@ impl LoadReports {
                 }
                 report = reports.message() => report,
             };
-            let Ok(Some(report)) = report else { return };
-            if let Err(status) = self.take(&mut node_id, report, &answers).await {
+            let taken = match report {
+                Ok(Some(report)) => self.take(&caller, &mut node_id, report, &answers).await,
+                Ok(None) => return,
+                // Malformed or too long; or the connection's end, of which nobody is left to hear.
+                Err(status) => Err(status),
+            };
+            if let Err(status) = taken {
                 let _ = answers.send(Err(status)).await;
                 return;
             }
@@ -60,6 +71,7 @@ impl LoadReports {
 
     async fn take(
         &self,
+        caller: &Caller,
         node_id: &mut Option<String>,
         mut report: v1::LoadReport,
         answers: &mpsc::Sender<Result<v1::LoadReportResponse, Status>>,
@@ -67,7 +79,11 @@ impl LoadReports {
         let is_first = node_id.is_none();
         let node_id = match node_id {
             Some(node_id) => node_id,
-            None => node_id.insert(checked_node_id(&report.node_id)?),
+            None => {
+                let checked = checked_node_id(&report.node_id)?;
+                caller.require_node(&checked, None)?;
+                node_id.insert(checked)
+            }
         };
         if report.node_id.is_empty() {
             report.node_id.clone_from(node_id);
@@ -90,8 +106,9 @@ impl LoadReporting for LoadReports {
     type StreamLoadReportsStream = Responses;
 
     async fn stream_load_reports(&self, request: Request<Streaming<v1::LoadReport>>) -> Result<Response<Responses>, Status> {
+        let caller = Caller::of(request.extensions())?;
         let (answers, stream) = mpsc::channel(1);
-        tokio::spawn(self.clone().read(request.into_inner(), answers));
+        tokio::spawn(self.clone().read(caller, request.into_inner(), answers));
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 }

@@ -1,11 +1,13 @@
 //! The gRPC service for policies: [`PolicyServer`] over the [`Store`].
 
+mod change;
 mod watch;
 
 #[cfg(test)]
 mod tests;
 
 use bytes::Bytes;
+use futures::StreamExt;
 use headgate_protos::v1::policy_service_server::PolicyService;
 use headgate_protos::v1::policy_source::Source;
 use headgate_protos::v1::{self, PolicySource};
@@ -15,7 +17,11 @@ use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
 use crate::document::{CheckedPolicy, Violation, Violations};
 use crate::fleet::{Fleet, PolicyReach, StoredPolicy};
+use crate::identity::Caller;
+use crate::identity::access::Role;
+use crate::identity::audit::Outcome;
 use crate::store::{Applied, ChangeError, Expected, Store};
+use change::Change;
 use watch::Watch;
 
 /// Bytes that violations may take in a status. It travels in a header block, of which clients accept 16 KiB.
@@ -43,6 +49,44 @@ impl PolicyServer {
         tokio::task::spawn_blocking(move || call(&store)).await.map_err(|_| Status::internal("the store panicked"))
     }
 
+    async fn apply(
+        &self,
+        caller: &Caller,
+        request: v1::ApplyPolicyRequest,
+        change: &mut Change,
+    ) -> Result<v1::ApplyPolicyResponse, Status> {
+        let v1::ApplyPolicyRequest { source, expected_version } = request;
+        let checked = checked(source)?;
+        let name = checked.wire().name.clone();
+        change.policy = Some(name.clone());
+        caller.require(Role::Operate, &name)?;
+        change.previous_version = self.version_of(&name);
+        let expected = Expected::parse(&expected_version);
+        let applied = self.on_store(move |store| store.apply(&checked, &expected)).await?;
+        let Applied { stored, changed } = applied.map_err(|error| refused_change(&error))?;
+        change.version = Some(stored.policy.version.clone());
+        tracing::info!(policy = stored.policy.name, version = stored.policy.version, changed, by = caller.name(), "policy applied");
+        Ok(v1::ApplyPolicyResponse { policy: Some(stored.policy.clone()), changed })
+    }
+
+    async fn delete(&self, caller: &Caller, request: v1::DeletePolicyRequest, change: &mut Change) -> Result<(), Status> {
+        let v1::DeletePolicyRequest { name, expected_version } = request;
+        let name = required_name(name)?;
+        caller.require(Role::Admin, &name)?;
+        change.previous_version = self.version_of(&name);
+        // A name that no policy has is not worth more room in the log than one that a policy has.
+        change.policy = change.previous_version.as_ref().map(|_| name.clone());
+        let expected = Expected::parse(&expected_version);
+        let deleted = name.clone();
+        self.on_store(move |store| store.delete(&name, &expected)).await?.map_err(|error| refused_change(&error))?;
+        tracing::info!(policy = deleted, by = caller.name(), "policy deleted");
+        Ok(())
+    }
+
+    fn version_of(&self, name: &str) -> Option<String> {
+        self.fleet.policies().borrow().policies.get(name).map(|stored| stored.policy.version.clone())
+    }
+
     fn status_of(&self, stored: &StoredPolicy) -> v1::PolicyStatus {
         let PolicyReach { proxies_current, proxies_behind, rejections } =
             self.fleet.proxies().reach(&stored.policy.name, &stored.policy.version);
@@ -61,13 +105,12 @@ impl PolicyService for PolicyServer {
     type WatchPoliciesStream = Watch;
 
     async fn apply_policy(&self, request: Request<v1::ApplyPolicyRequest>) -> Result<Response<v1::ApplyPolicyResponse>, Status> {
-        let v1::ApplyPolicyRequest { source, expected_version } = request.into_inner();
-        let checked = checked(source)?;
-        let expected = Expected::parse(&expected_version);
-        let applied = self.on_store(move |store| store.apply(&checked, &expected)).await?;
-        let Applied { stored, changed } = applied.map_err(|error| refused_change(&error))?;
-        tracing::info!(policy = stored.policy.name, version = stored.policy.version, changed, "policy applied");
-        Ok(Response::new(v1::ApplyPolicyResponse { policy: Some(stored.policy.clone()), changed }))
+        let caller = Caller::of(request.extensions())?;
+        let mut change = Change::new("policy.apply");
+        let outcome = self.apply(&caller, request.into_inner(), &mut change).await;
+        let recorded = outcome.as_ref().map(|applied| if applied.changed { Outcome::Done } else { Outcome::Unchanged });
+        change.record(&caller, recorded);
+        outcome.map(Response::new)
     }
 
     async fn validate_policy(&self, request: Request<v1::ValidatePolicyRequest>) -> Result<Response<v1::ValidatePolicyResponse>, Status> {
@@ -78,7 +121,9 @@ impl PolicyService for PolicyServer {
     }
 
     async fn get_policy(&self, request: Request<v1::GetPolicyRequest>) -> Result<Response<v1::PolicyStatus>, Status> {
+        let caller = Caller::of(request.extensions())?;
         let name = required_name(request.into_inner().name)?;
+        caller.require(Role::View, &name)?;
         let stored = self.fleet.policies().borrow().policies.get(&name).cloned();
         match stored {
             Some(stored) => Ok(Response::new(self.status_of(&stored))),
@@ -86,25 +131,30 @@ impl PolicyService for PolicyServer {
         }
     }
 
-    async fn list_policies(&self, _: Request<v1::ListPoliciesRequest>) -> Result<Response<v1::ListPoliciesResponse>, Status> {
+    async fn list_policies(&self, request: Request<v1::ListPoliciesRequest>) -> Result<Response<v1::ListPoliciesResponse>, Status> {
+        let caller = Caller::of(request.extensions())?;
         let set = self.fleet.policies().borrow().clone();
-        let policies = set.policies.values().map(|stored| self.status_of(stored)).collect();
+        let visible = set.policies.values().filter(|stored| caller.may(Role::View, &stored.policy.name));
+        let policies = visible.map(|stored| self.status_of(stored)).collect();
         Ok(Response::new(v1::ListPoliciesResponse { policies }))
     }
 
     async fn delete_policy(&self, request: Request<v1::DeletePolicyRequest>) -> Result<Response<v1::DeletePolicyResponse>, Status> {
-        let v1::DeletePolicyRequest { name, expected_version } = request.into_inner();
-        let name = required_name(name)?;
-        let expected = Expected::parse(&expected_version);
-        let deleted = name.clone();
-        self.on_store(move |store| store.delete(&name, &expected)).await?.map_err(|error| refused_change(&error))?;
-        tracing::info!(policy = deleted, "policy deleted");
-        Ok(Response::new(v1::DeletePolicyResponse {}))
+        let caller = Caller::of(request.extensions())?;
+        let mut change = Change::new("policy.delete");
+        let outcome = self.delete(&caller, request.into_inner(), &mut change).await;
+        change.record(&caller, outcome.as_ref().map(|()| Outcome::Done));
+        outcome.map(|()| Response::new(v1::DeletePolicyResponse {}))
     }
 
-    async fn watch_policies(&self, _: Request<v1::WatchPoliciesRequest>) -> Result<Response<Watch>, Status> {
+    async fn watch_policies(&self, request: Request<v1::WatchPoliciesRequest>) -> Result<Response<Watch>, Status> {
+        let caller = Caller::of(request.extensions())?;
         let (existing, changes) = self.on_store(Store::watch).await?;
-        Ok(Response::new(watch::events(existing, changes, self.shutdown.clone())))
+        let events = watch::events(existing, changes, self.shutdown.clone());
+        // `SYNCED` has no policy; everybody hears it.
+        let may_see = move |event: &v1::PolicyEvent| event.policy.as_ref().is_none_or(|policy| caller.may(Role::View, &policy.name));
+        let visible = move |event: &Result<v1::PolicyEvent, Status>| event.as_ref().map_or(true, &may_see);
+        Ok(Response::new(Box::pin(events.filter(move |event| std::future::ready(visible(event))))))
     }
 }
 

@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde::Serialize;
-use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -21,18 +20,16 @@ use crate::device::{self, DeviceBoard, DeviceState, Sampler, SamplerControl};
 use crate::engine::Engines;
 use crate::fleet::Fleet;
 use crate::http::{self, Observatory};
-use crate::identity::listener::{Encryption, Incoming, Peer, Protocol};
-use crate::identity::tls::TlsErrors;
+use crate::identity::FileErrors;
+use crate::identity::listener::{Incoming, Peer};
 use crate::store::{Store, StoreError};
 
+mod front;
 mod grpc;
 mod log;
 
 /// Time that streams and connections get to end after a signal.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(3);
-
-/// Connections that wait to be accepted, at most; the system may allow fewer (`net.core.somaxconn`, 4096 by default).
-const LISTEN_BACKLOG: u32 = 4096;
 
 /// Why the control plane could not start or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -47,9 +44,17 @@ pub enum ServeError {
         /// Why.
         source: io::Error,
     },
-    /// The files of TLS cannot be used.
+    /// The files of TLS or the access rules cannot be used.
     #[error("{0}")]
-    Tls(#[from] TlsErrors),
+    Files(#[from] FileErrors),
+    /// The audit log cannot be written.
+    #[error("--audit-log: cannot write {path}: {source}")]
+    AuditLog {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// The policy store cannot be opened.
     #[error("--data-dir: {0}")]
     Store(#[from] StoreError),
@@ -130,21 +135,9 @@ pub fn start_log(format: LogFormat) {
 /// # Errors
 /// [`ServeError`] naming the flag to change.
 pub async fn start(config: Config) -> Result<Running, ServeError> {
-    let grpc_listener = listen(config.grpc).map_err(|source| bind("grpc", config.grpc, source))?;
-    let http_listener = TcpListener::bind(config.http).await.map_err(|source| bind("http", config.http, source))?;
-    let grpc = grpc_listener.local_addr().map_err(|source| system("read the address of the gRPC listener", source))?;
-    let http = http_listener.local_addr().map_err(|source| system("read the address of the HTTP listener", source))?;
-
     let (clock, fleet, ledger, shutdown) = (Clock::start(), Fleet::new(), SharedLedger::default(), CancellationToken::new());
-    let encryption = match config.security.tls {
-        Some(files) => Encryption::Tls(files.watch(shutdown.clone()).await?),
-        None => Encryption::Plain,
-    };
-    let incoming = |listener, protocol| {
-        Incoming::start(listener, protocol, encryption.clone(), shutdown.clone())
-            .map_err(|source| system("read the address of a listener", source))
-    };
-    let (grpc_incoming, http_incoming) = (incoming(grpc_listener, Protocol::Grpc)?, incoming(http_listener, Protocol::Http)?);
+    let front = front::open(&config, &shutdown).await?;
+    let (grpc, http) = (front.grpc.address(), front.http.address());
     let store = Store::open(&config.data_dir, fleet.clone())?;
     let sampler =
         Sampler::start(device::open(&config.devices)?, clock).map_err(|source| system("start the GPU sampling thread", source))?;
@@ -181,11 +174,11 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         shutdown: shutdown.clone(),
         access_logs,
     };
-    let grpc_server = services.serve(grpc_incoming)?;
+    let grpc_server = services.serve(front.grpc, front.guard.clone())?;
 
     let mut parts = JoinSet::new();
     parts.spawn(grpc_server);
-    parts.spawn(serve_http(http_incoming, observatory, shutdown.clone()));
+    parts.spawn(serve_http(front.http, http::router(observatory, front.guard), shutdown.clone()));
     parts.spawn(run_control_loop(control_loop, shutdown.clone()));
     for page in config.dcgm_exporters {
         parts.spawn(follow_exporter(page, devices.clone(), clock, shutdown.clone()));
@@ -223,8 +216,8 @@ impl Running {
     }
 }
 
-async fn serve_http(incoming: Incoming, observatory: Observatory, shutdown: CancellationToken) -> Result<(), ServeError> {
-    let service = http::router(observatory).into_make_service_with_connect_info::<Peer>();
+async fn serve_http(incoming: Incoming, router: axum::Router, shutdown: CancellationToken) -> Result<(), ServeError> {
+    let service = router.into_make_service_with_connect_info::<Peer>();
     let server = axum::serve(incoming, service).with_graceful_shutdown(shutdown.cancelled_owned());
     server.await.map_err(|source| system("serve HTTP", source))
 }
@@ -269,15 +262,6 @@ fn write_ports(path: &Path, ports: &Ports) -> Result<(), ServeError> {
     partial.push(".partial");
     let text = serde_json::to_vec(ports).map_err(|error| failed(io::Error::other(error)))?;
     std::fs::write(&partial, text).and_then(|()| std::fs::rename(&partial, path)).map_err(failed)
-}
-
-/// A listener whose queue holds a fleet that comes back all at once; what does not fit is reset and has to come again.
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    // A restart may find connections of its predecessor that have not quite ended.
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(LISTEN_BACKLOG)
 }
 
 fn signal(kind: tokio::signal::unix::SignalKind) -> Result<tokio::signal::unix::Signal, ServeError> {

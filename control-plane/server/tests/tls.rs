@@ -6,16 +6,12 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use authority::{Authority, Identity};
+use authority::{Authority, Identity, connect};
 use headgate::config::{Config, RawConfig};
 use headgate::serve::{Running, ServeError, start};
 use headgate_protos::v1;
 use headgate_protos::v1::policy_service_client::PolicyServiceClient;
-use hyper_rustls::HttpsConnectorBuilder;
-use hyper_util::client::legacy::connect::HttpConnector;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 mod authority;
 
@@ -65,24 +61,6 @@ impl Bench {
     fn file(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
-}
-
-/// Connects as `identity` and trusts `authority`.
-async fn connect(address: SocketAddr, authority: &Authority, identity: Option<&Identity>) -> Result<Channel, tonic::transport::Error> {
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(authority.pem.as_bytes()).unwrap()).unwrap();
-    let builder = rustls::ClientConfig::builder().with_root_certificates(roots);
-    let config = match identity {
-        Some(identity) => {
-            let certificate = CertificateDer::from_pem_slice(identity.certificate.as_bytes()).unwrap();
-            builder.with_client_auth_cert(vec![certificate], PrivateKeyDer::from_pem_slice(identity.key.as_bytes()).unwrap()).unwrap()
-        }
-        None => builder.with_no_client_auth(),
-    };
-    let mut plain = HttpConnector::new();
-    plain.enforce_http(false);
-    let connector = HttpsConnectorBuilder::new().with_tls_config(config).https_only().enable_http2().wrap_connector(plain);
-    Endpoint::from_shared(format!("https://{address}")).unwrap().connect_with_connector(connector).await
 }
 
 async fn list(channel: Channel) -> Result<usize, tonic::Status> {
@@ -162,7 +140,7 @@ async fn files_that_cannot_be_used_stop_the_start_and_are_all_named() {
     fs::write(bench.file("server.key"), "nothing").unwrap();
     fs::remove_file(bench.file("server.pem")).unwrap();
     let error = start(Config::try_from(bench.raw.clone()).unwrap()).await.err().unwrap();
-    assert!(matches!(error, ServeError::Tls(_)));
+    assert!(matches!(error, ServeError::Files(_)));
     assert!(error.to_string().starts_with("--tls-cert: ") && error.to_string().contains("server.pem"), "{error}");
     bench.authority.server().write(bench.folder.path(), "server");
     fs::write(bench.file("server.key"), bench.authority.server().key).unwrap();

@@ -64,6 +64,18 @@ pub struct RawConfig {
     /// Plain text on addresses that other machines reach. Only where something else encrypts, for example a mesh's sidecar
     #[arg(long, env = "HEADGATE_INSECURE_PLAINTEXT", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub insecure_plaintext: Option<bool>,
+    /// File that says who may do what, and which proxy is which node; read again when it changes
+    #[arg(long, env = "HEADGATE_ACCESS", value_name = "FILE")]
+    pub access: Option<PathBuf>,
+    /// Everybody may do everything, also from other machines. Only where something else decides who may call
+    #[arg(long, env = "HEADGATE_INSECURE_OPEN", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub insecure_open: Option<bool>,
+    /// File of the audit log, one JSON object a line, or `off` [default: audit.jsonl in --data-dir]
+    #[arg(long, env = "HEADGATE_AUDIT_LOG", value_name = "FILE|off")]
+    pub audit_log: Option<PathBuf>,
+    /// Size at which the audit log begins anew, in MiB, 1..=4096; seven old files are kept [default: 16]
+    #[arg(long, env = "HEADGATE_AUDIT_MAX_MIB", value_name = "MIB")]
+    pub audit_max_mib: Option<u64>,
 }
 
 /// A configuration file that cannot be used.
@@ -125,6 +137,10 @@ impl RawConfig {
             client_ca: self.client_ca.or(fallback.client_ca),
             client_certificates: self.client_certificates.or(fallback.client_certificates),
             insecure_plaintext: self.insecure_plaintext.or(fallback.insecure_plaintext),
+            access: self.access.or(fallback.access),
+            insecure_open: self.insecure_open.or(fallback.insecure_open),
+            audit_log: self.audit_log.or(fallback.audit_log),
+            audit_max_mib: self.audit_max_mib.or(fallback.audit_max_mib),
         }
     }
 }

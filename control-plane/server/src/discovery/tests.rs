@@ -35,6 +35,7 @@ async fn bench() -> Bench {
     let filter = FilterDelivery { wasm: "/headgate.wasm".into(), control_cluster: "c".into(), control_authority: "a".into() };
     let discovery = Discovery::new(fleet.clone(), filter, shutdown.clone());
     let server = Server::builder()
+        .layer(crate::identity::Guard::open())
         .add_service(AggregatedDiscoveryServiceServer::new(discovery.clone()))
         .add_service(ExtensionConfigDiscoveryServiceServer::new(discovery));
     let (near, far) = tokio::io::duplex(1 << 16);

@@ -107,6 +107,11 @@ impl Incoming {
         tokio::spawn(async move { shutdown.run_until_cancelled(acceptor.accept(listener)).await });
         Ok(Self { ready, address })
     }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
 }
 
 impl Stream for Incoming {

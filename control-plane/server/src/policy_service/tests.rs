@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use futures::StreamExt;
 use headgate_protos::v1::policy_event::Kind;
 use headgate_protos::v1::policy_service_client::PolicyServiceClient;
 use headgate_protos::v1::policy_service_server::PolicyServiceServer;
@@ -27,7 +26,7 @@ async fn bench() -> Bench {
     let service = PolicyServiceServer::new(PolicyServer::new(store, fleet.clone(), shutdown.clone()));
     let (near, far) = tokio::io::duplex(1 << 16);
     let connections = tokio_stream::once(Ok::<_, std::io::Error>(far)).chain(tokio_stream::pending());
-    tokio::spawn(Server::builder().add_service(service).serve_with_incoming(connections));
+    tokio::spawn(Server::builder().layer(crate::identity::Guard::open()).add_service(service).serve_with_incoming(connections));
     let mut near = Some(near);
     let connector = tower::service_fn(move |_: Uri| {
         let near = near.take().map(TokioIo::new).ok_or_else(|| std::io::Error::other("one connection only"));

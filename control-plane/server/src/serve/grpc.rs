@@ -23,6 +23,7 @@ use crate::device::DeviceBoard;
 use crate::device_reporting::DeviceReports;
 use crate::discovery::Discovery;
 use crate::fleet::Fleet;
+use crate::identity::Guard;
 use crate::identity::listener::Incoming;
 use crate::load_reporting::LoadReports;
 use crate::policy_service::PolicyServer;
@@ -31,6 +32,10 @@ use crate::store::Store;
 /// A dead peer is noticed after at most the interval and the timeout.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Streams of one connection at a time. A proxy has six.
+const MAX_STREAMS: u32 = 1000;
+/// Time in which an answer must begin, the request's messages included where the answer waits for them.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
 /// What the services share.
 pub(super) struct Services {
@@ -48,7 +53,11 @@ pub(super) struct Services {
 
 impl Services {
     /// The server as a future that ends after `shutdown`.
-    pub(super) fn serve(self, incoming: Incoming) -> Result<impl Future<Output = Result<(), ServeError>> + Send + 'static, ServeError> {
+    pub(super) fn serve(
+        self,
+        incoming: Incoming,
+        guard: Guard,
+    ) -> Result<impl Future<Output = Result<(), ServeError>> + Send + 'static, ServeError> {
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -65,6 +74,9 @@ impl Services {
         let server = Server::builder()
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+            .max_concurrent_streams(MAX_STREAMS)
+            .timeout(ANSWER_LIMIT)
+            .layer(guard)
             .add_service(health_service)
             .add_service(reflection)
             .add_service(LoadReportingServer::new(reports))

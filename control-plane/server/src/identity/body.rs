@@ -1,0 +1,198 @@
+//! Bodies of calls: bounds on the messages of the caller, and what ends with the answer.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body as HttpBody, Frame};
+use tokio::time::Sleep;
+use tonic::Status;
+use tonic::body::Body;
+
+use super::rates::Slot;
+
+/// Bytes in front of every message: whether it is compressed, and its length.
+const PREFIX_BYTES: usize = 5;
+/// Messages of one stream in a second, in the long run and at once. A proxy sends some tens.
+const MESSAGES_PER_S: f64 = 2000.0;
+const MESSAGES_AT_ONCE: f64 = 10_000.0;
+
+/// The messages of a caller, none longer than allowed, and not too many of them. The bound is checked when the length is read, before
+/// anything of the message is kept.
+pub(super) struct BoundedMessages {
+    inner: Body,
+    max_bytes: usize,
+    frames: FrameReader,
+    messages_left: f64,
+    seen_at: Instant,
+}
+
+/// Where in the sequence of messages the bytes are.
+#[derive(Debug, Default)]
+pub(super) struct FrameReader {
+    prefix: [u8; PREFIX_BYTES],
+    prefix_bytes: usize,
+    /// Of the message that is being read.
+    left: usize,
+}
+
+/// An answer, with its place among the peer's open calls, cut off when the caller's token ends.
+pub(super) struct HeldAnswer {
+    inner: Body,
+    _slot: Option<Slot>,
+    ends: Option<Pin<Box<Sleep>>>,
+    has_ended: bool,
+}
+
+// === impl FrameReader ===
+
+impl FrameReader {
+    /// Reads on; returns how many messages began, and their longest length.
+    pub(super) fn read(&mut self, mut bytes: &[u8]) -> (usize, usize) {
+        let (mut began, mut longest) = (0, 0);
+        while !bytes.is_empty() {
+            if self.left > 0 {
+                let skipped = self.left.min(bytes.len());
+                self.left -= skipped;
+                bytes = &bytes[skipped..];
+                continue;
+            }
+            let taken = (PREFIX_BYTES - self.prefix_bytes).min(bytes.len());
+            self.prefix[self.prefix_bytes..self.prefix_bytes + taken].copy_from_slice(&bytes[..taken]);
+            self.prefix_bytes += taken;
+            bytes = &bytes[taken..];
+            if self.prefix_bytes == PREFIX_BYTES {
+                let [_, length @ ..] = self.prefix;
+                self.left = u32::from_be_bytes(length) as usize;
+                self.prefix_bytes = 0;
+                began += 1;
+                longest = longest.max(self.left);
+            }
+        }
+        (began, longest)
+    }
+}
+
+// === impl BoundedMessages ===
+
+impl BoundedMessages {
+    pub(super) fn new(inner: Body, max_bytes: usize) -> Self {
+        Self { inner, max_bytes, frames: FrameReader::default(), messages_left: MESSAGES_AT_ONCE, seen_at: Instant::now() }
+    }
+
+    fn check(&mut self, bytes: &[u8], now: Instant) -> Result<(), Status> {
+        let (began, longest) = self.frames.read(bytes);
+        if longest > self.max_bytes {
+            return Err(Status::resource_exhausted(format!("a message of {longest} bytes is longer than {}", self.max_bytes)));
+        }
+        let since = now.saturating_duration_since(self.seen_at).as_secs_f64();
+        self.seen_at = now;
+        self.messages_left = (self.messages_left + since * MESSAGES_PER_S).min(MESSAGES_AT_ONCE) - began as f64;
+        if self.messages_left < 0.0 {
+            return Err(Status::resource_exhausted(format!("more than {MESSAGES_PER_S} messages a second on one stream")));
+        }
+        Ok(())
+    }
+}
+
+impl HttpBody for BoundedMessages {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let frame = ready!(Pin::new(&mut self.inner).poll_frame(context));
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+            && let Err(status) = self.check(data, Instant::now())
+        {
+            return Poll::Ready(Some(Err(status)));
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+}
+
+// === impl HeldAnswer ===
+
+impl HeldAnswer {
+    /// An answer that ends at `ends` at the latest.
+    pub(super) fn new(inner: Body, slot: Option<Slot>, ends: Option<Instant>) -> Self {
+        let ends = ends.map(|at| Box::pin(tokio::time::sleep_until(at.into())));
+        Self { inner, _slot: slot, ends, has_ended: false }
+    }
+}
+
+impl HttpBody for HeldAnswer {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if self.has_ended {
+            return Poll::Ready(None);
+        }
+        if let Some(ends) = &mut self.ends
+            && ends.as_mut().poll(context).is_ready()
+        {
+            self.has_ended = true;
+            let mut trailers = HeaderMap::new();
+            let expired = Status::unauthenticated("the token has expired; call again with a new one");
+            // The text is plain ASCII, so this cannot fail; a body without trailers would end the call all the same.
+            let _ = expired.add_header(&mut trailers);
+            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+        }
+        Pin::new(&mut self.inner).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.has_ended || self.inner.is_end_stream()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn framed(message: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![0];
+        bytes.extend(u32::try_from(message.len()).unwrap().to_be_bytes());
+        bytes.extend(message);
+        bytes
+    }
+
+    #[test]
+    fn messages_are_found_however_the_bytes_are_cut() {
+        let bytes = [framed(b"abc"), framed(b""), framed(&[7; 300])].concat();
+        for cut in 1..bytes.len() {
+            let mut reader = FrameReader::default();
+            let parts: Vec<(usize, usize)> = bytes.chunks(cut).map(|chunk| reader.read(chunk)).collect();
+            assert_eq!(parts.iter().map(|(began, _)| began).sum::<usize>(), 3, "cut at {cut}");
+            assert_eq!(parts.iter().map(|(_, longest)| *longest).max(), Some(300), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_length_beyond_the_bound_is_refused_before_the_message_comes() {
+        let mut body = BoundedMessages::new(Body::default(), 10);
+        let now = Instant::now();
+        assert!(body.check(&framed(&[0; 10]), now).is_ok());
+        assert_eq!(body.check(&[0, 255, 255, 255, 255], now).unwrap_err().code(), tonic::Code::ResourceExhausted);
+    }
+
+    #[test]
+    fn a_flood_of_messages_is_refused_and_a_steady_stream_is_not() {
+        let mut flood = BoundedMessages::new(Body::default(), 10);
+        let now = Instant::now();
+        let many = framed(b"").repeat(10_000);
+        assert!(flood.check(&many, now).is_ok());
+        assert_eq!(flood.check(&framed(b""), now).unwrap_err().code(), tonic::Code::ResourceExhausted);
+        let mut steady = BoundedMessages::new(Body::default(), 10);
+        for second in 0..60 {
+            assert!(steady.check(&framed(b"").repeat(1900), now + std::time::Duration::from_secs(second)).is_ok());
+        }
+    }
+}
