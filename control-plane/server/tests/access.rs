@@ -5,7 +5,8 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use authority::{Authority, Identity, connect};
+use authority::{Authority, Identity};
+use client::connect;
 use headgate::config::{Config, RawConfig};
 use headgate::serve::{Running, start};
 use headgate_protos::discovery::DeltaDiscoveryRequest;
@@ -20,8 +21,11 @@ use serde_json::{Value, json};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
+#[path = "../../../tests/support/src/authority.rs"]
+#[allow(dead_code, unreachable_pub, reason = "shared with other tests")]
 mod authority;
-#[path = "authority/issuer.rs"]
+mod client;
+#[path = "client/issuer.rs"]
 mod issuer;
 
 const ACCESS: &str = "\

@@ -6,14 +6,18 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use authority::{Authority, Identity, connect};
+use authority::{Authority, Identity};
+use client::connect;
 use headgate::config::{Config, RawConfig};
 use headgate::serve::{Running, ServeError, start};
 use headgate_protos::v1;
 use headgate_protos::v1::policy_service_client::PolicyServiceClient;
 use tonic::transport::Channel;
 
+#[path = "../../../tests/support/src/authority.rs"]
+#[allow(dead_code, unreachable_pub, reason = "shared with other tests")]
 mod authority;
+mod client;
 
 const POLICY: &str = "\
 apiVersion: headgate.dev/v1

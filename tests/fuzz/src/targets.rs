@@ -2,6 +2,7 @@
 
 mod build;
 mod built_policy;
+mod callers;
 mod discovery_client;
 mod engine_page;
 mod fleet_totals;
@@ -41,6 +42,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "worker", run: worker::run, seeds: worker::seeds, words: &["high", "low", "llm"] },
     Target { name: "xds_server", run: xds_server::run, seeds: xds_server::seeds, words: xds_server::WORDS },
     Target { name: "engine_page", run: engine_page::run, seeds: engine_page::seeds, words: engine_page::WORDS },
+    Target { name: "callers", run: callers::run, seeds: callers::seeds, words: callers::WORDS },
     // Structured: the input decides what happens, and a model says what must come of it.
     Target { name: "built_policy", run: built_policy::run, seeds: built_policy::seeds, words: &[] },
     Target { name: "fleet_totals", run: fleet_totals::run, seeds: fleet_totals::seeds, words: &[] },

@@ -8,7 +8,7 @@ use headgate_test_support::{EnvoyVersion, user_files};
 
 pub(crate) async fn bootstraps_for_users_are_valid(version: EnvoyVersion) -> Result<()> {
     let bootstraps = user_files::bootstraps()?;
-    ensure!(bootstraps.len() >= 3, "inline, ECDS and compose are there: {bootstraps:?}");
+    ensure!(bootstraps.len() >= 4, "inline, ECDS with and without TLS, and compose are there: {bootstraps:?}");
     for bootstrap in bootstraps {
         user_files::validate(&version, &bootstrap)?;
     }
@@ -20,7 +20,9 @@ fn every_capability_list_is_what_the_module_uses() -> Result<()> {
     let used = Interface::read(&Module::Headgate.path()?)?.capabilities();
     let listed: Vec<String> = CAPABILITIES.iter().map(|&name| name.to_owned()).collect();
     assert_eq!(used, listed, "CAPABILITIES and the module differ");
-    for file in ["envoy/inline.yaml", "envoy/ecds.yaml", "examples/compose/envoy.yaml", "examples/istio/envoyfilter.yaml"] {
+    for file in
+        ["envoy/inline.yaml", "envoy/ecds.yaml", "envoy/ecds-mtls.yaml", "examples/compose/envoy.yaml", "examples/istio/envoyfilter.yaml"]
+    {
         let text = std::fs::read_to_string(workspace_root().join(file))?;
         let missing: Vec<&String> = used.iter().filter(|name| !text.contains(name.as_str())).collect();
         ensure!(missing.is_empty(), "{file} does not list {missing:?}");

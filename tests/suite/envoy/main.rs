@@ -9,6 +9,7 @@ mod access_log;
 mod control_loss;
 mod files;
 mod hostile;
+mod identity;
 mod nack;
 mod policy_errors;
 mod queue;
@@ -50,6 +51,7 @@ on_every_envoy!(
     hostile::hostile_requests_trap_nothing_and_lift_nobody,
     access_log::latencies_come_by_access_log_where_no_filter_runs,
     files::bootstraps_for_users_are_valid,
+    identity::a_proxy_is_the_node_that_its_certificate_names_and_no_other,
     queue::who_finds_no_room_waits_and_the_important_go_first,
     queue::who_cannot_start_in_time_is_refused_in_time,
     queue::clients_that_leave_the_queue_leave_nothing,

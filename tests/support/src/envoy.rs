@@ -18,7 +18,7 @@ use crate::wait::wait_until;
 mod bootstrap;
 mod filters;
 
-pub use self::bootstrap::{AccessLog, Bootstrap, CONTROL_AUTHORITY, CONTROL_CLUSTER, ConnectionBalance, Upstream};
+pub use self::bootstrap::{AccessLog, Bootstrap, CONTROL_AUTHORITY, CONTROL_CLUSTER, ConnectionBalance, ControlTls, Upstream};
 pub use self::filters::{Capabilities, Gradient, HttpFilter, WasmFilter};
 
 /// V8 compiles the filter without a quick first tier, so a busy machine needs seconds to be ready.

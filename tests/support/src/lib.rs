@@ -3,6 +3,7 @@
 //! Nothing here sleeps in place of a condition: [`wait::wait_until`] is the only way to wait.
 
 pub mod artefact;
+pub mod authority;
 pub mod control_plane;
 pub mod envoy;
 pub mod http_client;

@@ -6,9 +6,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, ensure};
 
 use crate::artefact::{EnvoyVersion, Module, workspace_root};
+use crate::authority::Authority;
 
 /// Where the files say that the filter lies.
 pub const MODULE_IN_FILES: &str = "/etc/envoy/headgate.wasm";
+
+/// Where the files say that the proxy's certificate, its key and the authority lie.
+const CERTIFICATES_IN_FILES: &str = "/etc/envoy/tls";
 
 /// Every Envoy bootstrap of `envoy/` and `examples/`, relative to the workspace root.
 ///
@@ -30,7 +34,7 @@ pub fn bootstraps() -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Has `version` check one of [`bootstraps`] with the built filter in place of the installed one.
+/// Has `version` check one of [`bootstraps`] with the built filter and new certificates in place of the installed ones.
 ///
 /// # Errors
 /// With Envoy's messages when it refuses the file, or when a file that loads a filter does not name ours.
@@ -41,6 +45,10 @@ pub fn validate(version: &EnvoyVersion, bootstrap: &Path) -> Result<()> {
     let module = Module::Headgate.path()?;
     let folder = tempfile::tempdir()?;
     let rewritten = folder.path().join("bootstrap.yaml");
-    fs::write(&rewritten, text.replace(MODULE_IN_FILES, &module.to_string_lossy()))?;
+    let authority = Authority::new("authority");
+    fs::write(folder.path().join("ca.pem"), &authority.pem)?;
+    authority.client("spiffe://headgate/proxy/envoy-1").write(folder.path(), "proxy");
+    let text = text.replace(MODULE_IN_FILES, &module.to_string_lossy());
+    fs::write(&rewritten, text.replace(CERTIFICATES_IN_FILES, &folder.path().to_string_lossy()))?;
     version.validate(&rewritten).with_context(|| bootstrap.display().to_string())
 }

@@ -77,8 +77,22 @@ struct ProxyRule {
 /// What the rules grant to one caller.
 #[derive(Clone, Debug, Default)]
 pub struct Rights {
-    roles: Vec<(Role, Arc<[Pattern]>, Captures)>,
-    proxies: Vec<(Arc<[Pattern]>, Arc<[Pattern]>, Captures)>,
+    roles: Vec<GrantedRole>,
+    proxies: Vec<GrantedNodes>,
+}
+
+#[derive(Clone, Debug)]
+struct GrantedRole {
+    role: Role,
+    policies: Arc<[Pattern]>,
+    captures: Captures,
+}
+
+#[derive(Clone, Debug)]
+struct GrantedNodes {
+    nodes: Arc<[Pattern]>,
+    clusters: Arc<[Pattern]>,
+    captures: Captures,
 }
 
 // === impl Role ===
@@ -117,12 +131,12 @@ impl Access {
         let mut rights = Rights::default();
         for rule in &self.roles {
             for captures in rule.who.matches(certificate, claims) {
-                rights.roles.push((rule.role, rule.policies.clone(), captures));
+                rights.roles.push(GrantedRole { role: rule.role, policies: rule.policies.clone(), captures });
             }
         }
         for rule in &self.proxies {
             for captures in rule.who.matches(certificate, claims) {
-                rights.proxies.push((rule.nodes.clone(), rule.clusters.clone(), captures));
+                rights.proxies.push(GrantedNodes { nodes: rule.nodes.clone(), clusters: rule.clusters.clone(), captures });
             }
         }
         rights
@@ -155,18 +169,17 @@ impl Who {
 impl Rights {
     /// Whether `role` is granted for the policy `name`.
     pub fn allow(&self, role: Role, name: &str) -> bool {
-        let fits = |patterns: &[Pattern], captures| patterns.iter().any(|pattern| pattern.matches(name, captures));
-        self.roles.iter().any(|(granted, policies, captures)| *granted >= role && fits(policies, captures))
+        self.roles.iter().any(|granted| granted.role >= role && any_matches(&granted.policies, name, &granted.captures))
     }
 
     /// Whether `role` is granted for any policy at all.
     pub fn allow_somewhere(&self, role: Role) -> bool {
-        self.roles.iter().any(|(granted, ..)| *granted >= role)
+        self.roles.iter().any(|granted| granted.role >= role)
     }
 
     /// Whether `role` is granted for every policy.
     pub fn allow_everywhere(&self, role: Role) -> bool {
-        self.roles.iter().any(|(granted, policies, _)| *granted >= role && policies.iter().any(Pattern::is_any))
+        self.roles.iter().any(|granted| granted.role >= role && granted.policies.iter().any(Pattern::is_any))
     }
 
     /// Whether the caller may be some proxy.
@@ -176,11 +189,15 @@ impl Rights {
 
     /// Whether the caller may be the proxy `node_id`, in `cluster` where it names one.
     pub fn allow_node(&self, node_id: &str, cluster: Option<&str>) -> bool {
-        let fits = |patterns: &[Pattern], text: &str, captures| patterns.iter().any(|pattern| pattern.matches(text, captures));
-        self.proxies.iter().any(|(nodes, clusters, captures)| {
-            fits(nodes, node_id, captures) && cluster.is_none_or(|cluster| fits(clusters, cluster, captures))
+        self.proxies.iter().any(|granted| {
+            any_matches(&granted.nodes, node_id, &granted.captures)
+                && cluster.is_none_or(|cluster| any_matches(&granted.clusters, cluster, &granted.captures))
         })
     }
+}
+
+fn any_matches(patterns: &[Pattern], text: &str, captures: &Captures) -> bool {
+    patterns.iter().any(|pattern| pattern.matches(text, captures))
 }
 
 /// Where the rules are, and which kinds of callers there can be.

@@ -11,10 +11,9 @@ use tokio::time::Sleep;
 use tonic::Status;
 use tonic::body::Body;
 
+use super::frames::FrameReader;
 use super::rates::Slot;
 
-/// Bytes in front of every message: whether it is compressed, and its length.
-const PREFIX_BYTES: usize = 5;
 /// Messages of one stream in a second, in the long run and at once. A proxy sends some tens.
 const MESSAGES_PER_S: f64 = 2000.0;
 const MESSAGES_AT_ONCE: f64 = 10_000.0;
@@ -29,50 +28,12 @@ pub(super) struct BoundedMessages {
     seen_at: Instant,
 }
 
-/// Where in the sequence of messages the bytes are.
-#[derive(Debug, Default)]
-pub(super) struct FrameReader {
-    prefix: [u8; PREFIX_BYTES],
-    prefix_bytes: usize,
-    /// Of the message that is being read.
-    left: usize,
-}
-
 /// An answer, with its place among the peer's open calls, cut off when the caller's token ends.
 pub(super) struct HeldAnswer {
     inner: Body,
     _slot: Option<Slot>,
     ends: Option<Pin<Box<Sleep>>>,
     has_ended: bool,
-}
-
-// === impl FrameReader ===
-
-impl FrameReader {
-    /// Reads on; returns how many messages began, and their longest length.
-    pub(super) fn read(&mut self, mut bytes: &[u8]) -> (usize, usize) {
-        let (mut began, mut longest) = (0, 0);
-        while !bytes.is_empty() {
-            if self.left > 0 {
-                let skipped = self.left.min(bytes.len());
-                self.left -= skipped;
-                bytes = &bytes[skipped..];
-                continue;
-            }
-            let taken = (PREFIX_BYTES - self.prefix_bytes).min(bytes.len());
-            self.prefix[self.prefix_bytes..self.prefix_bytes + taken].copy_from_slice(&bytes[..taken]);
-            self.prefix_bytes += taken;
-            bytes = &bytes[taken..];
-            if self.prefix_bytes == PREFIX_BYTES {
-                let [_, length @ ..] = self.prefix;
-                self.left = u32::from_be_bytes(length) as usize;
-                self.prefix_bytes = 0;
-                began += 1;
-                longest = longest.max(self.left);
-            }
-        }
-        (began, longest)
-    }
 }
 
 // === impl BoundedMessages ===
@@ -162,17 +123,6 @@ mod tests {
         bytes.extend(u32::try_from(message.len()).unwrap().to_be_bytes());
         bytes.extend(message);
         bytes
-    }
-
-    #[test]
-    fn messages_are_found_however_the_bytes_are_cut() {
-        let bytes = [framed(b"abc"), framed(b""), framed(&[7; 300])].concat();
-        for cut in 1..bytes.len() {
-            let mut reader = FrameReader::default();
-            let parts: Vec<(usize, usize)> = bytes.chunks(cut).map(|chunk| reader.read(chunk)).collect();
-            assert_eq!(parts.iter().map(|(began, _)| began).sum::<usize>(), 3, "cut at {cut}");
-            assert_eq!(parts.iter().map(|(_, longest)| *longest).max(), Some(300), "cut at {cut}");
-        }
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! What stands between the network and the services: listeners, TLS, rules, audit log.
 
-use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::{fs, io};
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
 
 use super::{ServeError, bind, system};
@@ -13,6 +13,9 @@ use crate::identity::access::AccessSource;
 use crate::identity::audit::Audit;
 use crate::identity::listener::{Encryption, Incoming, Protocol};
 use crate::identity::{Guard, Rules};
+
+/// Connections that wait to be accepted: when a fleet comes back at once, more of them than that are reset.
+const LISTEN_BACKLOG: u32 = 4096;
 
 /// Connections, and the guard behind them.
 pub(super) struct Front {
@@ -23,8 +26,8 @@ pub(super) struct Front {
 
 /// Opens all of it; nothing is accepted before everything is in order.
 pub(super) async fn open(config: &Config, shutdown: &CancellationToken) -> Result<Front, ServeError> {
-    let grpc = listen("grpc", config.grpc).await?;
-    let http = listen("http", config.http).await?;
+    let grpc = listen("grpc", config.grpc)?;
+    let http = listen("http", config.http)?;
     let encryption = match config.security.tls.clone() {
         Some(files) => Encryption::Tls(files.watch(shutdown.clone()).await?),
         None => Encryption::Plain,
@@ -41,8 +44,15 @@ pub(super) async fn open(config: &Config, shutdown: &CancellationToken) -> Resul
     Ok(Front { grpc: incoming(grpc, Protocol::Grpc)?, http: incoming(http, Protocol::Http)?, guard })
 }
 
-async fn listen(flag: &'static str, address: SocketAddr) -> Result<TcpListener, ServeError> {
-    TcpListener::bind(address).await.map_err(|source| bind(flag, address, source))
+fn listen(flag: &'static str, address: SocketAddr) -> Result<TcpListener, ServeError> {
+    let listening = || -> io::Result<TcpListener> {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        // A restart must not wait for connections of the one before to be forgotten.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(LISTEN_BACKLOG)
+    };
+    listening().map_err(|source| bind(flag, address, source))
 }
 
 fn audit(target: &AuditTarget) -> Result<Audit, ServeError> {

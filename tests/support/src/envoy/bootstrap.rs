@@ -1,7 +1,7 @@
 //! A bootstrap as a value, rendered to the JSON that Envoy reads.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -25,6 +25,8 @@ pub struct Bootstrap {
     pub upstream: Upstream,
     /// The control plane's gRPC address; without one there is no such cluster.
     pub control_plane: Option<SocketAddr>,
+    /// How the proxy shows who it is to the control plane; without it they speak plain text.
+    pub control_tls: Option<ControlTls>,
     /// How connections are spread over the workers.
     pub balance: ConnectionBalance,
     /// Bound on a stream on which nothing moves, one that the filter holds included.
@@ -33,6 +35,17 @@ pub struct Bootstrap {
     pub per_connection_buffer_limit_bytes: u32,
     /// Whether each request is logged.
     pub access_log: AccessLog,
+}
+
+/// PEM files for mutual TLS with the control plane, whose certificate is for [`CONTROL_AUTHORITY`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ControlTls {
+    /// The authority of the control plane's certificate.
+    pub authority: PathBuf,
+    /// The proxy's certificate.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
 }
 
 /// What requests reach.
@@ -73,6 +86,7 @@ impl Bootstrap {
             filter,
             upstream,
             control_plane: None,
+            control_tls: None,
             balance: ConnectionBalance::Exact,
             stream_idle_timeout: Duration::from_secs(30),
             per_connection_buffer_limit_bytes: 64 * 1024,
@@ -97,7 +111,7 @@ impl Bootstrap {
             clusters.push(upstream_cluster(address));
         }
         if let Some(address) = self.control_plane {
-            clusters.push(control_cluster(address));
+            clusters.push(control_cluster(address, self.control_tls.as_ref()));
         }
         Ok(json!({
             "node": {"id": self.node_id, "cluster": "headgate-test"},
@@ -222,7 +236,30 @@ fn upstream_cluster(address: SocketAddr) -> Value {
     })
 }
 
-fn control_cluster(address: SocketAddr) -> Value {
+fn control_cluster(address: SocketAddr, tls: Option<&ControlTls>) -> Value {
+    let mut cluster = plain_control_cluster(address);
+    if let Some(tls) = tls {
+        cluster["transport_socket"] = json!({
+            "name": "envoy.transport_sockets.tls",
+            "typed_config": typed("envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext", json!({
+                "sni": CONTROL_AUTHORITY,
+                "common_tls_context": {
+                    "tls_certificates": [{
+                        "certificate_chain": {"filename": tls.certificate},
+                        "private_key": {"filename": tls.key},
+                    }],
+                    "validation_context": {
+                        "trusted_ca": {"filename": tls.authority},
+                        "match_typed_subject_alt_names": [{"san_type": "DNS", "matcher": {"exact": CONTROL_AUTHORITY}}],
+                    },
+                },
+            })),
+        });
+    }
+    cluster
+}
+
+fn plain_control_cluster(address: SocketAddr) -> Value {
     let http2 = json!({"connection_keepalive": {"interval": "5s", "timeout": "2s"}});
     json!({
         "name": CONTROL_CLUSTER,

@@ -157,7 +157,7 @@ impl Problems {
 
     fn who(&mut self, at: &str, raw: &RawWho) -> Option<Who> {
         let issuer = raw.issuer.clone();
-        let who = match (&raw.certificate, &raw.subject, &raw.claim, &raw.value, raw.anyone) {
+        match (&raw.certificate, &raw.subject, &raw.claim, &raw.value, raw.anyone) {
             (Some(certificate), None, None, None, None) if issuer.is_none() => {
                 self.pattern(at, "certificate", certificate).map(Who::Certificate)
             }
@@ -174,8 +174,7 @@ impl Problems {
                 ));
                 None
             }
-        };
-        who
+        }
     }
 
     fn pattern(&mut self, at: &str, field: &str, text: &str) -> Option<Pattern> {
