@@ -20,6 +20,7 @@ use self::entry::{Outcome, Pools};
 use crate::clock::Clock;
 use crate::control_loop::SharedLedger;
 use crate::fleet::Fleet;
+use crate::identity::Caller;
 
 pub(crate) mod entry;
 #[cfg(test)]
@@ -77,7 +78,7 @@ impl AccessLogs {
         Self { ledger, policies: fleet.policies(), clock, counters, room, shutdown }
     }
 
-    async fn read(mut self, mut messages: Streaming<StreamAccessLogsMessage>) -> Result<(), Status> {
+    async fn read(mut self, caller: &Caller, mut messages: Streaming<StreamAccessLogsMessage>) -> Result<(), Status> {
         let mut pools = Pools::of(&self.policies.borrow_and_update());
         let mut node_id = None;
         loop {
@@ -88,7 +89,11 @@ impl AccessLogs {
             let Some(StreamAccessLogsMessage { identifier, log_entries }) = message else { return Ok(()) };
             let node_id = match (&mut node_id, identifier) {
                 (Some(node_id), _) => node_id,
-                (none, identifier) => none.insert(checked_node(identifier)?),
+                (none, identifier) => {
+                    let checked = checked_node(identifier)?;
+                    caller.require_node(&checked, None)?;
+                    none.insert(checked)
+                }
             };
             if self.policies.has_changed().unwrap_or(false) {
                 pools = Pools::of(&self.policies.borrow_and_update());
@@ -125,7 +130,8 @@ impl AccessLogService for AccessLogs {
             self.counters.refused_streams.fetch_add(1, Ordering::Relaxed);
             return Err(Status::resource_exhausted(format!("{MAX_STREAMS} access-log streams are open; there is room for no more")));
         };
-        self.clone().read(request.into_inner()).await?;
+        let caller = Caller::of(request.extensions())?;
+        self.clone().read(&caller, request.into_inner()).await?;
         Ok(Response::new(StreamAccessLogsResponse {}))
     }
 }

@@ -7,6 +7,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use authority::{Authority, Identity};
 use client::connect;
+use envoy_types::pb::envoy::service::accesslog::v3::StreamAccessLogsMessage;
+use envoy_types::pb::envoy::service::accesslog::v3::access_log_service_client::AccessLogServiceClient;
+use envoy_types::pb::envoy::service::accesslog::v3::stream_access_logs_message::Identifier;
 use headgate::config::{Config, RawConfig};
 use headgate::serve::{Running, start};
 use headgate_protos::discovery::DeltaDiscoveryRequest;
@@ -244,12 +247,21 @@ async fn a_stolen_node_id_is_refused_on_every_stream_and_recorded() {
         let answer = LoadReportingClient::new(channel.clone()).stream_load_reports(reports).await;
         answer.unwrap().into_inner().message().await.map(drop).map_err(|status| status.code())
     };
+    let log = async |id: &str| {
+        let node = envoy_types::pb::envoy::config::core::v3::Node { id: id.to_owned(), ..Default::default() };
+        let identifier = Some(Identifier { node: Some(node), log_name: "l".to_owned() });
+        let first = StreamAccessLogsMessage { identifier, log_entries: None };
+        let answer = AccessLogServiceClient::new(channel.clone()).stream_access_logs(tokio_stream::once(first)).await;
+        answer.map(drop).map_err(|status| status.code())
+    };
     assert_eq!(discover("a", "edge").await, Ok(()));
     assert_eq!(report("a").await, Ok(()));
+    assert_eq!(log("a").await, Ok(()));
     for (id, cluster) in [("b", "edge"), ("a", "centre"), ("", "edge"), ("A", "edge")] {
         assert_eq!(discover(id, cluster).await, Err(Code::PermissionDenied), "{id} {cluster}");
     }
     assert_eq!(report("b").await, Err(Code::PermissionDenied));
+    assert_eq!(log("b").await, Err(Code::PermissionDenied));
     let audit = bench.audit();
     let stolen = audit.iter().find(|line| line["reason"] == "spiffe://headgate/proxy/a may not be the node `b`").unwrap();
     assert_eq!((&stolen["who"], &stolen["proof"]), (&json!("spiffe://headgate/proxy/a"), &json!("certificate")));
