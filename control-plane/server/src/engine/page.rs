@@ -95,7 +95,7 @@ pub fn read(page: &[u8]) -> Result<Reading, PageError> {
     reader.finish()
 }
 
-/// Reads a page piece by piece. It keeps at most one line, of [`MAX_LINE_BYTES`], and the figures that it knows.
+/// Reads a page piece by piece. It keeps at most one line, of `MAX_LINE_BYTES`, and the figures that it knows.
 ///
 /// Figures of parallel engines (labels such as `engine`, `dp_rank`, `model`) are added; of tensor- and pipeline-parallel ranks, which say
 /// the same thing several times, the lowest is taken.
