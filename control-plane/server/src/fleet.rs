@@ -4,6 +4,7 @@
 //! |---|---|
 //! | policies: the store | discovery, control loop, policy service |
 //! | limits: the control loop | discovery |
+//! | rendered resources: the gateway | discovery |
 //! | proxies: load reporting and discovery (NACKs) | control loop, policy service, HTTP |
 
 use std::sync::Arc;
@@ -14,8 +15,10 @@ pub use headgate_core::fleet::{
 use tokio::sync::watch;
 
 pub use self::proxies::{PolicyReach, Proxies, ProxyView};
+pub use self::rendered::{RenderedError, RenderedResources};
 
 mod proxies;
+mod rendered;
 
 /// The shared state. Cheap to clone; all clones are one fleet.
 #[derive(Clone, Debug)]
@@ -27,18 +30,20 @@ pub struct Fleet {
 struct Inner {
     policies: watch::Sender<Arc<PolicySet>>,
     limits: watch::Sender<Arc<LimitsTable>>,
+    rendered: watch::Sender<Arc<RenderedResources>>,
     proxies: Proxies,
 }
 
 // === impl Fleet ===
 
 impl Fleet {
-    /// A fleet without policies, limits and proxies.
+    /// A fleet without policies, limits, rendered resources and proxies.
     pub fn new() -> Self {
         Self {
             inner: Arc::new(Inner {
                 policies: watch::Sender::new(Arc::default()),
                 limits: watch::Sender::new(Arc::default()),
+                rendered: watch::Sender::new(Arc::default()),
                 proxies: Proxies::default(),
             }),
         }
@@ -62,6 +67,17 @@ impl Fleet {
     /// The newest limits; the receiver wakes on every publication.
     pub fn limits(&self) -> watch::Receiver<Arc<LimitsTable>> {
         self.inner.limits.subscribe()
+    }
+
+    /// Publishes configuration in Envoy's own types. Every stream is told what has changed of what it subscribes to, in an order in which
+    /// nothing refers to what is not there.
+    pub fn publish_rendered(&self, rendered: RenderedResources) {
+        self.inner.rendered.send_replace(Arc::new(rendered));
+    }
+
+    /// The newest rendered configuration; the receiver wakes on every publication.
+    pub fn rendered(&self) -> watch::Receiver<Arc<RenderedResources>> {
+        self.inner.rendered.subscribe()
     }
 
     /// What is known of each proxy.

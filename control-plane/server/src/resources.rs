@@ -34,7 +34,7 @@ pub enum ResourceError {
     Inconsistent(#[from] Inconsistent),
 }
 
-/// What every proxy is told: encoded once for one set of policies, then shared.
+/// What every proxy of an audience is told: encoded once for one set of policies, then shared.
 #[derive(Clone, Debug)]
 pub struct SharedResources {
     policies: Arc<PolicySet>,
@@ -44,9 +44,14 @@ pub struct SharedResources {
 // === impl SharedResources ===
 
 impl SharedResources {
-    /// Encodes the policies and the filter's configuration.
-    pub fn new(policies: Arc<PolicySet>, filter: &FilterDelivery) -> Result<Self, ResourceError> {
-        let mut resources = vec![filter_configuration(filter)?];
+    /// Encodes the policies and the filter's configuration, which join what was rendered for these proxies. A rendered configuration of
+    /// the filter takes the place of that one.
+    pub fn new(policies: Arc<PolicySet>, rendered: &Snapshot, filter: &FilterDelivery) -> Result<Self, ResourceError> {
+        let mut resources = Vec::with_capacity(policies.policies.len() + 1);
+        let filter = filter_configuration(filter)?;
+        if rendered.set(filter.kind()).get(filter.name()).is_none() {
+            resources.push(filter);
+        }
         for (name, stored) in &policies.policies {
             let encoded = Bytes::from(stored.policy.encode_to_vec());
             let mut resource = Resource::new(ResourceType::HeadgatePolicy, ResourceName::new(name)?, encoded);
@@ -56,12 +61,7 @@ impl SharedResources {
             }
             resources.push(resource);
         }
-        Ok(Self { policies, snapshot: Snapshot::try_new(resources)? })
-    }
-
-    /// Whether this is of just that set.
-    pub fn is_of(&self, policies: &Arc<PolicySet>) -> bool {
-        Arc::ptr_eq(&self.policies, policies)
+        Ok(Self { policies, snapshot: rendered.with(resources)? })
     }
 
     /// Everything that the proxy `node_id` is told: the shared resources, and its limits of each pool that has a policy.

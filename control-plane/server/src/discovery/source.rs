@@ -1,5 +1,6 @@
-//! Where streams get their snapshots: one encoding of the policies for all of them, limits for each.
+//! Where streams get their snapshots: one encoding of policies and rendered resources for all of them, limits for each.
 
+use std::collections::BTreeMap;
 use std::future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -11,7 +12,7 @@ use tokio::sync::watch;
 use tonic::Status;
 
 use crate::config::FilterDelivery;
-use crate::fleet::{Fleet, LimitsTable, PolicySet};
+use crate::fleet::{Fleet, LimitsTable, PolicySet, RenderedResources};
 use crate::resources::{ResourceError, SharedResources};
 
 /// Makes snapshots. Cheap to clone; clones share what is encoded.
@@ -19,14 +20,24 @@ use crate::resources::{ResourceError, SharedResources};
 pub(super) struct Source {
     fleet: Fleet,
     filter: Arc<FilterDelivery>,
-    shared: Arc<Mutex<Option<Arc<SharedResources>>>>,
+    cache: Arc<Mutex<Cache>>,
+}
+
+/// What is encoded of the newest policies and rendered resources, by audience.
+#[derive(Default)]
+struct Cache {
+    policies: Arc<PolicySet>,
+    rendered: Arc<RenderedResources>,
+    shared: BTreeMap<Option<String>, Arc<SharedResources>>,
 }
 
 /// The view of one client, which always holds a snapshot.
 pub(super) struct Observer {
     source: Source,
     node_id: String,
+    cluster: String,
     policies: watch::Receiver<Arc<PolicySet>>,
+    rendered: watch::Receiver<Arc<RenderedResources>>,
     limits: watch::Receiver<Arc<LimitsTable>>,
     snapshot: Snapshot,
 }
@@ -35,32 +46,44 @@ pub(super) struct Observer {
 
 impl Source {
     pub(super) fn new(fleet: Fleet, filter: FilterDelivery) -> Self {
-        Self { fleet, filter: Arc::new(filter), shared: Arc::default() }
+        Self { fleet, filter: Arc::new(filter), cache: Arc::default() }
     }
 
     /// A view for the client that says to be `node`. One that does not say gets a newcomer's limits.
     pub(super) fn observe(&self, node: Option<&Node>) -> Observer {
-        let node_id = node.map_or_else(String::new, |node| node.id.clone());
+        let (node_id, cluster) = node.map_or_else(Default::default, |node| (node.id.clone(), node.cluster.clone()));
         let mut observer = Observer {
             policies: self.fleet.policies(),
+            rendered: self.fleet.rendered(),
             limits: self.fleet.limits(),
             source: self.clone(),
             node_id,
+            cluster,
             snapshot: Snapshot::default(),
         };
         observer.refresh();
         observer
     }
 
-    /// The resources that every client gets, encoded by whoever asks first after a change.
-    fn shared(&self, policies: &Arc<PolicySet>) -> Result<Arc<SharedResources>, ResourceError> {
-        // A poisoned cache is still a cache: it is replaced whole.
-        let mut cached = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(shared) = cached.as_ref().filter(|shared| shared.is_of(policies)) {
+    /// The resources that every client of a service cluster gets, encoded by whoever asks first after a change.
+    fn shared(
+        &self,
+        policies: &Arc<PolicySet>,
+        rendered: &Arc<RenderedResources>,
+        cluster: &str,
+    ) -> Result<Arc<SharedResources>, ResourceError> {
+        // A poisoned cache is still a cache: what it holds was made whole.
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        if !Arc::ptr_eq(&cache.policies, policies) || !Arc::ptr_eq(&cache.rendered, rendered) {
+            *cache = Cache { policies: policies.clone(), rendered: rendered.clone(), shared: BTreeMap::new() };
+        }
+        let (audience, snapshot) = rendered.for_cluster(cluster);
+        let audience = audience.map(str::to_owned);
+        if let Some(shared) = cache.shared.get(&audience) {
             return Ok(shared.clone());
         }
-        let shared = Arc::new(SharedResources::new(policies.clone(), &self.filter)?);
-        *cached = Some(shared.clone());
+        let shared = Arc::new(SharedResources::new(policies.clone(), snapshot, &self.filter)?);
+        cache.shared.insert(audience, shared.clone());
         Ok(shared)
     }
 }
@@ -101,8 +124,9 @@ impl Observer {
 
     fn refresh(&mut self) {
         let policies = self.policies.borrow_and_update().clone();
+        let rendered = self.rendered.borrow_and_update().clone();
         let limits = self.limits.borrow_and_update().clone();
-        match self.source.shared(&policies).and_then(|shared| shared.snapshot_for(&self.node_id, &limits)) {
+        match self.source.shared(&policies, &rendered, &self.cluster).and_then(|shared| shared.snapshot_for(&self.node_id, &limits)) {
             Ok(snapshot) => self.snapshot = snapshot,
             // The validator lets no policy through that has no resource name, so this is a bug; what is served stays in force.
             Err(error) => tracing::error!(node = self.node_id, %error, "discovery: no snapshot"),
@@ -112,6 +136,7 @@ impl Observer {
     async fn changed(&mut self) -> Result<&Snapshot, Status> {
         let changed = tokio::select! {
             changed = self.policies.changed() => changed,
+            changed = self.rendered.changed() => changed,
             changed = self.limits.changed() => changed,
         };
         changed.map_err(|_| Status::unavailable("the server is shutting down"))?;

@@ -15,7 +15,7 @@ use tonic::transport::{Channel, Endpoint, Server, Uri};
 
 use super::*;
 use crate::document::CheckedPolicy;
-use crate::fleet::{LimitsTable, PolicySet, PoolLimits, StoredPolicy};
+use crate::fleet::{LimitsTable, PolicySet, PoolLimits, RenderedResources, StoredPolicy};
 
 /// Both services on a connection in memory.
 struct Bench {
@@ -137,6 +137,33 @@ async fn limits_follow_their_policy() {
     bench.fleet.publish_limits(LimitsTable { pools });
     bench.publish(&["a"]);
     assert_eq!(names(&client.receive().await), ["a-pool"]);
+}
+
+#[tokio::test]
+async fn rendered_resources_are_told_to_whom_they_are_for() {
+    let bench = bench().await;
+    let resource = |kind, name| headgate_xds::Resource::new(kind, headgate_xds::ResourceName::new(name).unwrap(), bytes::Bytes::new());
+    let listener = |name| vec![resource(ResourceType::Listener, name)];
+    let rendered = |clusters: &[&'static str], listeners| {
+        let clusters = clusters.iter().map(|name| resource(ResourceType::Cluster, name));
+        RenderedResources::try_new(clusters, [("edge".to_owned(), listeners)]).unwrap()
+    };
+    bench.fleet.publish_rendered(rendered(&["pool"], listener("edge")));
+    let mut client = bench.delta().await;
+    client.send(subscribe(ResourceType::Cluster)).await;
+    let clusters = client.receive().await;
+    assert_eq!(names(&clusters), ["pool"]);
+    client.send(ack(&clusters)).await;
+    client.send(subscribe(ResourceType::Listener)).await;
+    let listeners = client.receive().await;
+    assert!(names(&listeners).is_empty(), "the node is of no cluster");
+    client.send(ack(&listeners)).await;
+    bench.fleet.publish_rendered(rendered(&["pool", "other"], listener("edge")));
+    assert_eq!(names(&client.receive().await), ["other"]);
+    let mut edge = bench.delta().await;
+    let node = Some(Node { id: "edge-1".into(), cluster: "edge".into(), ..Node::default() });
+    edge.send(DeltaDiscoveryRequest { node, ..subscribe(ResourceType::Listener) }).await;
+    assert_eq!(names(&edge.receive().await), ["edge"]);
 }
 
 #[tokio::test]

@@ -42,7 +42,10 @@ fn get<'a>(snapshot: &'a Snapshot, kind: ResourceType, name: &str) -> Option<&'a
 #[test]
 fn every_proxy_is_told_every_policy_by_the_version_of_its_content() {
     let set = policies(&["a", "b"]);
-    let snapshot = SharedResources::new(set.clone(), &filter()).unwrap().snapshot_for("node-1", &LimitsTable::default()).unwrap();
+    let snapshot = SharedResources::new(set.clone(), &Snapshot::default(), &filter())
+        .unwrap()
+        .snapshot_for("node-1", &LimitsTable::default())
+        .unwrap();
     for (name, stored) in &set.policies {
         let resource = get(&snapshot, ResourceType::HeadgatePolicy, name).unwrap();
         assert_eq!(resource.version().to_string(), stored.policy.version);
@@ -53,7 +56,7 @@ fn every_proxy_is_told_every_policy_by_the_version_of_its_content() {
 
 #[test]
 fn a_proxy_is_told_its_own_part_of_the_limits() {
-    let shared = SharedResources::new(policies(&["a"]), &filter()).unwrap();
+    let shared = SharedResources::new(policies(&["a"]), &Snapshot::default(), &filter()).unwrap();
     for (node, rate_rps) in [("node-1", 25.0), ("another", 50.0)] {
         let snapshot = shared.snapshot_for(node, &limits("a-pool", 100.0)).unwrap();
         let resource = get(&snapshot, ResourceType::HeadgateLimits, "a-pool").unwrap();
@@ -64,14 +67,15 @@ fn a_proxy_is_told_its_own_part_of_the_limits() {
 
 #[test]
 fn limits_of_a_pool_without_a_policy_are_not_told() {
-    let shared = SharedResources::new(policies(&["a"]), &filter()).unwrap();
+    let shared = SharedResources::new(policies(&["a"]), &Snapshot::default(), &filter()).unwrap();
     let snapshot = shared.snapshot_for("node-1", &limits("other-pool", 1.0)).unwrap();
     assert_eq!(snapshot.set(ResourceType::HeadgateLimits).iter().count(), 0);
 }
 
 #[test]
 fn the_filter_is_delivered_as_the_bootstrap_has_it() {
-    let snapshot = SharedResources::new(policies(&[]), &filter()).unwrap().snapshot_for("", &LimitsTable::default()).unwrap();
+    let snapshot =
+        SharedResources::new(policies(&[]), &Snapshot::default(), &filter()).unwrap().snapshot_for("", &LimitsTable::default()).unwrap();
     let resource = get(&snapshot, ResourceType::ExtensionConfig, FILTER_NAME).unwrap();
     let extension = core::TypedExtensionConfig::decode(resource.body().value.clone()).unwrap();
     assert_eq!(extension.name, "headgate");
@@ -116,5 +120,17 @@ fn the_same_delivery_has_the_same_bytes_in_every_process() {
 fn what_is_no_resource_name_is_an_error() {
     let mut set = PolicySet { policies: BTreeMap::new() };
     set.policies.insert(String::new(), Arc::new(StoredPolicy { policy: v1::Policy::default(), changed_at_unix_ms: 0 }));
-    assert!(matches!(SharedResources::new(Arc::new(set), &filter()), Err(ResourceError::Name(InvalidName::Empty))));
+    assert!(matches!(SharedResources::new(Arc::new(set), &Snapshot::default(), &filter()), Err(ResourceError::Name(InvalidName::Empty))));
+}
+
+#[test]
+fn what_was_rendered_is_told_with_the_policies_and_may_bring_the_filter() {
+    let resource = |kind, name| Resource::new(kind, ResourceName::new(name).unwrap(), Bytes::from_static(b"rendered"));
+    let rendered = [resource(ResourceType::Cluster, "pool"), resource(ResourceType::ExtensionConfig, FILTER_NAME)];
+    let rendered = Snapshot::try_new(rendered).unwrap();
+    let snapshot = SharedResources::new(policies(&["a"]), &rendered, &filter()).unwrap().snapshot_for("", &LimitsTable::default()).unwrap();
+    for (kind, name) in [(ResourceType::Cluster, "pool"), (ResourceType::ExtensionConfig, FILTER_NAME)] {
+        assert_eq!(get(&snapshot, kind, name).unwrap().body().value.as_ref(), b"rendered");
+    }
+    assert!(get(&snapshot, ResourceType::HeadgatePolicy, "a").is_some());
 }
