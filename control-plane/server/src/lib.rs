@@ -20,6 +20,7 @@ pub mod http;
 pub mod identity;
 pub mod load_reporting;
 pub mod policy_service;
+pub mod records;
 pub mod resources;
 pub mod serve;
 pub mod status;

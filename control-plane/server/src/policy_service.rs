@@ -62,7 +62,8 @@ impl PolicyServer {
         caller.require(Role::Operate, &name)?;
         change.previous_version = self.version_of(&name);
         let expected = Expected::parse(&expected_version);
-        let applied = self.on_store(move |store| store.apply(&checked, &expected)).await?;
+        let author = caller.name().to_owned();
+        let applied = self.on_store(move |store| store.apply(&checked, &expected, &author)).await?;
         let Applied { stored, changed } = applied.map_err(|error| refused_change(&error))?;
         change.version = Some(stored.policy.version.clone());
         tracing::info!(policy = stored.policy.name, version = stored.policy.version, changed, by = caller.name(), "policy applied");
@@ -77,8 +78,8 @@ impl PolicyServer {
         // A name that no policy has is not worth more room in the log than one that a policy has.
         change.policy = change.previous_version.as_ref().map(|_| name.clone());
         let expected = Expected::parse(&expected_version);
-        let deleted = name.clone();
-        self.on_store(move |store| store.delete(&name, &expected)).await?.map_err(|error| refused_change(&error))?;
+        let (deleted, author) = (name.clone(), caller.name().to_owned());
+        self.on_store(move |store| store.delete(&name, &expected, &author)).await?.map_err(|error| refused_change(&error))?;
         tracing::info!(policy = deleted, by = caller.name(), "policy deleted");
         Ok(())
     }

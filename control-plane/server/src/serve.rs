@@ -22,6 +22,7 @@ use crate::fleet::Fleet;
 use crate::http::{self, Observatory};
 use crate::identity::FileErrors;
 use crate::identity::listener::{Incoming, Peer};
+use crate::records::Records;
 use crate::store::{Store, StoreError};
 
 mod front;
@@ -138,7 +139,8 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
     let (clock, fleet, ledger, shutdown) = (Clock::start(), Fleet::new(), SharedLedger::default(), CancellationToken::new());
     let front = front::open(&config, &shutdown).await?;
     let (grpc, http) = (front.grpc.address(), front.http.address());
-    let store = Store::open(&config.data_dir, fleet.clone())?;
+    let records = Records::open(&config.data_dir)?;
+    let store = Store::open(records, fleet.clone())?;
     let sampler =
         Sampler::start(device::open(&config.devices)?, clock).map_err(|source| system("start the GPU sampling thread", source))?;
     let devices = DeviceBoard::default();

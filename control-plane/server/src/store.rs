@@ -1,48 +1,47 @@
 //! The stored policies: durable before they are acknowledged, published in the order in which they were stored.
 //!
-//! One file in the data directory holds them, in a transactional database: after a kill at any moment an acknowledged change is
-//! there and an unacknowledged one is there whole or not at all.
+//! They are [`Record`]s of [`Kind::Policy`]; here is what their bodies mean, and which of them can be in force together.
 
 mod conflicts;
-mod disk;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use headgate_core::policy::Policy;
 use headgate_protos::v1;
 use tokio::sync::broadcast;
 
-use crate::clock::unix_ms;
 use crate::document::{CheckedPolicy, Violations};
 use crate::fleet::{Fleet, PolicySet, StoredPolicy};
-use disk::Disk;
+pub use crate::records::StoreError;
+use crate::records::{Change, Kind, Record, Records, Update};
 
 /// Most policies at once: as many as a filter holds (`headgate_core::discovery::MAX_RESOURCES`).
 pub const MAX_POLICIES: usize = headgate_core::discovery::MAX_RESOURCES;
 /// Changes that a watcher may fall behind before it has to begin anew.
 const WATCH_DEPTH: usize = 256;
 
-/// The stored policies. Cheap to clone; all clones are one store. Its calls write to disk and block.
+/// The stored policies. Cheap to clone; all clones are one store. Its calls write to disk or network and block.
 #[derive(Clone)]
 pub struct Store {
+    records: Records,
     inner: Arc<Inner>,
 }
 
 struct Inner {
-    // Held from the check to the publication, so that changes are published in the order of their commits.
     state: Mutex<State>,
     fleet: Fleet,
     changes: broadcast::Sender<PolicyChange>,
 }
 
+#[derive(Default)]
 struct State {
-    disk: Disk,
     policies: BTreeMap<String, Entry>,
+    /// The problem of each record that this version of Headgate cannot use, by its name.
+    unreadable: BTreeMap<String, String>,
 }
 
 /// A stored policy in both forms.
@@ -81,36 +80,17 @@ pub struct Applied {
     pub changed: bool,
 }
 
-/// The store cannot be opened or written. What was acknowledged before is not affected.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// The data directory cannot be made or opened.
-    #[error("data directory {path}: {source}")]
-    Directory {
-        /// Path.
-        path: String,
-        /// What the system says.
-        source: std::io::Error,
-    },
-    /// The database failed, for example because the disk is full or another server holds it.
-    #[error("policy database: {0}")]
-    Database(#[from] redb::Error),
-    /// The file was written by another version of Headgate.
-    #[error("policy database: schema {got} is not {expected}, the one that this version reads")]
-    Schema {
-        /// Schema of the file.
-        got: u64,
-        /// Schema that this version reads.
-        expected: u64,
-    },
-    /// A stored policy cannot be read or is not valid for this version of Headgate.
-    #[error("policy database: policy `{name}`: {problem}")]
-    Unreadable {
-        /// Its name.
-        name: String,
-        /// What is wrong.
-        problem: String,
-    },
+/// One revision of a policy.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PolicyRevision {
+    /// Number of the store's commit that made it; it rises over all policies.
+    pub revision: u64,
+    /// Who made it.
+    pub author: String,
+    /// When, in milliseconds since the Unix epoch.
+    pub at_unix_ms: u64,
+    /// The policy; `None` where it was deleted.
+    pub policy: Option<v1::Policy>,
 }
 
 /// A change that was not made.
@@ -146,59 +126,84 @@ pub enum ChangeError {
 // === impl Store ===
 
 impl Store {
-    /// Opens the store in `directory`, which is created when it is not there, and publishes what it holds.
-    pub fn open(directory: &Path, fleet: Fleet) -> Result<Self, StoreError> {
-        let disk = Disk::open(directory)?;
-        let mut policies = BTreeMap::new();
-        for stored in disk.load()? {
-            let name = stored.policy.name.clone();
-            let policy = Policy::try_from_wire(&stored.policy)
-                .map_err(|errors| StoreError::Unreadable { name: name.clone(), problem: errors.to_string().replace('\n', "; ") })?;
-            policies.insert(name, Entry { stored: Arc::new(stored), policy: Arc::new(policy) });
+    /// The policies among `records`. Publishes what is in force, and from then on every change, whoever makes it.
+    ///
+    /// # Errors
+    /// When one of them cannot be read.
+    pub fn open(records: Records, fleet: Fleet) -> Result<Self, StoreError> {
+        let inner = Arc::new(Inner { state: Mutex::default(), fleet, changes: broadcast::Sender::new(WATCH_DEPTH) });
+        let follower = inner.clone();
+        records.follow(move |update| follower.take(update));
+        let unreadable = inner.lock().unreadable.pop_first();
+        match unreadable {
+            Some((name, problem)) => Err(StoreError::Unreadable { kind: Kind::Policy, name, problem }),
+            None => Ok(Self { records, inner }),
         }
-        let store = Self {
-            inner: Arc::new(Inner { state: Mutex::new(State { disk, policies }), fleet, changes: broadcast::Sender::new(WATCH_DEPTH) }),
-        };
-        store.inner.publish(&store.inner.lock());
-        Ok(store)
     }
 
-    /// Creates or replaces a policy. When it returns, the policy is on disk and published.
-    pub fn apply(&self, checked: &CheckedPolicy, expected: &Expected) -> Result<Applied, ChangeError> {
-        let mut state = self.inner.lock();
-        let name = checked.wire().name.clone();
-        let current = state.policies.get(&name);
-        expect(&name, expected, current)?;
-        if let Some(current) = current.filter(|current| current.stored.policy == *checked.wire()) {
-            return Ok(Applied { stored: current.stored.clone(), changed: false });
+    /// Creates or replaces a policy in the name of `author`. When it returns, the policy is durable and published.
+    ///
+    /// # Errors
+    /// [`ChangeError`]; then nothing has changed.
+    pub fn apply(&self, checked: &CheckedPolicy, expected: &Expected, author: &str) -> Result<Applied, ChangeError> {
+        let name = &checked.wire().name;
+        let mut unchanged = None;
+        let added = self.records.commit(author, |view| {
+            let current = view.get(Kind::Policy, name).map(|record| stored(record)).transpose()?;
+            expect(name, expected, current.as_ref())?;
+            unchanged = current.filter(|current| current.policy == *checked.wire());
+            if unchanged.is_some() {
+                return Ok(Vec::new());
+            }
+            let others = view.live(Kind::Policy).filter(|record| record.name != *name).count();
+            if others >= MAX_POLICIES {
+                return Err(ChangeError::Full);
+            }
+            self.check(checked)?;
+            let body = prost::Message::encode_to_vec(checked.wire()).into();
+            Ok(vec![Change { kind: Kind::Policy, name: name.clone(), body: Some(body) }])
+        })?;
+        match (added.first(), unchanged) {
+            (Some(record), _) => Ok(Applied { stored: Arc::new(stored(record)?), changed: true }),
+            (None, Some(stored)) => Ok(Applied { stored: Arc::new(stored), changed: false }),
+            // What was not added was unchanged.
+            (None, None) => Err(ChangeError::NotFound { name: name.clone() }),
         }
-        if current.is_none() && state.policies.len() >= MAX_POLICIES {
-            return Err(ChangeError::Full);
-        }
-        state.refuse_conflicts(checked)?;
-        let stored = Arc::new(StoredPolicy { policy: checked.wire().clone(), changed_at_unix_ms: unix_ms() });
-        state.disk.put(&stored)?;
-        state.policies.insert(name, Entry { stored: stored.clone(), policy: Arc::new(checked.policy().clone()) });
-        self.inner.publish(&state);
-        self.inner.announce(PolicyChange::Applied(stored.clone()));
-        Ok(Applied { stored, changed: true })
     }
 
     /// Says whether [`Self::apply`] would accept a policy beside the others, without storing it.
+    ///
+    /// # Errors
+    /// [`ChangeError::Refused`] with what keeps them apart.
     pub fn check(&self, checked: &CheckedPolicy) -> Result<(), ChangeError> {
         self.inner.lock().refuse_conflicts(checked)
     }
 
-    /// Deletes a policy. When it returns, the deletion is on disk and published.
-    pub fn delete(&self, name: &str, expected: &Expected) -> Result<(), ChangeError> {
-        let mut state = self.inner.lock();
-        let Some(current) = state.policies.get(name) else { return Err(ChangeError::NotFound { name: name.to_owned() }) };
-        expect(name, expected, Some(current))?;
-        state.disk.remove(name)?;
-        state.policies.remove(name);
-        self.inner.publish(&state);
-        self.inner.announce(PolicyChange::Deleted(name.to_owned()));
-        Ok(())
+    /// Deletes a policy in the name of `author`. When it returns, the deletion is durable and published.
+    ///
+    /// # Errors
+    /// [`ChangeError`]; then nothing has changed.
+    pub fn delete(&self, name: &str, expected: &Expected, author: &str) -> Result<(), ChangeError> {
+        let deletion = |current: Option<&Arc<Record>>| {
+            let Some(current) = current else { return Err(ChangeError::NotFound { name: name.to_owned() }) };
+            expect(name, expected, Some(&stored(current)?))?;
+            Ok(vec![Change { kind: Kind::Policy, name: name.to_owned(), body: None }])
+        };
+        self.records.commit(author, |view| deletion(view.get(Kind::Policy, name))).map(drop)
+    }
+
+    /// What is known of a policy, the oldest revision first: at most [`crate::records::HISTORY_DEPTH`] of them, also of a policy
+    /// that was deleted.
+    ///
+    /// # Errors
+    /// When one of them cannot be read.
+    pub fn history(&self, name: &str) -> Result<Vec<PolicyRevision>, StoreError> {
+        let revision = |record: &Arc<Record>| {
+            let Record { revision, ref author, at_unix_ms, ref body, .. } = **record;
+            let policy = body.as_ref().map(|_| stored(record).map(|stored| stored.policy)).transpose()?;
+            Ok(PolicyRevision { revision, author: author.clone(), at_unix_ms, policy })
+        };
+        self.records.view().history(Kind::Policy, name).iter().map(revision).collect()
     }
 
     /// One policy.
@@ -222,24 +227,49 @@ impl Store {
 
 impl Inner {
     fn lock(&self) -> MutexGuard<'_, State> {
-        // A poisoned state is still whole: memory changes only after the disk has, by one insertion or removal.
+        // A poisoned state is still whole: it changes by single insertions and removals.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn publish(&self, state: &State) {
+    /// Takes what was committed, publishes it and tells the watchers.
+    fn take(&self, update: &Update<'_>) {
+        let mut state = self.lock();
+        let mut changes = Vec::new();
+        for record in update.changed.iter().filter(|record| record.kind == Kind::Policy) {
+            changes.extend(state.take(record));
+        }
         let policies = state.policies.iter().map(|(name, entry)| (name.clone(), entry.stored.clone())).collect();
         self.fleet.publish_policies(PolicySet { policies });
-    }
-
-    fn announce(&self, change: PolicyChange) {
-        // Nobody may be watching.
-        let _ = self.changes.send(change);
+        for change in changes {
+            // Nobody may be watching.
+            let _ = self.changes.send(change);
+        }
     }
 }
 
 // === impl State ===
 
 impl State {
+    /// Takes one record. One that cannot be used changes nothing: the policy of before stays in force.
+    fn take(&mut self, record: &Record) -> Option<PolicyChange> {
+        self.unreadable.remove(&record.name);
+        if record.body.is_none() {
+            return self.policies.remove(&record.name).map(|_| PolicyChange::Deleted(record.name.clone()));
+        }
+        match read(record) {
+            Ok(entry) => {
+                let change = PolicyChange::Applied(entry.stored.clone());
+                self.policies.insert(record.name.clone(), entry);
+                Some(change)
+            }
+            Err(problem) => {
+                tracing::error!(policy = record.name, problem, "a stored policy cannot be used; the one before it stays in force");
+                self.unreadable.insert(record.name.clone(), problem);
+                None
+            }
+        }
+    }
+
     fn stored(&self) -> Vec<Arc<StoredPolicy>> {
         self.policies.values().map(|entry| entry.stored.clone()).collect()
     }
@@ -274,24 +304,25 @@ impl fmt::Display for Expected {
     }
 }
 
-fn expect(name: &str, expected: &Expected, current: Option<&Entry>) -> Result<(), ChangeError> {
-    let found = current.map_or(Expected::Absent, |current| Expected::Version(current.stored.policy.version.clone()));
+fn expect(name: &str, expected: &Expected, current: Option<&StoredPolicy>) -> Result<(), ChangeError> {
+    let found = current.map_or(Expected::Absent, |current| Expected::Version(current.policy.version.clone()));
     if *expected == Expected::Any || *expected == found {
         return Ok(());
     }
     Err(ChangeError::Conflict { name: name.to_owned(), expected: expected.clone(), found })
 }
 
-/// Encoded form of a stored policy: the message, preceded by the time of its change.
-fn record(stored: &StoredPolicy) -> Vec<u8> {
-    let mut bytes = stored.changed_at_unix_ms.to_be_bytes().to_vec();
-    bytes.extend(prost::Message::encode_to_vec(&stored.policy));
-    bytes
+/// The policy of a record; the empty one of a deletion.
+fn stored(record: &Record) -> Result<StoredPolicy, StoreError> {
+    let policy = prost::Message::decode(record.body.clone().unwrap_or_default());
+    let unreadable =
+        |error: prost::DecodeError| StoreError::Unreadable { kind: Kind::Policy, name: record.name.clone(), problem: error.to_string() };
+    Ok(StoredPolicy { policy: policy.map_err(unreadable)?, changed_at_unix_ms: record.at_unix_ms })
 }
 
-fn from_record(name: &str, bytes: &[u8]) -> Result<StoredPolicy, StoreError> {
-    let unreadable = |problem: String| StoreError::Unreadable { name: name.to_owned(), problem };
-    let Some((time, message)) = bytes.split_first_chunk::<8>() else { return Err(unreadable("the record is too short".to_owned())) };
-    let policy: v1::Policy = prost::Message::decode(message).map_err(|error| unreadable(error.to_string()))?;
-    Ok(StoredPolicy { policy, changed_at_unix_ms: u64::from_be_bytes(*time) })
+/// Both forms of a record's policy, or what is wrong with it.
+fn read(record: &Record) -> Result<Entry, String> {
+    let stored = stored(record).map_err(|error| error.to_string())?;
+    let policy = Policy::try_from_wire(&stored.policy).map_err(|errors| errors.to_string().replace('\n', "; "))?;
+    Ok(Entry { stored: Arc::new(stored), policy: Arc::new(policy) })
 }

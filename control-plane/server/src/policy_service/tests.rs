@@ -22,7 +22,7 @@ struct Bench {
 async fn bench() -> Bench {
     let directory = tempfile::tempdir().unwrap();
     let (fleet, shutdown) = (Fleet::new(), CancellationToken::new());
-    let store = Store::open(directory.path(), fleet.clone()).unwrap();
+    let store = Store::open(crate::records::Records::open(directory.path()).unwrap(), fleet.clone()).unwrap();
     let service = PolicyServiceServer::new(PolicyServer::new(store, fleet.clone(), shutdown.clone()));
     let (near, far) = tokio::io::duplex(1 << 16);
     let connections = tokio_stream::once(Ok::<_, std::io::Error>(far)).chain(tokio_stream::pending());
