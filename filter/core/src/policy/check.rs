@@ -14,12 +14,15 @@ use super::error::{FieldError, PolicyErrors, Problem};
 const QUOTED_CHARS: usize = 80;
 
 /// Form of a text: which characters, how many bytes, and how an error says so.
-pub(super) struct Form {
-    pub(super) max_bytes: usize,
-    pub(super) allows: fn(u8) -> bool,
+pub struct Form {
+    /// Most bytes.
+    pub max_bytes: usize,
+    /// Which bytes it is made of.
+    pub allows: fn(u8) -> bool,
     /// First and last character, when they are more restricted than the rest.
-    pub(super) ends_allow: fn(u8) -> bool,
-    pub(super) expected: &'static str,
+    pub ends_allow: fn(u8) -> bool,
+    /// What is allowed, in words.
+    pub expected: &'static str,
 }
 
 impl Form {
@@ -35,21 +38,23 @@ impl Form {
 
 /// The errors found so far.
 #[derive(Debug, Default)]
-pub(super) struct Checker {
+pub struct Checker {
     errors: Vec<FieldError>,
 }
 
 impl Checker {
-    pub(super) fn finish(self) -> Option<PolicyErrors> {
+    /// The errors, if there are any.
+    pub fn finish(self) -> Option<PolicyErrors> {
         PolicyErrors::try_new(self.errors)
     }
 
-    pub(super) fn report(&mut self, field: String, problem: Problem) {
+    /// Takes note of an error.
+    pub fn report(&mut self, field: String, problem: Problem) {
         self.errors.push(FieldError { field, problem });
     }
 
     /// A number within `range`, or `default` when absent. NaN is in no range.
-    pub(super) fn number(&mut self, at: &str, field: &str, got: Option<f64>, default: f64, range: RangeInclusive<f64>) -> f64 {
+    pub fn number(&mut self, at: &str, field: &str, got: Option<f64>, default: f64, range: RangeInclusive<f64>) -> f64 {
         match got {
             None => default,
             Some(got) if range.contains(&got) => got,
@@ -61,7 +66,7 @@ impl Checker {
     }
 
     /// A whole number within `range`, or `default` when absent.
-    pub(super) fn whole(&mut self, at: &str, field: &str, got: Option<u32>, default: u32, range: RangeInclusive<u32>) -> u32 {
+    pub fn whole(&mut self, at: &str, field: &str, got: Option<u32>, default: u32, range: RangeInclusive<u32>) -> u32 {
         match got {
             None => default,
             Some(got) if range.contains(&got) => got,
@@ -74,13 +79,13 @@ impl Checker {
     }
 
     /// A span of whole milliseconds within `range`, or `default` when absent.
-    pub(super) fn millis(&mut self, at: &str, field: &str, got: Option<u32>, default: Duration, range: RangeInclusive<u32>) -> Duration {
+    pub fn millis(&mut self, at: &str, field: &str, got: Option<u32>, default: Duration, range: RangeInclusive<u32>) -> Duration {
         let default_ms = u32::try_from(default.as_millis()).unwrap_or(u32::MAX);
         Duration::from_millis(u64::from(self.whole(at, field, got, default_ms, range)))
     }
 
     /// A required text of a form.
-    pub(super) fn text(&mut self, at: &str, field: &str, got: &str, form: &Form) {
+    pub fn text(&mut self, at: &str, field: &str, got: &str, form: &Form) {
         if got.is_empty() {
             self.report(join(at, field), Problem::Missing);
         } else {
@@ -89,21 +94,21 @@ impl Checker {
     }
 
     /// A text of a form, or an empty one.
-    pub(super) fn optional_text(&mut self, at: &str, field: &str, got: &str, form: &Form) {
+    pub fn optional_text(&mut self, at: &str, field: &str, got: &str, form: &Form) {
         if !got.is_empty() && !form.holds(got) {
             self.report(join(at, field), Problem::Malformed { got: quoted(got), expected: form.expected });
         }
     }
 
     /// A text of at most `max` bytes.
-    pub(super) fn length(&mut self, at: &str, field: &str, got: &str, max: usize) {
+    pub fn length(&mut self, at: &str, field: &str, got: &str, max: usize) {
         if got.len() > max {
             self.report(join(at, field), Problem::TooLong { bytes: got.len(), max });
         }
     }
 
     /// A list of a length within `range`. The elements beyond its end are not worth an error each: give back how many to look at.
-    pub(super) fn count(&mut self, at: &str, field: &str, got: usize, range: RangeInclusive<usize>) -> usize {
+    pub fn count(&mut self, at: &str, field: &str, got: usize, range: RangeInclusive<usize>) -> usize {
         if !range.contains(&got) {
             self.report(join(at, field), Problem::Count { got, min: *range.start(), max: *range.end() });
         }
@@ -111,7 +116,7 @@ impl Checker {
     }
 
     /// A value that must not stand twice: `seen` holds each value with the field that has it first.
-    pub(super) fn unique(&mut self, field: String, got: &str, seen: &mut alloc::collections::BTreeMap<String, String>) {
+    pub fn unique(&mut self, field: String, got: &str, seen: &mut alloc::collections::BTreeMap<String, String>) {
         match seen.get(got) {
             Some(first) => {
                 let first = first.clone();
@@ -124,18 +129,18 @@ impl Checker {
     }
 
     /// A value that is none of the allowed ones.
-    pub(super) fn unknown<'a>(&mut self, field: String, got: &str, allowed: impl IntoIterator<Item = &'a str>) {
+    pub fn unknown<'a>(&mut self, field: String, got: &str, allowed: impl IntoIterator<Item = &'a str>) {
         let allowed = allowed.into_iter().map(ToOwned::to_owned).collect();
         self.report(field, Problem::Unknown { got: quoted(got), allowed });
     }
 }
 
 /// `at.field`, or `field` at the top.
-pub(super) fn join(at: &str, field: &str) -> String {
+pub fn join(at: &str, field: &str) -> String {
     if at.is_empty() { field.to_owned() } else { format!("{at}.{field}") }
 }
 
 /// The start of a text, for an error.
-pub(super) fn quoted(text: &str) -> String {
+pub fn quoted(text: &str) -> String {
     text.chars().take(QUOTED_CHARS).collect()
 }

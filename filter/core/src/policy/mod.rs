@@ -9,7 +9,7 @@ use headgate_protos::v1;
 use prost::Message;
 use sha2::{Digest, Sha256};
 
-mod check;
+pub mod check;
 mod config;
 mod error;
 mod overload;
