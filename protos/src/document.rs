@@ -11,6 +11,7 @@
 //! mean, can be reported together with those of the document. Writing leaves out what holds its default.
 
 mod error;
+pub mod gateway;
 mod names;
 mod read;
 mod table;
@@ -47,33 +48,15 @@ pub struct Reading {
 /// Reads a document as far as it can be read.
 pub fn read(value: Value) -> Reading {
     let mut errors = DocumentErrors::default();
-    let Value::Object(mut document) = value else {
-        errors.push("", DocumentProblem::wrong_type(&value, "an object"));
-        return Reading { policy: Policy::default(), errors };
-    };
-    expect_constant(document.remove("apiVersion"), "apiVersion", API_VERSION, &mut errors);
-    expect_constant(document.remove("kind"), "kind", KIND, &mut errors);
-    let name = read_metadata(document.remove("metadata"), &mut errors);
-    let spec = document.remove("spec");
-    refuse_others(&document, "", "apiVersion, kind, metadata, spec", &mut errors);
-    let spec = match spec {
-        Some(spec @ Value::Object(_)) => read::read_spec(&spec, &mut errors),
-        Some(other) => {
-            errors.push("spec", DocumentProblem::wrong_type(&other, "an object"));
-            PolicySpec::default()
-        }
-        None => {
-            errors.push("spec", DocumentProblem::Missing);
-            PolicySpec::default()
-        }
-    };
-    Reading { policy: Policy { name, spec: Some(spec), version: String::new() }, errors }
+    let envelope = open(value, &[KIND], &mut errors).unwrap_or_default();
+    let spec = envelope.spec.map_or_else(PolicySpec::default, |spec| read::read_spec(&spec, &table::POLICY_SPEC, &mut errors));
+    Reading { policy: Policy { name: envelope.name, spec: Some(spec), version: String::new() }, errors }
 }
 
 /// Reads the `spec` part of a document alone, as far as it can be read; the policy gets `name`.
 pub fn read_spec(name: &str, value: Value) -> Reading {
     let mut errors = DocumentErrors::default();
-    let spec = read::read_spec(&value, &mut errors);
+    let spec = read::read_spec(&value, &table::POLICY_SPEC, &mut errors);
     Reading { policy: Policy { name: name.to_owned(), spec: Some(spec), version: String::new() }, errors }
 }
 
@@ -108,12 +91,51 @@ impl Reading {
     }
 }
 
-fn expect_constant(value: Option<Value>, field: &str, constant: &str, errors: &mut DocumentErrors) {
-    match value {
-        None => errors.push(field, DocumentProblem::Missing),
-        Some(value) if value == constant => {}
-        Some(value) => errors.push(field, DocumentProblem::wrong_type(&value, constant)),
+/// What every document has around its specification.
+#[derive(Default)]
+struct Envelope {
+    /// One of the kinds that were asked for; `None` when it is none.
+    kind: Option<&'static str>,
+    name: String,
+    /// An object; `None` when there is none.
+    spec: Option<Value>,
+}
+
+/// Takes a document of one of `kinds` apart. `None` when it is no object.
+fn open(value: Value, kinds: &[&'static str], errors: &mut DocumentErrors) -> Option<Envelope> {
+    let Value::Object(mut document) = value else {
+        errors.push("", DocumentProblem::wrong_type(&value, "an object"));
+        return None;
+    };
+    let _ = expect_one_of(document.remove("apiVersion"), "apiVersion", &[API_VERSION], errors);
+    let kind = expect_one_of(document.remove("kind"), "kind", kinds, errors);
+    let name = read_metadata(document.remove("metadata"), errors);
+    let spec = document.remove("spec");
+    refuse_others(&document, "", "apiVersion, kind, metadata, spec", errors);
+    let spec = match spec {
+        Some(spec @ Value::Object(_)) => Some(spec),
+        Some(other) => {
+            errors.push("spec", DocumentProblem::wrong_type(&other, "an object"));
+            None
+        }
+        None => {
+            errors.push("spec", DocumentProblem::Missing);
+            None
+        }
+    };
+    Some(Envelope { kind, name, spec })
+}
+
+fn expect_one_of(value: Option<Value>, field: &str, constants: &[&'static str], errors: &mut DocumentErrors) -> Option<&'static str> {
+    let Some(value) = value else {
+        errors.push(field, DocumentProblem::Missing);
+        return None;
+    };
+    let found = constants.iter().find(|constant| value == **constant).copied();
+    if found.is_none() {
+        errors.push(field, DocumentProblem::wrong_type(&value, &constants.join(" or ")));
     }
+    found
 }
 
 fn read_metadata(metadata: Option<Value>, errors: &mut DocumentErrors) -> String {

@@ -14,7 +14,7 @@ use prost_build::Config;
 const SERDE: &str = r#"#[cfg_attr(feature = "document", derive(serde::Serialize))]
 #[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]"#;
 
-/// Messages that are part of a policy document.
+/// Messages that are part of a document.
 const DOCUMENT_MESSAGES: &[&str] = &[
     "PolicySpec",
     "RouteMatch",
@@ -41,6 +41,22 @@ const DOCUMENT_MESSAGES: &[&str] = &[
     "RetryBudget",
     "Rung",
     "Engine",
+    "PoolSpec",
+    "PoolEndpoint",
+    "PoolBalancing",
+    "PoolHealthCheck",
+    "PoolOutliers",
+    "PoolRetries",
+    "PoolTls",
+    "RouteSpec",
+    "RouteRule",
+    "RouteBackend",
+    "GatewaySpec",
+    "GatewayTls",
+    "GatewayJwt",
+    "GatewayOauth2",
+    "GatewaySignatures",
+    "SignatureKey",
 ];
 
 /// Enum fields of those messages: message, field, enum, the adapter for how the field holds it.
@@ -50,6 +66,9 @@ const DOCUMENT_ENUMS: &[(&str, &str, &str, &str)] = &[
     ("Overload", "fusion", "Fusion", "EnumName"),
     ("Rung", "kind", "RungKind", "EnumName"),
     ("CircuitBreaker", "scopes", "BreakerScope", "EnumNames"),
+    ("PoolBalancing", "algorithm", "BalancingAlgorithm", "EnumName"),
+    ("PoolBalancing", "weights", "WeightSource", "EnumName"),
+    ("PoolSpec", "protocol", "PoolProtocol", "EnumName"),
 ];
 
 #[test]

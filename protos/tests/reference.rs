@@ -1,6 +1,7 @@
-//! Generates `POLICY.md`, the reference of the policy document, from the comments of `policy.proto`, and fails when it is stale.
+//! Generates `POLICY.md` and `GATEWAY.md`, the references of the documents, from the comments of `policy.proto` and `gateway.proto`, and
+//! fails when one is stale.
 //!
-//! `HEADGATE_BLESS=1 cargo test -p headgate-protos --test reference` writes it.
+//! `HEADGATE_BLESS=1 cargo test -p headgate-protos --test reference` writes them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::collections::BTreeMap;
@@ -11,7 +12,7 @@ use std::{env, fs};
 use prost_types::field_descriptor_proto::{Label, Type};
 use prost_types::{DescriptorProto, EnumDescriptorProto, FieldDescriptorProto, FileDescriptorProto};
 
-const HEAD: &str = "# Policy reference
+const POLICY_HEAD: &str = "# Policy reference
 
 Generated from the comments of `protos/headgate/v1/policy.proto`; do not edit. A policy is a YAML or JSON document:
 
@@ -31,31 +32,78 @@ spec:
 `headgate policy validate -f FILE` names every error at once: field, value and what is allowed. Unknown fields are errors.
 ";
 
+const GATEWAY_HEAD: &str = "# Gateway reference
+
+Generated from the comments of `protos/headgate/v1/gateway.proto`; do not edit. What the resources become in Envoy, and why, is in
+`control-plane/server/GATEWAY.md`. A file holds one or more YAML documents, separated by `---`:
+
+```yaml
+apiVersion: headgate.dev/v1
+kind: Pool
+metadata: {name: llm}
+spec: {endpoints: [{address: 10.0.0.1, port: 8000}]}
+---
+apiVersion: headgate.dev/v1
+kind: Route
+metadata: {name: chat}
+spec: {rules: [{pathPrefix: /v1/, backends: [{pool: llm}]}]}
+---
+apiVersion: headgate.dev/v1
+kind: Gateway
+metadata: {name: public}
+spec: {port: 10000}
+```
+
+`headgate gateway validate -f FILE` names every error at once: resource, field, value and what is allowed. Unknown fields are errors.
+";
+
+/// A proto, the document made of it, its beginning, and messages that people do not write.
+const REFERENCES: [(&str, &str, &str, &[&str]); 2] = [
+    // `Policy` is the envelope: `metadata.name` and `spec`.
+    ("policy.proto", "POLICY.md", POLICY_HEAD, &["Policy"]),
+    (
+        "gateway.proto",
+        "GATEWAY.md",
+        GATEWAY_HEAD,
+        &[
+            "GatewayResource",
+            "ApplyGatewayRequest",
+            "ApplyGatewayResponse",
+            "ListGatewayRequest",
+            "ListGatewayResponse",
+            "EndpointStatus",
+            "DeleteGatewayRequest",
+            "DeleteGatewayResponse",
+        ],
+    ),
+];
+
 #[test]
-fn policy_reference_is_current() {
+fn references_are_current() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let reference = render(root);
-    let path = root.join("POLICY.md");
-    if env::var_os("HEADGATE_BLESS").is_some() {
-        fs::write(&path, &reference).unwrap();
+    for (proto, document, head, left_out) in REFERENCES {
+        let reference = render(root, proto, head, left_out);
+        let path = root.join(document);
+        if env::var_os("HEADGATE_BLESS").is_some() {
+            fs::write(&path, &reference).unwrap();
+        }
+        let checked_in = fs::read_to_string(&path).unwrap_or_default();
+        assert!(reference == checked_in, "protos/{document} is stale; bless with HEADGATE_BLESS=1");
     }
-    let checked_in = fs::read_to_string(&path).unwrap_or_default();
-    assert!(reference == checked_in, "protos/POLICY.md is stale; bless with HEADGATE_BLESS=1");
 }
 
-fn render(root: &Path) -> String {
+fn render(root: &Path, proto: &str, head: &str, left_out: &[&str]) -> String {
     let files = protox::Compiler::new([root])
         .unwrap()
         .include_source_info(true)
-        .open_file("headgate/v1/policy.proto")
+        .open_file(format!("headgate/v1/{proto}"))
         .unwrap()
         .file_descriptor_set();
-    let file = files.file.iter().find(|file| file.name().ends_with("policy.proto")).unwrap();
+    let file = files.file.iter().find(|file| file.name().ends_with(proto)).unwrap();
     let comments = comments(file);
-    let mut out = String::from(HEAD);
+    let mut out = String::from(head);
     for (index, message) in file.message_type.iter().enumerate() {
-        // `Policy` is the envelope: `metadata.name` and `spec`.
-        if message.name() != "Policy" {
+        if !left_out.contains(&message.name()) {
             render_message(&mut out, message, &comments, index as i32);
         }
     }

@@ -62,3 +62,12 @@ document_enum!(RungKind {
     "cache_first" = CacheFirst,
 });
 document_enum!(BreakerScope { "endpoint" = Endpoint, "dependency" = Dependency });
+document_enum!(BalancingAlgorithm {
+    "round_robin" = RoundRobin,
+    "weighted" = Weighted,
+    "least_request" = LeastRequest,
+    "latency_aware" = LatencyAware,
+    "consistent_hash" = ConsistentHash,
+});
+document_enum!(WeightSource { "given" = Given, "telemetry" = Telemetry });
+document_enum!(PoolProtocol { "http1" = Http1, "http2" = Http2 });

@@ -7,28 +7,26 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use prost::Message as _;
 use prost::encoding::{WireType, encode_key, encode_varint};
 use serde_json::{Map, Value};
 
 use super::MAX_ERRORS;
 use super::error::{DocumentErrors, DocumentProblem, cut};
-use super::table::{Field, Kind, Message, POLICY_SPEC};
-use crate::v1::PolicySpec;
+use super::table::{Field, Kind, Message};
 
 /// There are more than [`MAX_ERRORS`] errors; nothing more is read.
 struct TooMany;
 
-/// Reads a specification. What is wrong is recorded and left out.
-pub(super) fn read_spec(value: &Value, errors: &mut DocumentErrors) -> PolicySpec {
+/// Reads a specification, which is the message `T` of the table as `message`. What is wrong is recorded and left out.
+pub(super) fn read_spec<T: prost::Message + Default>(value: &Value, message: &Message, errors: &mut DocumentErrors) -> T {
     let mut reader = Reader { errors, path: String::new() };
     let mut bytes = Vec::new();
-    let Ok(()) = reader.root(value, &mut bytes) else {
+    let Ok(()) = reader.root(value, message, &mut bytes) else {
         errors.push("", DocumentProblem::TooManyErrors);
-        return PolicySpec::default();
+        return T::default();
     };
     // The bytes are valid by construction: each field has its number, its wire type and its length from the same table.
-    PolicySpec::decode(bytes.as_slice()).unwrap_or_default()
+    T::decode(bytes.as_slice()).unwrap_or_default()
 }
 
 struct Reader<'a> {
@@ -38,9 +36,9 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn root(&mut self, value: &Value, out: &mut Vec<u8>) -> Result<(), TooMany> {
+    fn root(&mut self, value: &Value, message: &Message, out: &mut Vec<u8>) -> Result<(), TooMany> {
         match value {
-            Value::Object(object) => self.object(&POLICY_SPEC, object, out),
+            Value::Object(object) => self.object(message, object, out),
             other => self.note_at("spec", DocumentProblem::wrong_type(other, "an object")),
         }
     }
