@@ -212,3 +212,158 @@ pub(super) static ENGINE: Message = Message {
         Field { name: "metricsUrl", number: 1, list: false, kind: Kind::Text },
     ],
 };
+pub(super) static POOL_SPEC: Message = Message {
+    fields: &[
+        Field { name: "endpoints", number: 1, list: true, kind: Kind::Message(&POOL_ENDPOINT) },
+        Field { name: "balancing", number: 2, list: false, kind: Kind::Message(&POOL_BALANCING) },
+        Field { name: "healthCheck", number: 3, list: false, kind: Kind::Message(&POOL_HEALTH_CHECK) },
+        Field { name: "outliers", number: 4, list: false, kind: Kind::Message(&POOL_OUTLIERS) },
+        Field { name: "retries", number: 5, list: false, kind: Kind::Message(&POOL_RETRIES) },
+        Field { name: "tls", number: 6, list: false, kind: Kind::Message(&POOL_TLS) },
+        Field { name: "protocol", number: 7, list: false, kind: Kind::Enum(&[("http1", 1), ("http2", 2)]) },
+        Field { name: "connectTimeoutMs", number: 8, list: false, kind: Kind::Uint32 },
+        Field { name: "maxRequests", number: 9, list: false, kind: Kind::Uint32 },
+        Field { name: "overprovisioningPercent", number: 10, list: false, kind: Kind::Uint32 },
+    ],
+};
+pub(super) static POOL_ENDPOINT: Message = Message {
+    fields: &[
+        Field { name: "address", number: 1, list: false, kind: Kind::Text },
+        Field { name: "port", number: 2, list: false, kind: Kind::Uint32 },
+        Field { name: "weight", number: 3, list: false, kind: Kind::Uint32 },
+        Field { name: "tier", number: 4, list: false, kind: Kind::Uint32 },
+        Field { name: "zone", number: 5, list: false, kind: Kind::Text },
+        Field { name: "gpus", number: 6, list: true, kind: Kind::Text },
+        Field { name: "node", number: 7, list: false, kind: Kind::Text },
+    ],
+};
+pub(super) static POOL_BALANCING: Message = Message {
+    fields: &[
+        Field { name: "algorithm", number: 1, list: false, kind: Kind::Enum(&[("round_robin", 1), ("weighted", 2), ("least_request", 3), ("latency_aware", 4), ("consistent_hash", 5)]) },
+        Field { name: "weights", number: 2, list: false, kind: Kind::Enum(&[("given", 1), ("telemetry", 2)]) },
+        Field { name: "hashHeader", number: 3, list: false, kind: Kind::Text },
+        Field { name: "slowStartMs", number: 4, list: false, kind: Kind::Uint32 },
+    ],
+};
+pub(super) static POOL_HEALTH_CHECK: Message = Message {
+    fields: &[
+        Field { name: "enabled", number: 1, list: false, kind: Kind::Bool },
+        Field { name: "path", number: 2, list: false, kind: Kind::Text },
+        Field { name: "intervalMs", number: 3, list: false, kind: Kind::Uint32 },
+        Field { name: "timeoutMs", number: 4, list: false, kind: Kind::Uint32 },
+        Field { name: "failures", number: 5, list: false, kind: Kind::Uint32 },
+        Field { name: "probeMs", number: 6, list: false, kind: Kind::Uint32 },
+    ],
+};
+pub(super) static POOL_OUTLIERS: Message = Message {
+    fields: &[
+        Field { name: "enabled", number: 1, list: false, kind: Kind::Bool },
+        Field { name: "errorPercent", number: 2, list: false, kind: Kind::Uint32 },
+        Field { name: "windowMs", number: 3, list: false, kind: Kind::Uint32 },
+        Field { name: "minRequests", number: 4, list: false, kind: Kind::Uint32 },
+        Field { name: "consecutiveErrors", number: 5, list: false, kind: Kind::Uint32 },
+        Field { name: "ejectionMs", number: 6, list: false, kind: Kind::Uint32 },
+        Field { name: "maxEjectedPercent", number: 7, list: false, kind: Kind::Uint32 },
+    ],
+};
+pub(super) static POOL_RETRIES: Message = Message {
+    fields: &[
+        Field { name: "enabled", number: 1, list: false, kind: Kind::Bool },
+        Field { name: "attempts", number: 2, list: false, kind: Kind::Uint32 },
+        Field { name: "budgetPercent", number: 3, list: false, kind: Kind::Uint32 },
+        Field { name: "minConcurrency", number: 4, list: false, kind: Kind::Uint32 },
+    ],
+};
+pub(super) static POOL_TLS: Message = Message {
+    fields: &[
+        Field { name: "serverName", number: 1, list: false, kind: Kind::Text },
+        Field { name: "caFile", number: 2, list: false, kind: Kind::Text },
+        Field { name: "certificateFile", number: 3, list: false, kind: Kind::Text },
+        Field { name: "keyFile", number: 4, list: false, kind: Kind::Text },
+    ],
+};
+pub(super) static ROUTE_SPEC: Message = Message {
+    fields: &[
+        Field { name: "gateways", number: 1, list: true, kind: Kind::Text },
+        Field { name: "hosts", number: 2, list: true, kind: Kind::Text },
+        Field { name: "rules", number: 3, list: true, kind: Kind::Message(&ROUTE_RULE) },
+    ],
+};
+pub(super) static ROUTE_RULE: Message = Message {
+    fields: &[
+        Field { name: "pathPrefix", number: 1, list: false, kind: Kind::Text },
+        Field { name: "models", number: 2, list: true, kind: Kind::Text },
+        Field { name: "modelVersions", number: 3, list: true, kind: Kind::Text },
+        Field { name: "minInputBytes", number: 4, list: false, kind: Kind::Uint64 },
+        Field { name: "maxInputBytes", number: 5, list: false, kind: Kind::Uint64 },
+        Field { name: "backends", number: 6, list: true, kind: Kind::Message(&ROUTE_BACKEND) },
+        Field { name: "timeoutMs", number: 7, list: false, kind: Kind::Uint32 },
+        Field { name: "idleTimeoutMs", number: 8, list: false, kind: Kind::Uint32 },
+    ],
+};
+pub(super) static ROUTE_BACKEND: Message = Message {
+    fields: &[
+        Field { name: "pool", number: 1, list: false, kind: Kind::Text },
+        Field { name: "weight", number: 2, list: false, kind: Kind::Uint32 },
+    ],
+};
+pub(super) static GATEWAY_SPEC: Message = Message {
+    fields: &[
+        Field { name: "nodeCluster", number: 1, list: false, kind: Kind::Text },
+        Field { name: "address", number: 2, list: false, kind: Kind::Text },
+        Field { name: "port", number: 3, list: false, kind: Kind::Uint32 },
+        Field { name: "tls", number: 4, list: false, kind: Kind::Message(&GATEWAY_TLS) },
+        Field { name: "http3", number: 5, list: false, kind: Kind::Bool },
+        Field { name: "gzip", number: 6, list: false, kind: Kind::Bool },
+        Field { name: "admission", number: 7, list: false, kind: Kind::Bool },
+        Field { name: "modelFromBody", number: 8, list: false, kind: Kind::Bool },
+        Field { name: "maxBodyBytes", number: 9, list: false, kind: Kind::Uint32 },
+        Field { name: "maxHeaderKib", number: 10, list: false, kind: Kind::Uint32 },
+        Field { name: "trustedHops", number: 11, list: false, kind: Kind::Uint32 },
+        Field { name: "allow", number: 12, list: true, kind: Kind::Text },
+        Field { name: "jwt", number: 13, list: true, kind: Kind::Message(&GATEWAY_JWT) },
+        Field { name: "oauth2", number: 14, list: false, kind: Kind::Message(&GATEWAY_OAUTH2) },
+        Field { name: "signatures", number: 15, list: false, kind: Kind::Message(&GATEWAY_SIGNATURES) },
+        Field { name: "remoteCaFile", number: 16, list: false, kind: Kind::Text },
+    ],
+};
+pub(super) static GATEWAY_TLS: Message = Message {
+    fields: &[
+        Field { name: "certificateFile", number: 1, list: false, kind: Kind::Text },
+        Field { name: "keyFile", number: 2, list: false, kind: Kind::Text },
+        Field { name: "clientCaFile", number: 3, list: false, kind: Kind::Text },
+    ],
+};
+pub(super) static GATEWAY_JWT: Message = Message {
+    fields: &[
+        Field { name: "name", number: 1, list: false, kind: Kind::Text },
+        Field { name: "issuer", number: 2, list: false, kind: Kind::Text },
+        Field { name: "audiences", number: 3, list: true, kind: Kind::Text },
+        Field { name: "jwks", number: 4, list: false, kind: Kind::Text },
+        Field { name: "jwksFile", number: 5, list: false, kind: Kind::Text },
+        Field { name: "jwksUri", number: 6, list: false, kind: Kind::Text },
+    ],
+};
+pub(super) static GATEWAY_OAUTH2: Message = Message {
+    fields: &[
+        Field { name: "authorizationEndpoint", number: 1, list: false, kind: Kind::Text },
+        Field { name: "tokenEndpoint", number: 2, list: false, kind: Kind::Text },
+        Field { name: "clientId", number: 3, list: false, kind: Kind::Text },
+        Field { name: "tokenSecretFile", number: 4, list: false, kind: Kind::Text },
+        Field { name: "hmacSecretFile", number: 5, list: false, kind: Kind::Text },
+        Field { name: "scopes", number: 6, list: true, kind: Kind::Text },
+        Field { name: "passAuthorization", number: 7, list: false, kind: Kind::Bool },
+    ],
+};
+pub(super) static GATEWAY_SIGNATURES: Message = Message {
+    fields: &[
+        Field { name: "keys", number: 1, list: true, kind: Kind::Message(&SIGNATURE_KEY) },
+        Field { name: "maxSkewS", number: 2, list: false, kind: Kind::Uint32 },
+    ],
+};
+pub(super) static SIGNATURE_KEY: Message = Message {
+    fields: &[
+        Field { name: "name", number: 1, list: false, kind: Kind::Text },
+        Field { name: "publicKey", number: 2, list: false, kind: Kind::Text },
+    ],
+};
