@@ -20,6 +20,7 @@ use self::entry::{Outcome, Pools};
 use crate::clock::Clock;
 use crate::control_loop::SharedLedger;
 use crate::fleet::Fleet;
+use crate::gateway::EndpointLatencies;
 use crate::identity::Caller;
 
 pub(crate) mod entry;
@@ -42,6 +43,7 @@ pub struct AccessLogs {
     counters: Arc<Counters>,
     room: Arc<Semaphore>,
     shutdown: CancellationToken,
+    endpoints: EndpointLatencies,
 }
 
 /// What came of the entries, since the control plane began.
@@ -75,7 +77,14 @@ impl AccessLogs {
     /// A service that books into `ledger` by the policies of `fleet`, and ends its streams at `shutdown`.
     pub fn new(fleet: &Fleet, ledger: SharedLedger, clock: Clock, counters: Arc<Counters>, shutdown: CancellationToken) -> Self {
         let room = Arc::new(Semaphore::new(MAX_STREAMS));
-        Self { ledger, policies: fleet.policies(), clock, counters, room, shutdown }
+        Self { ledger, policies: fleet.policies(), clock, counters, room, shutdown, endpoints: EndpointLatencies::default() }
+    }
+
+    /// Tells `endpoints` the time to the first byte of each endpoint too.
+    #[must_use]
+    pub fn timing(mut self, endpoints: EndpointLatencies) -> Self {
+        self.endpoints = endpoints;
+        self
     }
 
     async fn read(mut self, caller: &Caller, mut messages: Streaming<StreamAccessLogsMessage>) -> Result<(), Status> {
@@ -109,6 +118,9 @@ impl AccessLogs {
         let now = self.clock.now();
         let mut ledger = self.ledger.lock();
         for entry in entries {
+            if let Some((endpoint, latency)) = entry::endpoint_latency(entry) {
+                self.endpoints.record(now, endpoint, latency);
+            }
             let outcome = match pools.read(entry) {
                 Err(outcome) => outcome,
                 Ok(read) if ledger.is_reported(node_id, read.pool) => Outcome::Reported,

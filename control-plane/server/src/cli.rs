@@ -14,6 +14,7 @@ use crate::config::{Config, ConfigErrors, FileError, RawConfig};
 mod agent;
 mod connect;
 mod credentials;
+mod gateway;
 mod gpu;
 mod policy;
 mod simulate;
@@ -56,6 +57,9 @@ enum Command {
     /// Apply, check, read, delete and watch policies
     #[command(after_help = EXIT_CODES)]
     Policy(Printing<policy::PolicyArgs>),
+    /// Apply, check, render, read and delete the pools, routes and gateways of which Envoys are configured
+    #[command(after_help = gateway::EXAMPLES)]
+    Gateway(Printing<gateway::GatewayArgs>),
     /// Show levels, classes, GPUs and proxies of a running control plane
     #[command(after_help = "Examples:\n  headgate status\n  headgate status --watch\n  headgate status --json | jq '.pools[].levels'")]
     Status(Printing<status::StatusArgs>),
@@ -162,6 +166,7 @@ impl Command {
         let is_json = match self {
             Self::Serve(command) => command.json,
             Self::Policy(command) => command.json,
+            Self::Gateway(command) => command.json,
             Self::Status(command) => command.json,
             Self::Top(command) => command.json,
             Self::Gpu(command) => command.json,
@@ -175,6 +180,7 @@ impl Command {
             Self::Serve(serve) => Ok(crate::serve::run(serve.args.config()?).await?),
             Self::Agent(args) => agent::run(*args).await,
             Self::Policy(policy) => policy::run(policy.args, format).await,
+            Self::Gateway(gateway) => gateway::run(gateway.args, format).await,
             Self::Status(status) => status::run(status.args, format).await,
             Self::Top(top) => top::run(top.args, format).await,
             Self::Gpu(gpu) => gpu::run(&gpu.args, format).await,

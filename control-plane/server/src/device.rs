@@ -8,6 +8,7 @@ use crate::config::DeviceOrigin;
 
 mod board;
 pub mod dcgm;
+mod endpoint;
 mod figures;
 mod freeze;
 mod none;
@@ -23,6 +24,7 @@ mod verdict;
 pub mod wire;
 
 pub use self::board::{Condition, DeviceBoard, FORGET_AFTER, MAX_NODES, NodeView, TooManyNodes};
+pub use self::endpoint::EndpointDevices;
 pub use self::figures::{
     DeviceActivity, DeviceDetail, DeviceProcess, DeviceReading, DeviceSample, DriverInfo, LostDevice, MAX_PROCESSES, ThrottleReasons,
 };

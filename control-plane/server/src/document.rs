@@ -2,12 +2,14 @@
 
 mod yaml;
 
+pub(crate) use self::yaml::parse as parse_yaml;
+
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
 
-use headgate_core::policy::{Policy, content_version};
+use headgate_core::policy::{FieldError, Policy, content_version};
 use headgate_protos::document::{self, MAX_DOCUMENT_BYTES, Reading};
 use headgate_protos::v1;
 
@@ -62,13 +64,7 @@ impl CheckedPolicy {
         wire.version = content_version(&wire);
         match Policy::try_from_wire(&wire) {
             Ok(policy) => Ok(Self { wire, policy }),
-            Err(errors) => {
-                let violation = |error: &headgate_core::policy::FieldError| Violation {
-                    field: error.field.clone(),
-                    problem: error.problem.to_string(),
-                };
-                Err(Violations(errors.iter().map(violation).collect()))
-            }
+            Err(errors) => Err(Violations(errors.iter().map(Violation::from).collect())),
         }
     }
 
@@ -124,6 +120,12 @@ impl fmt::Display for Violations {
 }
 
 impl std::error::Error for Violations {}
+
+impl From<&FieldError> for Violation {
+    fn from(error: &FieldError) -> Self {
+        Self { field: error.field.clone(), problem: error.problem.to_string() }
+    }
+}
 
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -16,6 +16,8 @@ pub mod discovery;
 pub mod document;
 pub mod engine;
 pub mod fleet;
+pub mod gateway;
+pub mod gateway_service;
 pub mod http;
 pub mod identity;
 pub mod load_reporting;

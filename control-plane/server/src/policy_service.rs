@@ -186,7 +186,7 @@ fn refused_change(error: &ChangeError) -> Status {
 }
 
 /// `INVALID_ARGUMENT` with a line and a `BadRequest.FieldViolation` for every violation, as many as fit.
-fn invalid(violations: &Violations) -> Status {
+pub(crate) fn invalid(violations: &Violations) -> Status {
     let mut room = MAX_STATUS_BYTES;
     let fitting: Vec<&Violation> = violations
         .iter()

@@ -46,6 +46,8 @@ pub enum Kind {
     Pool,
     /// A route to pools, for gateways.
     Route,
+    /// A gateway: listeners, and what requests have to be.
+    Gateway,
 }
 
 /// One revision of one named thing.
@@ -318,7 +320,7 @@ impl Turn {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Policy, Self::Pool, Self::Route];
+    pub const ALL: [Self; 4] = [Self::Policy, Self::Pool, Self::Route, Self::Gateway];
 
     /// Its name in the store.
     pub const fn as_str(self) -> &'static str {
@@ -326,6 +328,7 @@ impl Kind {
             Self::Policy => "policy",
             Self::Pool => "pool",
             Self::Route => "route",
+            Self::Gateway => "gateway",
         }
     }
 

@@ -80,11 +80,13 @@ impl SharedResources {
 
 /// The filter as ECDS delivers it: local code, reload after a trap, nothing allowed that it does not need.
 fn filter_configuration(filter: &FilterDelivery) -> Result<Resource, InvalidName> {
-    let extension = core::TypedExtensionConfig {
-        name: FILTER_NAME.into(),
-        typed_config: Some(Any { type_url: Wasm::type_url(), value: encoded_wasm(filter) }),
-    };
+    let extension = core::TypedExtensionConfig { name: FILTER_NAME.into(), typed_config: Some(filter_message(filter)) };
     Ok(Resource::new(ResourceType::ExtensionConfig, ResourceName::new(FILTER_NAME)?, Bytes::from(extension.encode_to_vec())))
+}
+
+/// The filter's configuration as a message of Envoy's.
+pub fn filter_message(filter: &FilterDelivery) -> Any {
+    Any { type_url: Wasm::type_url(), value: encoded_wasm(filter) }
 }
 
 /// The `Wasm` message, the same bytes in every process.

@@ -19,6 +19,8 @@ use crate::device::tape::TapeError;
 use crate::device::{self, DeviceBoard, DeviceState, Sampler, SamplerControl};
 use crate::engine::Engines;
 use crate::fleet::Fleet;
+use crate::gateway::{EndpointLatencies, GatewayError, GatewayHub, GatewayPublisher};
+use crate::gateway_service::GatewayServer;
 use crate::http::{self, Observatory};
 use crate::identity::FileErrors;
 use crate::identity::listener::{Incoming, Peer};
@@ -59,6 +61,9 @@ pub enum ServeError {
     /// The policy store cannot be opened.
     #[error("--data-dir: {0}")]
     Store(#[from] StoreError),
+    /// The stored gateway cannot be used.
+    #[error("--data-dir: {0}")]
+    Gateway(#[from] GatewayError),
     /// The recording of GPUs cannot be used.
     #[error("--device-tape: {0}")]
     Tape(#[from] TapeError),
@@ -140,7 +145,8 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
     let front = front::open(&config, &shutdown).await?;
     let (grpc, http) = (front.grpc.address(), front.http.address());
     let records = Records::open(&config.data_dir)?;
-    let store = Store::open(records, fleet.clone())?;
+    let store = Store::open(records.clone(), fleet.clone())?;
+    let hub = GatewayHub::open(records)?;
     let sampler =
         Sampler::start(device::open(&config.devices)?, clock).map_err(|source| system("start the GPU sampling thread", source))?;
     let devices = DeviceBoard::default();
@@ -166,8 +172,16 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         ready: ready.clone(),
         access_logs: access_logs.clone(),
     };
+    let states = watch::Sender::new(Arc::default());
+    let gateway = GatewayServer::new(hub.clone(), states.subscribe());
+    let (filter, latencies) = (config.filter.clone(), EndpointLatencies::default());
+    let publisher =
+        GatewayPublisher { hub, devices: devices.clone(), latencies: latencies.clone(), filter, clock, fleet: fleet.clone(), states };
+    publisher.publish();
     let services = grpc::Services {
         store,
+        gateway,
+        latencies,
         fleet,
         ledger,
         devices: devices.clone(),
@@ -182,6 +196,7 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
     parts.spawn(grpc_server);
     parts.spawn(serve_http(front.http, http::router(observatory, front.guard), shutdown.clone()));
     parts.spawn(run_control_loop(control_loop, shutdown.clone()));
+    parts.spawn(run_publisher(publisher, shutdown.clone()));
     for page in config.dcgm_exporters {
         parts.spawn(follow_exporter(page, devices.clone(), clock, shutdown.clone()));
     }
@@ -226,6 +241,11 @@ async fn serve_http(incoming: Incoming, router: axum::Router, shutdown: Cancella
 
 async fn run_control_loop(control_loop: ControlLoop, shutdown: CancellationToken) -> Result<(), ServeError> {
     control_loop.run(shutdown).await;
+    Ok(())
+}
+
+async fn run_publisher(publisher: GatewayPublisher, shutdown: CancellationToken) -> Result<(), ServeError> {
+    publisher.run(shutdown).await;
     Ok(())
 }
 

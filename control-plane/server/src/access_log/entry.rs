@@ -1,7 +1,10 @@
 //! One entry of an access log: whose request it was, and how long what took.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
 
+use envoy_types::pb::envoy::config::core::v3::{address, socket_address};
 use envoy_types::pb::envoy::data::accesslog::v3::{AccessLogCommon, AccessLogType, HttpAccessLogEntry};
 use headgate_core::fleet::PolicySet;
 use headgate_core::latency::Metric;
@@ -145,6 +148,18 @@ fn samples(common: &AccessLogCommon) -> Vec<(Metric, u64)> {
     samples.extend(last_sent_down.map(|total| (Metric::Total, total)));
     samples.extend(first_sent.zip(last_received).map(|(from, to)| (Metric::Upstream, to.saturating_sub(from))));
     samples
+}
+
+/// The endpoint that answered well, and how long its first byte took once the request was on its way to it.
+pub(crate) fn endpoint_latency(entry: &HttpAccessLogEntry) -> Option<(SocketAddr, Duration)> {
+    let common = entry.common_properties.as_ref()?;
+    let status = entry.response.as_ref()?.response_code.as_ref()?.value;
+    let Some(address::Address::SocketAddress(endpoint)) = common.upstream_remote_address.as_ref()?.address.as_ref() else { return None };
+    let Some(socket_address::PortSpecifier::PortValue(port)) = endpoint.port_specifier else { return None };
+    let endpoint = SocketAddr::new(endpoint.address.parse().ok()?, u16::try_from(port).ok()?);
+    let sent = micros(common.time_to_first_upstream_tx_byte.as_ref())?;
+    let received = micros(common.time_to_first_upstream_rx_byte.as_ref())?;
+    (200..400).contains(&status).then(|| (endpoint, Duration::from_micros(received.saturating_sub(sent))))
 }
 
 fn micros(duration: Option<&envoy_types::pb::google::protobuf::Duration>) -> Option<u64> {

@@ -43,28 +43,48 @@ pub(super) struct HttpArgs {
     credentials: CredentialArgs,
 }
 
-/// A connection to the policy service, and what its errors mean.
+/// A connection to the control plane, and what its errors mean.
+pub(super) struct Connection {
+    pub(super) service: InterceptedService<Channel, Bearer>,
+    address: String,
+}
+
+/// A connection to the policy service.
 pub(super) struct PolicyClient {
     pub(super) client: PolicyServiceClient<InterceptedService<Channel, Bearer>>,
-    address: String,
+    connection: Connection,
 }
 
 // === impl GrpcArgs ===
 
 impl GrpcArgs {
     pub(super) async fn connect(self) -> Result<PolicyClient, CliError> {
+        let connection = self.channel().await?;
+        Ok(PolicyClient { client: PolicyServiceClient::new(connection.service.clone()), connection })
+    }
+
+    pub(super) async fn channel(self) -> Result<Connection, CliError> {
         let unreachable = |problem: String| CliError::Unreachable { address: self.server.clone(), problem, flag: "--server" };
         let address = self.credentials.with_scheme(&self.server);
         let (connector, bearer) = (self.credentials.connector(&address)?, self.credentials.bearer()?);
         let endpoint = Endpoint::from_shared(address).map_err(|error| unreachable(deepest(&error)))?.connect_timeout(CONNECT_TIMEOUT);
         let channel = endpoint.connect_with_connector(connector).await.map_err(|error| unreachable(deepest(&error)))?;
-        Ok(PolicyClient { client: PolicyServiceClient::with_interceptor(channel, bearer), address: self.server })
+        Ok(Connection { service: InterceptedService::new(channel, bearer), address: self.server })
     }
 }
 
 // === impl PolicyClient ===
 
 impl PolicyClient {
+    /// As [`Connection::error`].
+    pub(super) fn error(&self, status: &Status) -> CliError {
+        self.connection.error(status)
+    }
+}
+
+// === impl Connection ===
+
+impl Connection {
     /// What `status` means for the one who called: the code for scripts, and every field error on a line of its own.
     pub(super) fn error(&self, status: &Status) -> CliError {
         match status.code() {

@@ -150,7 +150,7 @@ pub(super) async fn run(args: PolicyArgs, format: Format) -> Result<(), CliError
     }
 }
 
-fn read_document(file: &str) -> Result<String, CliError> {
+pub(super) fn read_document(file: &str) -> Result<String, CliError> {
     let failed = |source| CliError::Io { what: format!("cannot read {}", if file == "-" { "stdin" } else { file }), source };
     let input: Box<dyn Read> = if file == "-" { Box::new(io::stdin()) } else { Box::new(std::fs::File::open(file).map_err(failed)?) };
     let mut text = String::new();

@@ -13,7 +13,7 @@ const MAX_VALUES: usize = 200_000;
 /// Reads a text that holds one document. Errs with line and column where the text is at fault.
 ///
 /// What is JSON is read as JSON: YAML knows no document with a delete character in a text, which JSON writes as it is.
-pub(super) fn parse(text: &str) -> Result<Value, serde_yaml_ng::Error> {
+pub(crate) fn parse(text: &str) -> Result<Value, serde_yaml_ng::Error> {
     if text.trim_start().starts_with('{')
         && let Some(value) = json(text)
     {

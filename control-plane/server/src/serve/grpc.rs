@@ -8,6 +8,7 @@ use headgate_protos::FILE_DESCRIPTOR_SET;
 use headgate_protos::discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 use headgate_protos::extension::extension_config_discovery_service_server::ExtensionConfigDiscoveryServiceServer;
 use headgate_protos::v1::device_reporting_server::DeviceReportingServer;
+use headgate_protos::v1::gateway_service_server::GatewayServiceServer;
 use headgate_protos::v1::load_reporting_server::LoadReportingServer;
 use headgate_protos::v1::policy_service_server::PolicyServiceServer;
 use tokio_util::sync::CancellationToken;
@@ -23,6 +24,8 @@ use crate::device::DeviceBoard;
 use crate::device_reporting::DeviceReports;
 use crate::discovery::Discovery;
 use crate::fleet::Fleet;
+use crate::gateway::EndpointLatencies;
+use crate::gateway_service::GatewayServer;
 use crate::identity::Guard;
 use crate::identity::listener::Incoming;
 use crate::load_reporting::LoadReports;
@@ -40,6 +43,8 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 /// What the services share.
 pub(super) struct Services {
     pub(super) store: Store,
+    pub(super) gateway: GatewayServer,
+    pub(super) latencies: EndpointLatencies,
     pub(super) fleet: Fleet,
     pub(super) ledger: SharedLedger,
     pub(super) devices: DeviceBoard,
@@ -65,7 +70,8 @@ impl Services {
             .map_err(|error| ServeError::Grpc(format!("reflection: {error}")))?;
         let (health, health_service) = tonic_health::server::health_reporter();
         let shutdown = self.shutdown.clone();
-        let access_logs = AccessLogs::new(&self.fleet, self.ledger.clone(), self.clock, self.access_logs, self.shutdown.clone());
+        let access_logs =
+            AccessLogs::new(&self.fleet, self.ledger.clone(), self.clock, self.access_logs, self.shutdown.clone()).timing(self.latencies);
         let access_logs = AccessLogServiceServer::new(access_logs).max_decoding_message_size(access_log::MAX_MESSAGE_BYTES);
         let reports = LoadReports::new(self.fleet.clone(), self.ledger, self.clock, self.shutdown.clone());
         let devices = DeviceReports::new(self.devices, self.clock, self.shutdown.clone());
@@ -83,6 +89,7 @@ impl Services {
             .add_service(DeviceReportingServer::new(devices))
             .add_service(access_logs)
             .add_service(PolicyServiceServer::new(policies))
+            .add_service(GatewayServiceServer::new(self.gateway))
             .add_service(AggregatedDiscoveryServiceServer::new(discovery.clone()))
             .add_service(ExtensionConfigDiscoveryServiceServer::new(discovery));
         Ok(async move {

@@ -1,0 +1,95 @@
+//! The task that tells proxies the gateway: after every change of the documents, and when telemetry moves an endpoint.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::hub::{GatewayHub, Stored};
+use super::latency::EndpointLatencies;
+use super::render::{Rendered, render};
+use super::telemetry::{EndpointStates, TelemetryMemory};
+use crate::clock::Clock;
+use crate::config::FilterDelivery;
+use crate::device::DeviceBoard;
+use crate::fleet::Fleet;
+
+/// Least time between two looks: a GPU that is lost is out of the balancing within it.
+const LEAST_PERIOD: Duration = Duration::from_millis(100);
+/// Longest time between two looks while nothing happens: what ages, and the ramps.
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// Everything that the task needs.
+pub struct GatewayPublisher {
+    /// What is stored.
+    pub hub: GatewayHub,
+    /// The devices of all nodes.
+    pub devices: DeviceBoard,
+    /// Time to the first byte of an endpoint, where somebody has measured it.
+    pub latencies: EndpointLatencies,
+    /// How proxies reach this control plane.
+    pub filter: FilterDelivery,
+    /// The monotonic clock.
+    pub clock: Clock,
+    /// Where the rendered configuration goes.
+    pub fleet: Fleet,
+    /// Where the endpoints' states go, for people.
+    pub states: watch::Sender<Arc<EndpointStates>>,
+}
+
+// === impl GatewayPublisher ===
+
+impl GatewayPublisher {
+    /// Publishes what is stored, before the first proxy can ask: one that comes back to a control plane without configuration would take
+    /// its own for deleted.
+    pub fn publish(&self) {
+        let stored = self.hub.current().borrow().clone();
+        self.tell(&stored, &mut TelemetryMemory::default(), &mut None);
+    }
+
+    /// Runs until `shutdown`.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let mut stored = self.hub.current();
+        let mut devices = self.devices.changed();
+        let mut memory = TelemetryMemory::default();
+        let mut told: Option<Rendered> = None;
+        loop {
+            let current = stored.borrow_and_update().clone();
+            devices.mark_unchanged();
+            self.tell(&current, &mut memory, &mut told);
+            let (least, due) = (Instant::now() + LEAST_PERIOD, Instant::now() + PERIOD);
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                Ok(()) = stored.changed() => continue,
+                () = sleep_until(least) => {}
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                Ok(()) = stored.changed() => {}
+                // Without pools there is nothing that devices could move.
+                Ok(()) = devices.changed(), if current.set.pools().next().is_some() => {}
+                () = sleep_until(due) => {}
+            }
+        }
+    }
+
+    fn tell(&self, stored: &Stored, memory: &mut TelemetryMemory, told: &mut Option<Rendered>) {
+        let now = self.clock.now();
+        let latency = |address: SocketAddr| self.latencies.get(now, address);
+        let states = memory.look(now, &stored.set, &self.devices.view(now), &latency);
+        let rendered = render(&stored.set, &states, &self.filter);
+        if told.as_ref() == Some(&rendered) {
+            return;
+        }
+        match rendered.resources() {
+            Ok(resources) => self.fleet.publish_rendered(resources),
+            // A valid set renders, so this is a bug; what is told stays in force.
+            Err(error) => tracing::error!(%error, "gateway: no configuration"),
+        }
+        self.states.send_replace(Arc::new(states));
+        *told = Some(rendered);
+    }
+}

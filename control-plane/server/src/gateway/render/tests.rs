@@ -1,0 +1,130 @@
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use envoy_types::pb::envoy::config::route::v3::route::Action;
+use envoy_types::pb::envoy::config::route::v3::route_action::ClusterSpecifier;
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
+
+use super::*;
+use crate::gateway::documents;
+
+const DOCUMENTS: &str = "
+apiVersion: headgate.dev/v1
+kind: Pool
+metadata: { name: large }
+spec: { endpoints: [{ address: 10.0.0.1, port: 8000 }, { address: 10.1.0.1, port: 8000, tier: 1 }], retries: { attempts: 3 } }
+---
+apiVersion: headgate.dev/v1
+kind: Pool
+metadata: { name: small }
+spec:
+  endpoints: [{ address: 10.0.0.2, port: 8000 }]
+  balancing: { algorithm: consistent_hash, hashHeader: x-user }
+  retries: { enabled: false }
+---
+apiVersion: headgate.dev/v1
+kind: Route
+metadata: { name: chat }
+spec:
+  rules:
+  - { models: [llama-70b, 'llama-8*'], maxInputBytes: 4096, backends: [{ pool: large, weight: 90 }, { pool: small, weight: 10 }] }
+  - { pathPrefix: /v1/, backends: [{ pool: large }] }
+---
+apiVersion: headgate.dev/v1
+kind: Gateway
+metadata: { name: public }
+spec:
+  port: 10000
+  jwt:
+  - { name: b, issuer: b, jwks: '{\"keys\": []}' }
+  - { name: a, issuer: a, jwksUri: https://idp.example.org/keys }
+";
+
+fn filter() -> FilterDelivery {
+    FilterDelivery { wasm: "/headgate.wasm".into(), control_cluster: "headgate-control".into(), control_authority: "headgate.local".into() }
+}
+
+fn rendered(documents: &str) -> Rendered {
+    let set = GatewaySet::try_new(&documents::read(documents).unwrap()).unwrap();
+    render(&set, &EndpointStates::default(), &filter())
+}
+
+fn manager(rendered: &Rendered) -> HttpConnectionManager {
+    use envoy_types::pb::envoy::config::listener::v3::filter::ConfigType;
+    let network = &rendered.gateways[0].listeners[0].filter_chains[0].filters[0];
+    let Some(ConfigType::TypedConfig(any)) = &network.config_type else { panic!("a typed config") };
+    HttpConnectionManager::decode(any.value.as_slice()).unwrap()
+}
+
+#[test]
+fn every_resource_finds_what_it_refers_to() {
+    let resources = rendered(DOCUMENTS).resources().unwrap();
+    let (audience, snapshot) = resources.for_cluster("anything");
+    let names = |kind| snapshot.set(kind).iter().map(|resource| resource.name().to_string()).collect::<Vec<_>>();
+    assert_eq!(audience, None);
+    assert_eq!(names(ResourceType::Cluster), ["https:idp.example.org:443", "large", "small"]);
+    assert_eq!(names(ResourceType::Endpoint), ["large", "small"]);
+    assert_eq!(names(ResourceType::Route), ["public"]);
+    assert_eq!(names(ResourceType::Listener), ["public"]);
+}
+
+#[test]
+fn a_gateway_with_a_cluster_of_proxies_is_told_to_them_alone() {
+    let resources = rendered(&DOCUMENTS.replace("port: 10000", "port: 10000\n  nodeCluster: edge")).resources().unwrap();
+    let listeners = |cluster: &str| resources.for_cluster(cluster).1.set(ResourceType::Listener).iter().count();
+    assert_eq!((listeners("edge"), listeners("other")), (1, 0));
+}
+
+#[test]
+fn the_same_documents_have_the_same_bytes() {
+    // A map in the order of its hashes would differ between two of its instances.
+    let (one, other) = (rendered(DOCUMENTS), rendered(DOCUMENTS));
+    assert_eq!(one.bootstrap(None), other.bootstrap(None));
+    let providers = manager(&one).http_filters.into_iter().find(|filter| filter.name.ends_with("jwt_authn")).unwrap();
+    let bytes = providers.encode_to_vec();
+    let at = |issuer: &[u8]| bytes.windows(issuer.len()).position(|window| window == issuer).unwrap();
+    assert!(at(b"idp.example.org") > at(b"\"keys\""), "in the order of the document");
+}
+
+#[test]
+fn what_the_filter_diverts_comes_before_the_rules_and_clients_cannot_ask_for_it() {
+    let rendered = rendered(DOCUMENTS);
+    let routes = &rendered.gateways[0].routes.virtual_hosts[0].routes;
+    let names: Vec<&str> = routes.iter().map(|route| route.name.as_str()).collect();
+    assert_eq!(names, ["to-large", "to-small", "chat[0]", "chat[1]"]);
+    assert_eq!(routes[0].r#match.as_ref().unwrap().headers[0].name, POOL_HEADER);
+    let early = &manager(&rendered).early_header_mutation_extensions[0];
+    let bytes = early.encode_to_vec();
+    assert!(bytes.windows(11).any(|window| window == b"x-headgate-"), "the entry takes our headers off");
+}
+
+#[test]
+fn backends_share_by_weight_and_only_pools_that_want_retries_pay_for_them() {
+    let rendered = rendered(DOCUMENTS);
+    let Some(Action::Route(action)) = &rendered.gateways[0].routes.virtual_hosts[0].routes[2].action else { panic!("a route") };
+    let Some(ClusterSpecifier::WeightedClusters(clusters)) = &action.cluster_specifier else { panic!("weights") };
+    let weights: Vec<u32> = clusters.clusters.iter().map(|cluster| cluster.weight.unwrap().value).collect();
+    assert_eq!(weights, [90, 10]);
+    assert_eq!(action.retry_policy.as_ref().unwrap().num_retries.unwrap().value, 3);
+    assert_eq!(action.timeout.unwrap(), envoy_types::pb::google::protobuf::Duration::default(), "streams have no end in time");
+    assert_eq!(action.hash_policy.len(), 1);
+    let retries = |name: &str| {
+        let cluster = rendered.clusters.iter().find(|cluster| cluster.name == name).unwrap();
+        let thresholds = &cluster.circuit_breakers.as_ref().unwrap().thresholds[0];
+        (thresholds.max_retries.map(|most| most.value), thresholds.retry_budget.is_some())
+    };
+    assert_eq!((retries("large"), retries("small")), ((None, true), (Some(0), false)));
+}
+
+#[test]
+fn tiers_are_priorities() {
+    let rendered = rendered(DOCUMENTS);
+    let priorities: Vec<u32> = rendered.assignments[0].endpoints.iter().map(|group| group.priority).collect();
+    assert_eq!(priorities, [0, 1]);
+}
+
+#[test]
+fn where_telemetry_weighs_endpoints_their_latencies_are_logged() {
+    assert!(manager(&rendered(DOCUMENTS)).access_log.is_empty());
+    let measured = DOCUMENTS.replace("hashHeader: x-user", "hashHeader: x-user, weights: telemetry");
+    assert_eq!(manager(&rendered(&measured)).access_log.len(), 1);
+}
