@@ -1,7 +1,7 @@
 //! The wire contract of Headgate.
 //!
 //! `headgate/v1/*.proto` holds our own messages; `discovery/*.proto` the few messages of Envoy's public discovery API that the
-//! filter and the discovery service speak. The generated code in `src/gen` is checked in, so building needs no `protoc`;
+//! filter and the discovery service speak; `etcd/etcd.proto` what the control plane speaks with etcd. The generated code in `src/gen` is checked in, so building needs no `protoc`;
 //! `tests/bootstrap.rs` generates it anew and fails on a difference.
 #![cfg_attr(not(feature = "grpc"), no_std)]
 
@@ -27,6 +27,10 @@ mod generated {
         pub mod rpc {
             include!("gen/google.rpc.rs");
         }
+    }
+    #[cfg(feature = "grpc")]
+    pub mod etcdserverpb {
+        include!("gen/etcdserverpb.rs");
     }
     pub mod envoy {
         pub mod config {
@@ -59,6 +63,9 @@ pub use generated::envoy::service::discovery::v3 as discovery;
 /// `envoy.service.extension.v3`: extension configuration discovery.
 #[cfg(feature = "grpc")]
 pub use generated::envoy::service::extension::v3 as extension;
+/// etcd's v3 API, as far as we speak it.
+#[cfg(feature = "grpc")]
+pub use generated::etcdserverpb as etcd;
 /// `google.rpc`.
 pub use generated::google::rpc;
 /// `headgate.v1`: policies, limits, load reports.

@@ -127,6 +127,20 @@ fn generate(root: &Path, out: &Path) {
         .client_mod_attribute(".", r#"#[cfg(feature = "grpc")]"#)
         .compile_fds_with_config(descriptors, config)
         .unwrap();
+    generate_etcd(root, out);
+}
+
+/// A client of etcd; not described by reflection, for we do not serve it.
+fn generate_etcd(root: &Path, out: &Path) {
+    let descriptors = protox::compile([root.join("etcd/etcd.proto")], [root]).unwrap();
+    let mut config = Config::new();
+    config.bytes(["."]);
+    tonic_prost_build::configure()
+        .build_server(false)
+        .build_transport(false)
+        .out_dir(out)
+        .compile_fds_with_config(descriptors, config)
+        .unwrap();
 }
 
 fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
