@@ -6055,3 +6055,509 @@ pub mod policy_service_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+/// From a follower.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FollowerMessage {
+    /// Which.
+    #[prost(oneof = "follower_message::Message", tags = "1, 2")]
+    pub message: ::core::option::Option<follower_message::Message>,
+}
+/// Nested message and enum types in `FollowerMessage`.
+pub mod follower_message {
+    /// Which.
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Message {
+        /// First message.
+        #[prost(message, tag = "1")]
+        Hello(super::FollowerHello),
+        /// What one of its proxies has reported.
+        #[prost(message, tag = "2")]
+        Report(super::LoadReport),
+    }
+}
+impl ::prost::Name for FollowerMessage {
+    const NAME: &'static str = "FollowerMessage";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.FollowerMessage".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.FollowerMessage".into()
+    }
+}
+/// Who follows.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FollowerHello {
+    /// Name of the replica.
+    #[prost(string, tag = "1")]
+    pub replica: ::prost::alloc::string::String,
+    /// Term of the leader that it means to have reached.
+    #[prost(uint64, tag = "2")]
+    pub term: u64,
+}
+impl ::prost::Name for FollowerHello {
+    const NAME: &'static str = "FollowerHello";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.FollowerHello".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.FollowerHello".into()
+    }
+}
+/// From the leader.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LeaderMessage {
+    /// The leader's term.
+    #[prost(uint64, tag = "1")]
+    pub term: u64,
+    /// The limits of all pools; a pool that is not named has none.
+    #[prost(message, repeated, tag = "2")]
+    pub pools: ::prost::alloc::vec::Vec<FleetLimits>,
+}
+impl ::prost::Name for LeaderMessage {
+    const NAME: &'static str = "LeaderMessage";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.LeaderMessage".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.LeaderMessage".into()
+    }
+}
+/// The limits of one pool, before they are divided.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FleetLimits {
+    /// The limits of the whole fleet.
+    #[prost(message, optional, tag = "1")]
+    pub fleet: ::core::option::Option<Limits>,
+    /// The work of a usual request, without which no proxy's budget is.
+    #[prost(message, optional, tag = "2")]
+    pub least: ::core::option::Option<Work>,
+    /// Parts of those proxies that the follower has told of, by `node.id`.
+    #[prost(btree_map = "string, message", tag = "3")]
+    pub shares: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ProxyPart,
+    >,
+    /// Part of a proxy that has not reported yet.
+    #[prost(message, optional, tag = "4")]
+    pub newcomer: ::core::option::Option<ProxyPart>,
+}
+impl ::prost::Name for FleetLimits {
+    const NAME: &'static str = "FleetLimits";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.FleetLimits".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.FleetLimits".into()
+    }
+}
+/// One proxy's part of a pool's rates, both 0 to 1.
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct ProxyPart {
+    /// Part of the rate now.
+    #[prost(double, tag = "1")]
+    pub rate: f64,
+    /// Part of the safe rate.
+    #[prost(double, tag = "2")]
+    pub safe: f64,
+}
+impl ::prost::Name for ProxyPart {
+    const NAME: &'static str = "ProxyPart";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.ProxyPart".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.ProxyPart".into()
+    }
+}
+/// Generated client implementations.
+#[cfg(feature = "grpc")]
+pub mod replication_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// Between the replicas of a control plane: what the followers hear goes to the leader, what the leader decides to the followers.
+    #[derive(Debug, Clone)]
+    pub struct ReplicationClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> ReplicationClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> ReplicationClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            ReplicationClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// A follower's stream to the leader: reports of its proxies there, limits back. The first message is the hello.
+        pub async fn follow(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::FollowerMessage>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::LeaderMessage>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/headgate.v1.Replication/Follow",
+            );
+            let mut req = request.into_streaming_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("headgate.v1.Replication", "Follow"));
+            self.inner.streaming(req, path, codec).await
+        }
+        /// The devices of one node as a follower hears of them; as `DeviceReporting`, but a replica may speak for any node.
+        pub async fn relay_devices(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::DeviceReport>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::DeviceReportResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/headgate.v1.Replication/RelayDevices",
+            );
+            let mut req = request.into_streaming_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("headgate.v1.Replication", "RelayDevices"));
+            self.inner.streaming(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+#[cfg(feature = "grpc")]
+pub mod replication_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with ReplicationServer.
+    #[async_trait]
+    pub trait Replication: std::marker::Send + std::marker::Sync + 'static {
+        /// Server streaming response type for the Follow method.
+        type FollowStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::LeaderMessage, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// A follower's stream to the leader: reports of its proxies there, limits back. The first message is the hello.
+        async fn follow(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::FollowerMessage>>,
+        ) -> std::result::Result<tonic::Response<Self::FollowStream>, tonic::Status>;
+        /// Server streaming response type for the RelayDevices method.
+        type RelayDevicesStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::DeviceReportResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// The devices of one node as a follower hears of them; as `DeviceReporting`, but a replica may speak for any node.
+        async fn relay_devices(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::DeviceReport>>,
+        ) -> std::result::Result<
+            tonic::Response<Self::RelayDevicesStream>,
+            tonic::Status,
+        >;
+    }
+    /// Between the replicas of a control plane: what the followers hear goes to the leader, what the leader decides to the followers.
+    #[derive(Debug)]
+    pub struct ReplicationServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> ReplicationServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for ReplicationServer<T>
+    where
+        T: Replication,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/headgate.v1.Replication/Follow" => {
+                    #[allow(non_camel_case_types)]
+                    struct FollowSvc<T: Replication>(pub Arc<T>);
+                    impl<
+                        T: Replication,
+                    > tonic::server::StreamingService<super::FollowerMessage>
+                    for FollowSvc<T> {
+                        type Response = super::LeaderMessage;
+                        type ResponseStream = T::FollowStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                tonic::Streaming<super::FollowerMessage>,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Replication>::follow(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = FollowSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/headgate.v1.Replication/RelayDevices" => {
+                    #[allow(non_camel_case_types)]
+                    struct RelayDevicesSvc<T: Replication>(pub Arc<T>);
+                    impl<
+                        T: Replication,
+                    > tonic::server::StreamingService<super::DeviceReport>
+                    for RelayDevicesSvc<T> {
+                        type Response = super::DeviceReportResponse;
+                        type ResponseStream = T::RelayDevicesStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                tonic::Streaming<super::DeviceReport>,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Replication>::relay_devices(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RelayDevicesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for ReplicationServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "headgate.v1.Replication";
+    impl<T> tonic::server::NamedService for ReplicationServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
