@@ -9,6 +9,7 @@ use headgate_protos::v1;
 
 use crate::breaker::{Breaker, KeyedBreakers};
 use crate::control::{ClassAction, ClassLoad, PoolController, Signals};
+use crate::fleet::term_of;
 use crate::histogram::Histogram;
 use crate::key_cache::KeyCache;
 use crate::level::SignalSource;
@@ -313,9 +314,14 @@ impl Pool {
     }
 
     /// Takes newer limits. While those held are in their time an older epoch is ignored; a control plane that lost its count is
-    /// believed as soon as nothing newer speaks against it.
+    /// believed as soon as nothing newer speaks against it. A leader of an older term than theirs is ignored until they have ended
+    /// altogether: another one has taken over from it.
     pub(crate) fn set_limits(&mut self, now: Timestamp, received_at: Timestamp, wire: &v1::Limits) {
-        let is_old = self.limits.as_ref().is_some_and(|held| held.age(now) == Age::Fresh && wire.epoch < held.epoch);
+        let is_old = self.limits.as_ref().is_some_and(|held| match held.age(now) {
+            Age::Fresh => wire.epoch < held.epoch,
+            Age::Decaying(_) => term_of(wire.epoch) < term_of(held.epoch),
+            Age::Expired => false,
+        });
         if !is_old {
             self.limits = Some(HeldLimits::new(received_at, wire));
             self.enforce(now);

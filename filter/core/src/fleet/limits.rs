@@ -7,6 +7,7 @@ use alloc::sync::Arc;
 use headgate_protos::v1;
 
 use super::OverloadPush;
+use crate::overload::{OverloadState, Work};
 
 /// The limits of all pools, by pool.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -66,12 +67,52 @@ impl PoolLimits {
     }
 }
 
+impl PoolLimits {
+    /// The form in which replicas pass them on, with the shares of those nodes that `is_wanted` names.
+    #[must_use]
+    pub fn to_wire(&self, is_wanted: impl Fn(&str) -> bool) -> v1::FleetLimits {
+        let overload = self.overload.as_ref();
+        v1::FleetLimits {
+            fleet: Some(v1::Limits { overload: overload.map(|overload| overload.state.to_wire(1.0, 1.0)), ..self.fleet.clone() }),
+            least: overload.map(|overload| overload.least.to_wire()),
+            shares: self.shares.iter().filter(|(node, _)| is_wanted(node)).map(|(node, share)| (node.clone(), share.to_wire())).collect(),
+            newcomer: Some(self.newcomer.to_wire()),
+        }
+    }
+
+    /// Reads that form. `None` when it names no limits.
+    #[must_use]
+    pub fn from_wire(wire: v1::FleetLimits) -> Option<Self> {
+        let v1::FleetLimits { fleet, least, shares, newcomer } = wire;
+        let mut fleet = fleet?;
+        let least = Work::from_wire(least.as_ref());
+        let overload = fleet.overload.take().map(|whole| OverloadPush { state: Arc::new(OverloadState::from_wire(&whole)), least });
+        let shares = shares.into_iter().map(|(node, part)| (node, ProxyShare::from_wire(&part))).collect();
+        Some(Self { fleet, overload, shares, newcomer: newcomer.as_ref().map_or(ProxyShare::default(), ProxyShare::from_wire) })
+    }
+}
+
+// === impl ProxyShare ===
+
+impl ProxyShare {
+    fn to_wire(self) -> v1::ProxyPart {
+        v1::ProxyPart { rate: self.rate, safe: self.safe }
+    }
+
+    fn from_wire(wire: &v1::ProxyPart) -> Self {
+        let part = |part: f64| if part.is_finite() { part.clamp(0.0, 1.0) } else { 0.0 };
+        Self { rate: part(wire.rate), safe: part(wire.safe) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::borrow::ToOwned;
     use std::vec;
 
     use super::*;
+    use crate::overload::{Budgets, CutOff, RungState, Saturation, Term};
+    use core::time::Duration;
 
     #[test]
     fn a_proxy_gets_its_part_of_the_rates_and_at_least_one_request_of_burst() {
@@ -87,5 +128,36 @@ mod tests {
         assert_eq!(busy.classes[0].drain_rps, 40.0, "the drain is that of the pool");
         assert_eq!(busy.classes[1].burst, 0.0);
         assert_eq!(limits.for_node("new").classes[0].burst, 1.0);
+    }
+
+    #[test]
+    fn limits_that_another_replica_passes_on_are_those_of_this_one() {
+        let budgets = Budgets { prefill_tokens: Some(1000), kv_tokens: None, streams: Some(40) };
+        let rungs = vec![RungState::Released, RungState::Engaged, RungState::Unavailable, RungState::Engaged];
+        let state = OverloadState {
+            budgets,
+            safe_budgets: Budgets { kv_tokens: Some(500), ..budgets },
+            cut_off: CutOff { level: 300, fraction: 0.25 },
+            saturation: Saturation { value: 0.9, binding: Some(Term::Kv), ..Saturation::NONE },
+            rungs,
+            drain_work_per_s: 1234.5,
+            expected_ttft: Duration::from_millis(125),
+            retry_ratio: 0.1,
+            prompt_factor: 0.75,
+            output_tokens: 200.0,
+            floors_work_per_s: vec![10.0, 0.0],
+            sample_epoch: 7,
+        };
+        let class = v1::ClassLimit { rate_rps: 100.0, burst: 10.0, safe_rps: 8.0, drain_rps: 40.0, ..Default::default() };
+        let limits = PoolLimits {
+            fleet: v1::Limits { pool: "llm".to_owned(), epoch: 9, classes: vec![class], ..Default::default() },
+            overload: Some(OverloadPush { state: Arc::new(state), least: Work { prefill_tokens: 50, kv_tokens: 60, streams: 1 } }),
+            shares: ["a", "b"].map(|node| (node.to_owned(), ProxyShare { rate: 0.3, safe: 0.5 })).into(),
+            newcomer: ProxyShare { rate: 0.01, safe: 0.25 },
+        };
+        let there = PoolLimits::from_wire(limits.to_wire(|node| node == "a")).unwrap();
+        assert_eq!(there.for_node("a"), limits.for_node("a"));
+        assert_eq!(there.for_node("new"), limits.for_node("new"));
+        assert_eq!(there.shares.len(), 1, "the other proxy is none of that replica's");
     }
 }

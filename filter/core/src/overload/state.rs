@@ -5,8 +5,11 @@ use core::time::Duration;
 
 use headgate_protos::v1;
 
-use super::level::CutOff;
+use super::level::{CutOff, LEVELS};
 use super::work::Budgets;
+
+/// Rungs that are read from the wire: more than any policy has.
+const MAX_RUNGS_ON_WIRE: u32 = 64;
 
 /// A term of the saturation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -177,6 +180,27 @@ impl OverloadState {
             prompt_factor: self.prompt_factor,
             output_tokens: self.output_tokens,
             floor_work_per_s: self.floors_work_per_s.iter().map(|floor| floor * share).collect(),
+        }
+    }
+    /// What [`Self::to_wire`] says with a share of 1: how it is passed on to another replica. Terms and confidence are not in it.
+    #[must_use]
+    pub fn from_wire(wire: &v1::OverloadLimits) -> Self {
+        let n_rungs = wire.rungs.iter().max().map_or(0, |last| last.saturating_add(1)).min(MAX_RUNGS_ON_WIRE);
+        let rung = |index| if wire.rungs.contains(&index) { RungState::Engaged } else { RungState::Released };
+        Self {
+            budgets: Budgets::from_wire(wire.budgets.as_ref()),
+            safe_budgets: Budgets::from_wire(wire.safe_budgets.as_ref()),
+            cut_off: CutOff { level: u16::try_from(wire.cut_level).unwrap_or(LEVELS).min(LEVELS), fraction: wire.cut_fraction },
+            saturation: Saturation { value: wire.saturation, binding: Term::from_wire(wire.binding), ..Saturation::NONE },
+            rungs: (0..n_rungs).map(rung).collect(),
+            drain_work_per_s: wire.drain_work_per_s,
+            // From the wire: a time that is none counts as 0.
+            expected_ttft: Duration::try_from_secs_f64(wire.expected_ttft_ms / 1000.0).unwrap_or_default(),
+            retry_ratio: wire.retry_ratio,
+            prompt_factor: wire.prompt_factor,
+            output_tokens: wire.output_tokens,
+            floors_work_per_s: wire.floor_work_per_s.clone(),
+            sample_epoch: wire.sample_epoch,
         }
     }
 }

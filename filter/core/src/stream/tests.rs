@@ -258,6 +258,29 @@ fn an_older_epoch_is_ignored_while_the_newer_one_holds() {
 }
 
 #[test]
+fn a_leader_of_an_older_term_is_ignored_until_the_limits_of_the_newer_one_have_ended() {
+    let mut bench = Bench::new(|_| {});
+    let limits = |term, count| v1::Limits {
+        pool: "llm".into(),
+        epoch: crate::fleet::first_epoch(term, 0) + count,
+        ttl_ms: 1000,
+        decay_ms: 2000,
+        ..Default::default()
+    };
+    let (older, newer) = (limits(2, 900), limits(3, 1));
+    let mut held = |wait_ms, limits: &v1::Limits| {
+        bench.wait(wait_ms);
+        assert!(bench.worker.set_limits(bench.now, limits));
+        bench.worker.limits_epoch(0)
+    };
+    assert_eq!(held(0, &older), older.epoch);
+    assert_eq!(held(0, &newer), newer.epoch, "though it has counted less");
+    assert_eq!(held(999, &older), newer.epoch);
+    assert_eq!(held(2000, &older), newer.epoch, "they decay, but are still in force");
+    assert_eq!(held(1, &older), older.epoch, "a cluster that was set up anew counts its terms from the beginning");
+}
+
+#[test]
 fn permits_are_never_exceeded_and_the_reserve_is_the_important_classs_own() {
     let mut bench = Bench::new(|spec| spec.concurrency = Some(v1::Concurrency { max_in_flight: 10 }));
     let early = reply(bench.send(VIP).1);

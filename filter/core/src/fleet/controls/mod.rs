@@ -170,6 +170,11 @@ impl Controls {
         is_worth_it.then(|| self.table())
     }
 
+    /// Whether a policy protects `pool`.
+    pub fn protects(&self, pool: &str) -> bool {
+        self.pools.contains_key(pool)
+    }
+
     /// The limits that have been pushed, of all pools.
     pub fn table(&self) -> LimitsTable {
         let pushed = self.pools.iter().filter_map(|(name, pool)| pool.pushed.as_ref().map(|pushed| (name.clone(), pushed.limits.clone())));
@@ -242,7 +247,8 @@ impl PoolControl {
             return true;
         }
         match load.first_report_at {
-            Some(at) => now.since(at) >= LEARNING,
+            // A replica that takes over has heard its own proxies for long, and those of the others only since then.
+            Some(at) => now.since(at.max(self.created_at)) >= LEARNING,
             None => now.since(self.created_at) >= SILENCE,
         }
     }
