@@ -3,7 +3,9 @@
 //! Each command does the set-up that it needs, so on a fresh machine any of them can be the first one.
 
 mod check;
+mod debian;
 mod envoy;
+mod etcd;
 mod layout;
 mod step;
 mod toolchain;
@@ -29,7 +31,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Installs the wasm target and the pinned Envoys under target/
+    /// Installs the wasm target, the pinned Envoys and etcd under target/
     Setup,
     /// Builds the filters into target/wasm/
     Wasm,
@@ -91,6 +93,7 @@ fn run(task: Task) -> Result<ExitCode> {
 fn setup(layout: &Layout, steps: &mut Steps) -> Result<toolchain::WasmToolchain> {
     let toolchain = toolchain::provide(layout, steps).context("the wasm target is not set up")?;
     envoy::provide(layout, steps).context("the pinned Envoys are not set up")?;
+    etcd::provide(layout, steps).context("etcd is not set up")?;
     Ok(toolchain)
 }
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 
+use crate::debian::{self, apt};
 use crate::layout::Layout;
 use crate::step::{Ended, Steps, run_within, tail};
 
@@ -20,7 +21,6 @@ pub(crate) const TARGET: &str = "wasm32-unknown-unknown";
 
 /// Without a network `rustup` hangs instead of failing.
 const RUSTUP_LIMIT: Duration = Duration::from_secs(20);
-const APT_LIMIT: Duration = Duration::from_secs(300);
 /// The lowest `rust-version` among the filter's dependencies that an older Debian compiler could fail on.
 const OLDEST_USABLE: (u32, u32) = (1, 95);
 
@@ -124,20 +124,8 @@ fn unpack_debian(folder: &Path) -> Result<()> {
     if folder.exists() {
         fs::remove_dir_all(folder).with_context(|| format!("cannot clear {}", folder.display()))?;
     }
-    let packages = folder.join("packages");
-    fs::create_dir_all(&packages).with_context(|| format!("cannot make {}", packages.display()))?;
-    for name in package_names(&version)? {
-        let mut download = Command::new("apt-get");
-        download.args(["download", &name]).current_dir(&packages);
-        finish(run_within(&mut download, APT_LIMIT)?).with_context(|| format!("apt-get download {name}"))?;
-    }
     let root = folder.join("root");
-    for package in fs::read_dir(&packages)?.flatten().filter(|entry| entry.path().extension().is_some_and(|e| e == "deb")) {
-        let mut extract = Command::new("dpkg");
-        extract.arg("-x").arg(package.path()).arg(&root);
-        finish(run_within(&mut extract, APT_LIMIT)?).with_context(|| format!("dpkg -x {}", package.path().display()))?;
-    }
-    fs::remove_dir_all(&packages)?;
+    debian::unpack(&package_names(&version)?, folder, &root)?;
     write_launcher(folder, &root)?;
     fs::write(folder.join("complete"), format!("rustc-web {version}\n"))?;
     Ok(())
@@ -171,18 +159,6 @@ fn dependency(package: &str, prefix: &str) -> Result<String> {
     let depends = shown.lines().find_map(|line| line.strip_prefix("Depends: ")).with_context(|| format!("{package} has no Depends"))?;
     let name = depends.split(',').filter_map(|one| one.split_whitespace().next()).find(|name| name.starts_with(prefix));
     name.map(str::to_owned).ok_or_else(|| anyhow!("{package} does not depend on {prefix}*"))
-}
-
-fn apt(program: &str, args: &[&str]) -> Result<String> {
-    finish(run_within(Command::new(program).args(args), APT_LIMIT)?).with_context(|| format!("{program} {}", args.join(" ")))
-}
-
-fn finish(ended: Ended) -> Result<String> {
-    match ended {
-        Ended::InTime(output) if output.status.success() => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
-        Ended::InTime(output) => bail!("{}", tail(&output)),
-        Ended::TooLate => bail!("no end after {} s", APT_LIMIT.as_secs()),
-    }
 }
 
 /// Cargo wants one program; the unpacked compiler must find the libraries unpacked next to it.
