@@ -18,7 +18,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::clock::{Clock, unix_ms};
 use crate::config::DeviceOrigin;
@@ -66,7 +66,7 @@ pub enum AgentError {
 
 /// Why a stream ended.
 #[derive(Debug, thiserror::Error)]
-enum StreamError {
+pub(crate) enum StreamError {
     #[error("cannot connect: {0}")]
     Connect(#[from] tonic::transport::Error),
     #[error("{}: {}", .0.code(), .0.message())]
@@ -131,42 +131,18 @@ impl Agent {
     async fn try_stream(&self) -> Result<StreamError, StreamError> {
         let endpoint = self.config.server.clone().connect_timeout(CONNECT_TIMEOUT);
         let channel = endpoint.connect_with_connector(self.config.connector.clone()).await?;
-        let (sender, reports) = mpsc::channel(BUFFER);
-        let mut states = self.states.clone();
-        let mut encoder = Encoder::default();
-        let state = states.borrow_and_update().clone();
-        let mut first = self.message(&mut encoder, &state, Duration::ZERO);
-        first.node = Some(self.node(&state));
-        let _ = sender.try_send(first);
-        let mut request = Request::new(ReceiverStream::new(reports));
-        if let Some(token) = (self.config.token)() {
-            request.metadata_mut().insert("authorization", token);
-        }
-        let call = DeviceReportingClient::<Channel>::new(channel).stream_device_samples(request).await;
-        let mut answers = call.map_err(Box::new)?.into_inner();
-        tracing::info!(server = %self.config.server.uri(), "device samples are streamed");
-        let mut round_trips = RoundTrips::default();
-        let mut heard_at = Instant::now();
-        loop {
-            tokio::select! {
-                answer = answers.message() => {
-                    let answer = answer.map_err(Box::new)?.ok_or(StreamError::Ended)?;
-                    heard_at = Instant::now();
-                    self.sampler.set_period(Duration::from_millis(answer.period_ms.into()));
-                    round_trips.note(self.clock.now().as_nanos(), &answer);
-                }
-                changed = states.changed() => {
-                    changed.map_err(|_| StreamError::NoSampler)?;
-                    let state = states.borrow_and_update().clone();
-                    match sender.try_reserve() {
-                        Ok(place) => place.send(self.message(&mut encoder, &state, round_trips.shortest())),
-                        Err(mpsc::error::TrySendError::Full(())) => {}
-                        Err(mpsc::error::TrySendError::Closed(())) => return Err(StreamError::Ended),
-                    }
-                }
-                () = tokio::time::sleep_until(heard_at + SILENCE) => return Err(StreamError::Silence),
+        let states = self.states.clone();
+        let node = self.node(&states.borrow());
+        let open = async |reports| {
+            let mut request = Request::new(reports);
+            if let Some(token) = (self.config.token)() {
+                request.metadata_mut().insert("authorization", token);
             }
-        }
+            let call = DeviceReportingClient::<Channel>::new(channel).stream_device_samples(request).await?;
+            tracing::info!(server = %self.config.server.uri(), "device samples are streamed");
+            Ok(call)
+        };
+        Ok(NodeStream { clock: self.clock, node, states }.run(open, |period| self.sampler.set_period(period)).await)
     }
 
     fn node(&self, state: &DeviceState) -> v1::AgentNode {
@@ -176,6 +152,68 @@ impl Agent {
             run: self.run,
             source: state.source.to_string(),
             pools: self.config.pools.clone(),
+        }
+    }
+}
+
+/// The devices of one node, as they are streamed.
+pub(crate) struct NodeStream {
+    /// The clock of the samples.
+    pub(crate) clock: Clock,
+    /// Whose devices they are.
+    pub(crate) node: v1::AgentNode,
+    /// The samples.
+    pub(crate) states: watch::Receiver<std::sync::Arc<DeviceState>>,
+}
+
+/// A stream of reports, and of the answers to them.
+type Reports = ReceiverStream<v1::DeviceReport>;
+type Answers = Response<Streaming<v1::DeviceReportResponse>>;
+
+// === impl NodeStream ===
+
+impl NodeStream {
+    /// Streams everything, then what changes, on the call that `open` makes, until that breaks; returns why it did. `on_period` is
+    /// told how often the control plane wants samples.
+    pub(crate) async fn run(self, open: impl AsyncFnOnce(Reports) -> Result<Answers, Status>, on_period: impl Fn(Duration)) -> StreamError {
+        match self.try_run(open, on_period).await {
+            Ok(never) => match never {},
+            Err(error) => error,
+        }
+    }
+
+    async fn try_run(
+        mut self,
+        open: impl AsyncFnOnce(Reports) -> Result<Answers, Status>,
+        on_period: impl Fn(Duration),
+    ) -> Result<std::convert::Infallible, StreamError> {
+        let (sender, reports) = mpsc::channel(BUFFER);
+        let mut encoder = Encoder::default();
+        let state = self.states.borrow_and_update().clone();
+        let first = v1::DeviceReport { node: Some(self.node.clone()), ..self.message(&mut encoder, &state, Duration::ZERO) };
+        let _ = sender.try_send(first);
+        let mut answers = open(ReceiverStream::new(reports)).await.map_err(Box::new)?.into_inner();
+        let mut round_trips = RoundTrips::default();
+        let mut heard_at = Instant::now();
+        loop {
+            tokio::select! {
+                answer = answers.message() => {
+                    let answer = answer.map_err(Box::new)?.ok_or(StreamError::Ended)?;
+                    heard_at = Instant::now();
+                    on_period(Duration::from_millis(answer.period_ms.into()));
+                    round_trips.note(self.clock.now().as_nanos(), &answer);
+                }
+                changed = self.states.changed() => {
+                    changed.map_err(|_| StreamError::NoSampler)?;
+                    let state = self.states.borrow_and_update().clone();
+                    match sender.try_reserve() {
+                        Ok(place) => place.send(self.message(&mut encoder, &state, round_trips.shortest())),
+                        Err(mpsc::error::TrySendError::Full(())) => {}
+                        Err(mpsc::error::TrySendError::Closed(())) => return Err(StreamError::Ended),
+                    }
+                }
+                () = tokio::time::sleep_until(heard_at + SILENCE) => return Err(StreamError::Silence),
+            }
         }
     }
 

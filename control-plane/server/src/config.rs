@@ -9,6 +9,7 @@ use std::time::Duration;
 
 mod raw;
 mod security;
+mod store;
 
 pub use headgate_core::fleet::LimitsLifetime;
 use hyper::Uri;
@@ -16,6 +17,8 @@ use hyper::Uri;
 pub use self::raw::{FileError, RawConfig};
 use self::security::RawSecurity;
 pub use self::security::{AuditTarget, Security};
+use self::store::RawStore;
+pub use self::store::{Replication, StoreOrigin};
 
 /// A valid configuration.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,6 +29,8 @@ pub struct Config {
     pub http: SocketAddr,
     /// Directory of the policy store.
     pub data_dir: PathBuf,
+    /// Where policies are kept.
+    pub store: StoreOrigin,
     /// Where GPU telemetry comes from.
     pub devices: DeviceOrigin,
     /// Pages of dcgm-exporters to read GPUs from.
@@ -155,6 +160,12 @@ pub enum ConfigError {
         /// Its address.
         address: SocketAddr,
     },
+    /// No list of members.
+    #[error("--store: `{got}` is no list of the form etcd://HOST:PORT,HOST:PORT with 1 to 16 members")]
+    Store {
+        /// What was given.
+        got: String,
+    },
     /// Given, but empty.
     #[error("--{flag}: is empty")]
     Empty {
@@ -193,6 +204,12 @@ impl TryFrom<RawConfig> for Config {
             insecure_open,
             audit_log,
             audit_max_mib,
+            store,
+            store_ca,
+            store_cert,
+            store_key,
+            replica,
+            advertise,
         } = raw;
         let mut errors = Errors::default();
         let (insecure_plaintext, insecure_open) = (insecure_plaintext.unwrap_or(false), insecure_open.unwrap_or(false));
@@ -209,10 +226,13 @@ impl TryFrom<RawConfig> for Config {
         };
         let (grpc, http) = (errors.address("grpc", grpc, "127.0.0.1:18000"), errors.address("http", http, "127.0.0.1:18080"));
         let data_dir = errors.path("data-dir", data_dir, "headgate-data");
+        let security = errors.security(security, &data_dir, &[("grpc", grpc), ("http", http)]);
+        let store = RawStore { store, store_ca, store_cert, store_key, replica, advertise };
         let config = Self {
             grpc,
             http,
-            data_dir: data_dir.clone(),
+            store: errors.store(store, security.tls.as_ref()),
+            data_dir,
             devices: errors.devices(nvml_lib, device_tape),
             dcgm_exporters: errors.pages("dcgm-exporter", dcgm_exporter.unwrap_or_default()),
             filter: FilterDelivery {
@@ -226,7 +246,7 @@ impl TryFrom<RawConfig> for Config {
                 ttl: errors.millis("limits-ttl-ms", limits_ttl_ms.unwrap_or(3000), 200, 600_000),
                 decay: errors.millis("decay-ms", decay_ms.unwrap_or(10_000), 0, 600_000),
             },
-            security: errors.security(security, &data_dir, &[("grpc", grpc), ("http", http)]),
+            security,
         };
         if config.grpc == config.http && config.grpc.port() != 0 {
             errors.0.push(ConfigError::SameAddress(config.http));

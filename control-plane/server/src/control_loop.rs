@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use headgate_core::fleet::{Controls, Ledger, LimitsLifetime, PoolControlView, PoolView, StepInputs};
+use headgate_core::fleet::{Controls, Ledger, LimitsLifetime, PoolControlView, PoolView, StepInputs, Term, first_epoch};
 use headgate_core::level::{EngineFacts, MemoryFacts, MemorySource, SourceReason};
 use headgate_core::policy::GpuMemoryConfig;
 use headgate_core::time::Timestamp;
@@ -18,7 +18,8 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::{Clock, unix_ms};
 use crate::device::{DEFAULT_PERIOD, DeviceBoard, PoolCapacity};
 use crate::engine::{EngineKind, Engines, FreezeWatch, PoolEngines};
-use crate::fleet::{Fleet, PolicySet};
+use crate::fleet::{Fleet, LimitsTable, PolicySet};
+use crate::replica::Helm;
 
 /// Longest time between two steps.
 const TICK: Duration = Duration::from_millis(100);
@@ -76,6 +77,10 @@ pub struct ControlLoop {
     pub lifetime: LimitsLifetime,
     /// Where the view goes.
     pub view: watch::Sender<Arc<ControlView>>,
+    /// Whether this replica may act.
+    pub helm: Helm,
+    /// Limits of the leader before: they stay in force until this one has learned enough to push its own.
+    pub inherited: Arc<LimitsTable>,
 }
 
 // === impl SharedLedger ===
@@ -96,11 +101,24 @@ fn completed(load: &PoolView) -> u64 {
 // === impl ControlLoop ===
 
 impl ControlLoop {
+    /// A loop that has taken no step, over what it shares with the others.
+    pub fn new(
+        (fleet, ledger, devices): (Fleet, SharedLedger, DeviceBoard),
+        clock: Clock,
+        lifetime: LimitsLifetime,
+        view: watch::Sender<Arc<ControlView>>,
+        helm: Helm,
+    ) -> Self {
+        let (engines, memories, inherited) = (Engines::new(clock), BTreeMap::new(), Arc::default());
+        Self { fleet, ledger, devices, engines, memories, clock, lifetime, view, helm, inherited }
+    }
+
     /// Runs until `shutdown`.
     pub async fn run(mut self, shutdown: CancellationToken) {
         let mut policies = self.fleet.policies();
         let mut controls = Controls::new(self.lifetime);
-        self.take_policies(&mut controls, &policies.borrow_and_update().clone());
+        let mut term = self.helm.acting_term();
+        self.take_policies(&mut controls, term, &policies.borrow_and_update().clone());
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut housekeeping_at = self.clock.now();
@@ -112,7 +130,7 @@ impl ControlLoop {
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,
-                Ok(()) = policies.changed() => self.take_policies(&mut controls, &policies.borrow_and_update().clone()),
+                Ok(()) = policies.changed() => self.take_policies(&mut controls, term, &policies.borrow_and_update().clone()),
                 Ok(()) = changed.changed(), if due.is_none() => {
                     due = Some(stepped_at + LEAST_TICK);
                     continue;
@@ -124,7 +142,19 @@ impl ControlLoop {
             changed.mark_unchanged();
             stepped_at = tokio::time::Instant::now();
             steps += 1;
-            self.step(&mut controls, steps);
+            match self.helm.acting_term() {
+                Some(acting) => {
+                    if term != Some(acting) {
+                        term = Some(acting);
+                        controls = Controls::new(self.lifetime);
+                        self.inherited = self.fleet.limits().borrow().clone();
+                        self.take_policies(&mut controls, term, &policies.borrow_and_update().clone());
+                    }
+                    self.step(&mut controls, steps);
+                }
+                // What is known of pools is what the leader knows.
+                None => drop(self.view.send_replace(Arc::new(ControlView { at: self.clock.now(), steps, ..ControlView::default() }))),
+            }
             let now = self.clock.now();
             if now.since(housekeeping_at) >= HOUSEKEEPING {
                 housekeeping_at = now;
@@ -133,9 +163,10 @@ impl ControlLoop {
         }
     }
 
-    fn take_policies(&mut self, controls: &mut Controls, policies: &PolicySet) {
+    fn take_policies(&mut self, controls: &mut Controls, term: Option<Term>, policies: &PolicySet) {
         self.ledger.lock().set_policies(policies);
-        for (policy, errors) in controls.set_policies(self.clock.now(), unix_ms(), policies) {
+        let epoch = first_epoch(term.unwrap_or(0), unix_ms());
+        for (policy, errors) in controls.set_policies(self.clock.now(), epoch, policies) {
             tracing::error!(policy, %errors, "a stored policy is not valid; it is left out");
         }
         // Another policy may name other engines: what they are is found out anew.
@@ -143,7 +174,19 @@ impl ControlLoop {
         self.devices.set_period(controls.device_period().unwrap_or(DEFAULT_PERIOD));
         self.engines.set(controls.engines().flat_map(|(_, urls)| urls).map(String::as_str));
         // Pools that are gone leave at once; a filter must not go on with the limits of a policy that was deleted.
-        self.fleet.publish_limits(controls.table());
+        self.publish(controls, controls.table());
+    }
+
+    /// Publishes the limits, unless this replica may no longer act.
+    fn publish(&self, controls: &Controls, mut table: LimitsTable) {
+        for (pool, limits) in &self.inherited.pools {
+            if controls.protects(pool) {
+                table.pools.entry(pool.clone()).or_insert_with(|| limits.clone());
+            }
+        }
+        if self.helm.acting_term().is_some() {
+            self.fleet.publish_limits(table);
+        }
     }
 
     fn step(&mut self, controls: &mut Controls, steps: u64) {
@@ -175,7 +218,7 @@ impl ControlLoop {
             .step(at, &StepInputs { loads: &loads, gpu_memory: &gpu_memory, capacity: &capacity, engines: &sample, shares: &shares });
         let (_, memory_sources) = memories.into_inner();
         if let Some(table) = table {
-            self.fleet.publish_limits(table);
+            self.publish(controls, table);
         }
         let capacities = controls.gpu_memory().map(|(pool, config)| (pool.to_owned(), devices.capacity(pool, config))).collect();
         let (pools, step) = (controls.views(), began.elapsed());

@@ -40,8 +40,15 @@ pub struct DeviceReports {
 /// Who speaks for which node: the one who came last.
 #[derive(Default)]
 struct Streams {
-    by_node: BTreeMap<String, (u64, CancellationToken)>,
+    by_node: BTreeMap<String, Speaker>,
     count: u64,
+}
+
+struct Speaker {
+    number: u64,
+    replaced: CancellationToken,
+    /// Whether another replica passes it on.
+    is_relayed: bool,
 }
 
 /// One stream, after its first message.
@@ -58,7 +65,8 @@ struct Session {
 /// What gRPC and HTTP/2 put before each message.
 const FRAME_BYTES: usize = 5 + 9;
 
-type Responses = Pin<Box<dyn Stream<Item = Result<v1::DeviceReportResponse, Status>> + Send>>;
+/// The answers of one stream.
+pub type Responses = Pin<Box<dyn Stream<Item = Result<v1::DeviceReportResponse, Status>> + Send>>;
 type Answers = mpsc::Sender<Result<v1::DeviceReportResponse, Status>>;
 
 // === impl DeviceReports ===
@@ -69,8 +77,25 @@ impl DeviceReports {
         Self { board, clock, shutdown, streams: Arc::default() }
     }
 
-    async fn read(self, caller: Caller, mut reports: Streaming<v1::DeviceReport>, answers: Answers) {
-        let mut session = match self.begin(&caller, &mut reports).await {
+    /// Whether `node` speaks to this replica itself.
+    pub fn hears(&self, node: &str) -> bool {
+        self.lock().by_node.get(node).is_some_and(|speaker| !speaker.is_relayed)
+    }
+
+    /// Opens a stream that another replica passes on, which may speak for any node.
+    pub fn open_relayed(&self, reports: Streaming<v1::DeviceReport>) -> Response<Responses> {
+        self.open(None, reports)
+    }
+
+    /// Opens a stream; without a caller it is one that another replica passes on.
+    fn open(&self, caller: Option<Caller>, reports: Streaming<v1::DeviceReport>) -> Response<Responses> {
+        let (answers, stream) = mpsc::channel(2);
+        tokio::spawn(self.clone().read(caller, reports, answers));
+        Response::new(Box::pin(ReceiverStream::new(stream)))
+    }
+
+    async fn read(self, caller: Option<Caller>, mut reports: Streaming<v1::DeviceReport>, answers: Answers) {
+        let mut session = match self.begin(caller.as_ref(), &mut reports).await {
             Ok(Some(session)) => session,
             Ok(None) => return,
             Err(status) => {
@@ -90,20 +115,23 @@ impl DeviceReports {
     }
 
     /// Reads the first message; `None` when there is none.
-    async fn begin(&self, caller: &Caller, reports: &mut Streaming<v1::DeviceReport>) -> Result<Option<Session>, Status> {
+    async fn begin(&self, caller: Option<&Caller>, reports: &mut Streaming<v1::DeviceReport>) -> Result<Option<Session>, Status> {
         let first = tokio::select! {
             () = self.shutdown.cancelled() => return Err(shutting_down()),
             report = reports.message() => report?,
         };
         let Some(mut report) = first else { return Ok(None) };
         let node = checked(report.node.take().unwrap_or_default())?;
-        caller.require_node(&node.name, None)?;
+        if let Some(caller) = caller {
+            caller.require_node(&node.name, None)?;
+        }
         let mut session = {
             let mut streams = self.lock();
             streams.count += 1;
             let (number, replaced) = (streams.count, CancellationToken::new());
-            if let Some((_, before)) = streams.by_node.insert(node.name.clone(), (number, replaced.clone())) {
-                before.cancel();
+            let speaker = Speaker { number, replaced: replaced.clone(), is_relayed: caller.is_none() };
+            if let Some(before) = streams.by_node.insert(node.name.clone(), speaker) {
+                before.replaced.cancel();
             }
             Session::new(node, number, replaced)
         };
@@ -156,7 +184,7 @@ impl DeviceReports {
     fn end(&self, mut session: Session, problem: String) {
         let mut streams = self.lock();
         let node = session.state.node.to_string();
-        if streams.by_node.get(&node).is_none_or(|(number, _)| *number != session.number) {
+        if streams.by_node.get(&node).is_none_or(|speaker| speaker.number != session.number) {
             return;
         }
         streams.by_node.remove(&node);
@@ -177,9 +205,7 @@ impl DeviceReporting for DeviceReports {
 
     async fn stream_device_samples(&self, request: Request<Streaming<v1::DeviceReport>>) -> Result<Response<Responses>, Status> {
         let caller = Caller::of(request.extensions())?;
-        let (answers, stream) = mpsc::channel(2);
-        tokio::spawn(self.clone().read(caller, request.into_inner(), answers));
-        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+        Ok(self.open(Some(caller), request.into_inner()))
     }
 }
 

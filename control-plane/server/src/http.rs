@@ -21,8 +21,11 @@ use crate::device::{DeviceBoard, PoolCapacity};
 use crate::fleet::Fleet;
 use crate::identity::access::Role;
 use crate::identity::{Caller, Guard, guard_page};
+use crate::records::StoreHealth;
+use crate::replica::Helm;
 use crate::status::{
-    ClassStatus, EngineStatus, GpuStatus, LevelView, OverloadStatus, PoolStatus, ProxyStatus, StatusDocument, TripView, source_text,
+    ClassStatus, EngineStatus, GpuStatus, LevelView, OverloadStatus, PoolStatus, ProxyStatus, ReplicaStatus, StatusDocument, TripView,
+    source_text,
 };
 
 mod metrics;
@@ -44,6 +47,10 @@ pub struct Observatory {
     pub ready: Arc<AtomicBool>,
     /// What came of access logs.
     pub access_logs: Arc<AccessLogCounters>,
+    /// Who steers.
+    pub helm: Helm,
+    /// Whether the store can be reached.
+    pub store: watch::Receiver<StoreHealth>,
 }
 
 /// The routes, behind `guard`.
@@ -80,12 +87,13 @@ async fn metrics_page(State(observatory): State<Observatory>, Extension(caller):
     }
 }
 
-async fn ready(State(observatory): State<Observatory>) -> (StatusCode, &'static str) {
-    if observatory.ready.load(Ordering::Acquire) {
-        (StatusCode::OK, "ready\n")
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "not ready: starting or shutting down\n")
+/// A replica that cannot reach its store is ready all the same: it serves what is in force.
+async fn ready(State(observatory): State<Observatory>) -> (StatusCode, String) {
+    if !observatory.ready.load(Ordering::Acquire) {
+        return (StatusCode::SERVICE_UNAVAILABLE, "not ready: starting or shutting down\n".to_owned());
     }
+    let replica = ReplicaStatus::of(&observatory.helm, &observatory.store.borrow());
+    (StatusCode::OK, replica.line().map_or_else(|| "ready\n".to_owned(), |line| format!("ready\n{line}\n")))
 }
 
 // === impl Observatory ===
@@ -100,6 +108,7 @@ impl Observatory {
             gpus: GpuStatus::list(&devices),
             gpu_source: source_text(&devices),
             proxies: self.fleet.proxies().views(Instant::now()).into_iter().map(ProxyStatus::from).collect(),
+            replica: ReplicaStatus::of(&self.helm, &self.store.borrow()),
         }
     }
 

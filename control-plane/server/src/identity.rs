@@ -14,6 +14,7 @@ mod rates;
 pub mod access;
 pub mod audit;
 pub mod certificate;
+pub mod client;
 pub mod frames;
 pub mod listener;
 pub mod pattern;

@@ -1,12 +1,13 @@
 //! The service `headgate.v1.LoadReporting`: one stream a proxy, into the books.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Instant;
 
 use futures::Stream;
 use headgate_protos::v1;
 use headgate_protos::v1::load_reporting_server::LoadReporting;
-use tokio::sync::mpsc;
+use tokio::sync::{broadcast, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
@@ -21,23 +22,49 @@ const REPORT_INTERVAL_MS: u32 = 100;
 /// Longest `node.id`, in bytes; it is a key of the books and of metrics.
 const MAX_NODE_ID_BYTES: usize = 512;
 
+/// Where a report goes, whichever replica it came to.
+#[derive(Clone)]
+pub struct Books {
+    /// Takes what it says of its proxy.
+    pub fleet: Fleet,
+    /// Takes what it says of its load.
+    pub ledger: SharedLedger,
+    /// The monotonic clock.
+    pub clock: Clock,
+}
+
 /// The service.
 #[derive(Clone)]
 pub struct LoadReports {
-    fleet: Fleet,
-    ledger: SharedLedger,
-    clock: Clock,
+    books: Books,
+    /// What is passed on to the leader, when this replica is none.
+    relay: broadcast::Sender<Arc<v1::LoadReport>>,
     shutdown: CancellationToken,
 }
 
 type Responses = Pin<Box<dyn Stream<Item = Result<v1::LoadReportResponse, Status>> + Send>>;
 
+// === impl Books ===
+
+impl Books {
+    /// Books a report.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` when it does not say whose it is.
+    pub fn take(&self, report: &v1::LoadReport) -> Result<(), Status> {
+        checked_node_id(&report.node_id)?;
+        self.ledger.lock().record(self.clock.now(), report);
+        self.fleet.proxies().record_report(Instant::now(), report);
+        Ok(())
+    }
+}
+
 // === impl LoadReports ===
 
 impl LoadReports {
-    /// A service that books into `ledger` and ends its streams at `shutdown`.
-    pub fn new(fleet: Fleet, ledger: SharedLedger, clock: Clock, shutdown: CancellationToken) -> Self {
-        Self { fleet, ledger, clock, shutdown }
+    /// A service that books into `books`, hands every report to `relay`, and ends its streams at `shutdown`.
+    pub fn new(books: Books, relay: broadcast::Sender<Arc<v1::LoadReport>>, shutdown: CancellationToken) -> Self {
+        Self { books, relay, shutdown }
     }
 
     async fn read(
@@ -90,10 +117,12 @@ impl LoadReports {
         } else if report.node_id != *node_id {
             return Err(Status::invalid_argument(format!("node_id: changed from `{node_id}` to `{}` within a stream", report.node_id)));
         }
-        self.ledger.lock().record(self.clock.now(), &report);
-        self.fleet.proxies().record_report(Instant::now(), &report);
+        self.books.take(&report)?;
+        let workers = report.workers.len();
+        // Nobody listens unless this replica follows another one.
+        let _ = self.relay.send(Arc::new(report));
         if is_first {
-            tracing::info!(node_id = *node_id, workers = report.workers.len(), "a proxy reports its load");
+            tracing::info!(node_id = *node_id, workers, "a proxy reports its load");
             // A proxy that has gone hears nothing; the next read ends the stream.
             let _ = answers.send(Ok(v1::LoadReportResponse { report_interval_ms: REPORT_INTERVAL_MS })).await;
         }

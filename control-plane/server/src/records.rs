@@ -7,6 +7,7 @@
 
 mod disk;
 mod encoding;
+mod etcd;
 #[cfg(test)]
 pub(crate) mod tests;
 mod view;
@@ -17,6 +18,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::watch;
 
 pub use self::view::View;
 use crate::clock::unix_ms;
@@ -35,7 +37,7 @@ pub const MAX_CHANGES: usize = 60;
 /// Decisions that are taken anew before a commit gives up: each time another replica has got something done.
 const MAX_TRIES: usize = 16;
 /// How long a commit that was overtaken waits to hear by what.
-const CATCH_UP_LIMIT: Duration = Duration::from_secs(3);
+const CATCH_UP_LIMIT: Duration = Duration::from_secs(1);
 
 /// What a record is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -138,9 +140,24 @@ pub enum StoreError {
     /// More changes than one transaction takes.
     #[error("{0} changes at once are more than {MAX_CHANGES}")]
     TooMany(usize),
-    /// Other replicas were quicker every time.
-    #[error("other replicas changed the store {MAX_TRIES} times meanwhile; nothing was changed, try again")]
+    /// Other replicas were quicker every time, or this one does not hear what they have done.
+    #[error("other replicas changed the store meanwhile, {MAX_TRIES} times or unheard of here; nothing was changed, try again")]
     Overtaken,
+    /// Where the records are kept does not answer. A commit that ends so may have been made; a later one tells.
+    #[error("the store cannot be reached, and what is in force stays: {0}")]
+    Unavailable(String),
+}
+
+/// Whether the store can be reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreHealth {
+    /// It can.
+    Ok,
+    /// It cannot; what was read from it stays in force.
+    Failing {
+        /// Why.
+        problem: String,
+    },
 }
 
 /// Where commits become durable.
@@ -166,7 +183,6 @@ enum Durable {
     /// It is durable.
     Done,
     /// Something that the writer did not know was committed before; nothing has changed.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the embedded store has one writer"))]
     Overtaken,
 }
 
@@ -182,6 +198,7 @@ struct Inner {
     writer: Mutex<()>,
     turn: Mutex<Turn>,
     moved: Condvar,
+    health: watch::Sender<StoreHealth>,
 }
 
 /// Held while a change is told, so that all followers hear of all changes in one order.
@@ -206,7 +223,13 @@ impl Records {
 
     fn over(backend: Box<dyn Backend>, view: View) -> Self {
         let turn = Turn { view: Arc::new(view), followers: Vec::new() };
-        Self { inner: Arc::new(Inner { backend, writer: Mutex::new(()), turn: Mutex::new(turn), moved: Condvar::new() }) }
+        let health = watch::Sender::new(StoreHealth::Ok);
+        Self { inner: Arc::new(Inner { backend, writer: Mutex::new(()), turn: Mutex::new(turn), moved: Condvar::new(), health }) }
+    }
+
+    /// Whether the store can be reached, and changes of that.
+    pub fn health(&self) -> watch::Receiver<StoreHealth> {
+        self.inner.health.subscribe()
     }
 
     /// Everything that is stored.
@@ -249,7 +272,8 @@ impl Records {
                     self.inner.absorb(&batch.added);
                     return Ok(batch.added);
                 }
-                Durable::Overtaken => self.inner.wait_past(view.revision()),
+                Durable::Overtaken if self.inner.wait_past(view.revision()) => {}
+                Durable::Overtaken => break,
             }
         }
         Err(StoreError::Overtaken.into())
@@ -299,10 +323,27 @@ impl Inner {
         self.moved.notify_all();
     }
 
-    /// Waits until more than `revision` is known.
-    fn wait_past(&self, revision: u64) {
+    /// Takes everything anew after a gap, and tells what is different.
+    fn replace(&self, view: View) {
+        let mut turn = self.turn();
+        let changed = turn.view.changes_to(&view);
+        turn.tell(view, &changed);
+        drop(turn);
+        self.moved.notify_all();
+    }
+
+    /// Returns whether the store was reachable before and is not now, or the other way round.
+    fn note_health(&self, now: StoreHealth) -> bool {
+        let is_ok = now == StoreHealth::Ok;
+        let before = self.health.send_replace(now);
+        (before == StoreHealth::Ok) != is_ok
+    }
+
+    /// Waits until more than `revision` is known; `false` when that takes too long.
+    fn wait_past(&self, revision: u64) -> bool {
         let behind = |turn: &mut Turn| turn.view.revision() <= revision;
-        drop(self.moved.wait_timeout_while(self.turn(), CATCH_UP_LIMIT, behind));
+        let waited = self.moved.wait_timeout_while(self.turn(), CATCH_UP_LIMIT, behind);
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 }
 

@@ -17,19 +17,20 @@ use crate::config::{Config, LogFormat};
 use crate::control_loop::{ControlLoop, ControlView, SharedLedger};
 use crate::device::tape::TapeError;
 use crate::device::{self, DeviceBoard, DeviceState, Sampler, SamplerControl};
-use crate::engine::Engines;
+use crate::device_reporting::DeviceReports;
 use crate::fleet::Fleet;
 use crate::gateway::{EndpointLatencies, GatewayError, GatewayHub, GatewayPublisher};
 use crate::gateway_service::GatewayServer;
 use crate::http::{self, Observatory};
 use crate::identity::FileErrors;
 use crate::identity::listener::{Incoming, Peer};
-use crate::records::Records;
-use crate::store::{Store, StoreError};
+use crate::replica::devices::DeviceRelay;
+use crate::store::StoreError;
 
 mod front;
 mod grpc;
 mod log;
+mod replicas;
 
 /// Time that streams and connections get to end after a signal.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(3);
@@ -59,11 +60,24 @@ pub enum ServeError {
         source: io::Error,
     },
     /// The policy store cannot be opened.
-    #[error("--data-dir: {0}")]
-    Store(#[from] StoreError),
+    #[error("--{flag}: {source}")]
+    Store {
+        /// The flag that names it.
+        flag: &'static str,
+        /// Why.
+        source: StoreError,
+    },
     /// The stored gateway cannot be used.
-    #[error("--data-dir: {0}")]
-    Gateway(#[from] GatewayError),
+    #[error("--{flag}: {source}")]
+    Gateway {
+        /// The flag that names the store.
+        flag: &'static str,
+        /// Why.
+        source: GatewayError,
+    },
+    /// Files for connections to etcd cannot be used.
+    #[error("{0}")]
+    Client(String),
     /// The recording of GPUs cannot be used.
     #[error("--device-tape: {0}")]
     Tape(#[from] TapeError),
@@ -121,7 +135,12 @@ pub async fn run(config: Config) -> Result<(), ServeError> {
     start_log(config.log_format);
     let mut terminate = signal(tokio::signal::unix::SignalKind::terminate())?;
     let mut interrupt = signal(tokio::signal::unix::SignalKind::interrupt())?;
-    let mut running = start(config).await?;
+    // A replica waits for etcd as long as it must, but not beyond a signal.
+    let mut running = tokio::select! {
+        started = start(config) => started?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
     let outcome = tokio::select! {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
@@ -144,23 +163,14 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
     let (clock, fleet, ledger, shutdown) = (Clock::start(), Fleet::new(), SharedLedger::default(), CancellationToken::new());
     let front = front::open(&config, &shutdown).await?;
     let (grpc, http) = (front.grpc.address(), front.http.address());
-    let records = Records::open(&config.data_dir)?;
-    let store = Store::open(records.clone(), fleet.clone())?;
-    let hub = GatewayHub::open(records)?;
+    let replica = replicas::open(&config, grpc, &shutdown).await?;
+    let (helm, (store, hub)) = (replica.helm.clone(), replica.stores(config.store.flag(), &fleet)?);
     let sampler =
         Sampler::start(device::open(&config.devices)?, clock).map_err(|source| system("start the GPU sampling thread", source))?;
     let devices = DeviceBoard::default();
     let (view, control) = watch::channel(Arc::new(ControlView::default()));
-    let control_loop = ControlLoop {
-        fleet: fleet.clone(),
-        ledger: ledger.clone(),
-        devices: devices.clone(),
-        engines: Engines::new(clock),
-        memories: std::collections::BTreeMap::new(),
-        clock,
-        lifetime: config.lifetime,
-        view,
-    };
+    let shared = (fleet.clone(), ledger.clone(), devices.clone());
+    let control_loop = ControlLoop::new(shared, clock, config.lifetime, view, helm.clone());
     let access_logs = Arc::new(crate::access_log::Counters::default());
     let ready = Arc::new(AtomicBool::new(false));
     let observatory = Observatory {
@@ -171,6 +181,8 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         clock,
         ready: ready.clone(),
         access_logs: access_logs.clone(),
+        helm: helm.clone(),
+        store: replica.records.health(),
     };
     let states = watch::Sender::new(Arc::default());
     let gateway = GatewayServer::new(hub.clone(), states.subscribe());
@@ -178,14 +190,18 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
     let publisher =
         GatewayPublisher { hub, devices: devices.clone(), latencies: latencies.clone(), filter, clock, fleet: fleet.clone(), states };
     publisher.publish();
+    let device_reports = DeviceReports::new(devices.clone(), clock, shutdown.clone());
+    let relay = DeviceRelay { board: devices.clone(), reports: device_reports.clone(), clock, name: helm.name().to_owned() };
     let services = grpc::Services {
         store,
         gateway,
         latencies,
-        fleet,
+        fleet: fleet.clone(),
         ledger,
-        devices: devices.clone(),
+        devices: device_reports,
         clock,
+        helm,
+        reports: replica.reports.clone(),
         filter: config.filter,
         shutdown: shutdown.clone(),
         access_logs,
@@ -200,6 +216,7 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
     for page in config.dcgm_exporters {
         parts.spawn(follow_exporter(page, devices.clone(), clock, shutdown.clone()));
     }
+    replica.start(fleet, relay, &mut parts, &shutdown);
     parts.spawn(follow_sampler(sampler.state(), sampler.control(), devices, clock, shutdown.clone()));
     ready.store(true, Ordering::Release);
     if let Some(path) = &config.ports_file {

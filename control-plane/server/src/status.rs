@@ -10,10 +10,12 @@ use crate::fleet::ProxyView;
 mod gpus;
 mod latency;
 mod overload;
+mod replica;
 
 pub use self::gpus::{GpuStatus, source_text};
 pub use self::latency::{LatencyFigures, LatencyStatus, LatencyStream, MissingLatencies};
 pub use self::overload::{BudgetStatus, ClassShed, CutOffStatus, OverloadStatus, QueueStatus, RungStatus, WorkStatus};
+pub use self::replica::ReplicaStatus;
 
 /// The whole document.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -26,6 +28,9 @@ pub struct StatusDocument {
     pub gpu_source: String,
     /// The proxies, by `node.id`.
     pub proxies: Vec<ProxyStatus>,
+    /// What this replica is among others.
+    #[serde(default)]
+    pub replica: ReplicaStatus,
 }
 
 /// One pool.

@@ -1,23 +1,18 @@
 //! What a client shows to the control plane, and how it knows that it talks to the right one.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
 
 use clap::Args;
-use hyper_rustls::{FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::connect::HttpConnector;
-use rustls::ClientConfig;
-use rustls::ConfigBuilder;
-use rustls::client::WantsClientCert;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{PrivateKeyDer, ServerName};
+use rustls::pki_types::ServerName;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::{Request, Status};
 
 use super::CliError;
-use crate::identity::tls::{authorities, certificates, cryptography};
+use crate::identity::client::ClientFiles;
 
 /// Longest token that is sent, in bytes; the control plane reads no longer one.
 const MAX_TOKEN_BYTES: usize = 8 << 10;
@@ -60,21 +55,14 @@ impl CredentialArgs {
 
     /// A connector for `http` and `https` addresses. Every file that cannot be used is named at once.
     pub(super) fn connector(&self, address: &str) -> Result<HttpsConnector<HttpConnector>, CliError> {
-        let mut plain = HttpConnector::new();
-        plain.enforce_http(false);
-        plain.set_nodelay(true);
-        if !address.starts_with("https://") {
-            // Never used to encrypt: the address says `http`.
-            let unused = client_builder()?.with_no_client_auth();
-            return Ok(HttpsConnectorBuilder::new().with_tls_config(unused).https_or_http().enable_all_versions().wrap_connector(plain));
-        }
-        let mut builder = HttpsConnectorBuilder::new().with_tls_config(self.tls()?).https_only();
-        if let Some(name) = &self.server_name {
-            let name = ServerName::try_from(name.clone())
-                .map_err(|_| CliError::Usage(format!("--server-name: `{name}` is neither a host name nor an IP address")))?;
-            builder = builder.with_server_name_resolver(FixedServerNameResolver::new(name));
-        }
-        Ok(builder.enable_all_versions().wrap_connector(plain))
+        let parse = |name: &String| {
+            ServerName::try_from(name.clone())
+                .map_err(|_| CliError::Usage(format!("--server-name: `{name}` is neither a host name nor an IP address")))
+        };
+        let files = ClientFiles { ca: ("ca", self.ca.clone()), cert: ("cert", self.cert.clone()), key: ("key", self.key.clone()) };
+        let is_https = address.starts_with("https://");
+        let server_name = self.server_name.as_ref().filter(|_| is_https).map(parse).transpose()?;
+        files.connector(is_https, server_name).map_err(CliError::Usage)
     }
 
     /// The token as a header.
@@ -91,62 +79,6 @@ impl CredentialArgs {
         value.set_sensitive(true);
         Ok(Bearer(Some(value)))
     }
-
-    fn tls(&self) -> Result<ClientConfig, CliError> {
-        let mut problems = Vec::new();
-        let mut note = |problem: String| problems.push(problem);
-        let roots = match &self.ca {
-            Some(path) => read("ca", path).and_then(|pem| authorities("ca", path, &pem)).map_err(&mut note).ok(),
-            None => {
-                note("--ca: is needed for https; /etc/ssl/certs/ca-certificates.crt has the public authorities".to_owned());
-                None
-            }
-        };
-        let identity = match (&self.cert, &self.key) {
-            (Some(cert), Some(key)) => {
-                let chain = read("cert", cert).and_then(|pem| certificates("cert", cert, &pem)).map_err(&mut note).ok();
-                let key = read("key", key).and_then(|pem| private_key(key, &pem)).map_err(&mut note).ok();
-                chain.zip(key)
-            }
-            (None, None) => None,
-            (Some(_), None) => {
-                note("--cert: needs --key".to_owned());
-                None
-            }
-            (None, Some(_)) => {
-                note("--key: needs --cert".to_owned());
-                None
-            }
-        };
-        if !problems.is_empty() {
-            return Err(CliError::Usage(problems.join("\n")));
-        }
-        let builder = ClientConfig::builder_with_provider(cryptography()).with_safe_default_protocol_versions().map_err(unusable)?;
-        let builder = builder.with_root_certificates(roots.unwrap_or_else(rustls::RootCertStore::empty));
-        match identity {
-            Some((chain, key)) => {
-                builder.with_client_auth_cert(chain, key).map_err(|error| CliError::Usage(format!("--cert, --key: {error}")))
-            }
-            None => Ok(builder.with_no_client_auth()),
-        }
-    }
-}
-
-fn client_builder() -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, CliError> {
-    let builder = ClientConfig::builder_with_provider(cryptography()).with_safe_default_protocol_versions().map_err(unusable)?;
-    Ok(builder.with_root_certificates(Arc::new(rustls::RootCertStore::empty())))
-}
-
-fn unusable(error: rustls::Error) -> CliError {
-    CliError::Usage(format!("TLS cannot be used: {error}"))
-}
-
-fn read(flag: &str, path: &Path) -> Result<Vec<u8>, String> {
-    fs::read(path).map_err(|error| format!("--{flag}: {}: {error}", path.display()))
-}
-
-fn private_key(path: &Path, pem: &[u8]) -> Result<PrivateKeyDer<'static>, String> {
-    PrivateKeyDer::from_pem_slice(pem).map_err(|error| format!("--key: {}: no private key in PEM: {error}", path.display()))
 }
 
 // === impl Bearer ===

@@ -55,6 +55,7 @@ fn render(document: &StatusDocument) -> String {
         parts.push(gpu::table(&document.gpus).render());
     }
     parts.push(proxies(document));
+    parts.extend(document.replica.line());
     parts.join("\n\n")
 }
 

@@ -18,6 +18,24 @@ pub struct RawConfig {
     /// Directory of the policy store; made if missing [default: headgate-data]
     #[arg(long, env = "HEADGATE_DATA_DIR", value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
+    /// Cluster in which policies are kept, for several replicas: etcd://HOST:PORT,HOST:PORT; without it they are kept in --data-dir
+    #[arg(long, env = "HEADGATE_STORE", value_name = "URL")]
+    pub store: Option<String>,
+    /// PEM file with the authorities that sign etcd's certificates; with it etcd is reached by TLS
+    #[arg(long, env = "HEADGATE_STORE_CA", value_name = "FILE")]
+    pub store_ca: Option<PathBuf>,
+    /// PEM file with this replica's certificate for etcd
+    #[arg(long, env = "HEADGATE_STORE_CERT", value_name = "FILE")]
+    pub store_cert: Option<PathBuf>,
+    /// PEM file with the private key of --store-cert
+    #[arg(long, env = "HEADGATE_STORE_KEY", value_name = "FILE")]
+    pub store_key: Option<PathBuf>,
+    /// Name of this replica among those of --store
+    #[arg(long, env = "HEADGATE_REPLICA", value_name = "NAME")]
+    pub replica: Option<String>,
+    /// Address by which the other replicas reach this one's gRPC listener [default: that of --grpc]
+    #[arg(long, env = "HEADGATE_ADVERTISE", value_name = "HOST:PORT")]
+    pub advertise: Option<String>,
     /// NVML library: a path, `auto` (the driver's), or `off` [default: auto]
     #[arg(long, env = "HEADGATE_NVML_LIB", value_name = "PATH|auto|off")]
     pub nvml_lib: Option<String>,
@@ -122,6 +140,12 @@ impl RawConfig {
             grpc: self.grpc.or(fallback.grpc),
             http: self.http.or(fallback.http),
             data_dir: self.data_dir.or(fallback.data_dir),
+            store: self.store.or(fallback.store),
+            store_ca: self.store_ca.or(fallback.store_ca),
+            store_cert: self.store_cert.or(fallback.store_cert),
+            store_key: self.store_key.or(fallback.store_key),
+            replica: self.replica.or(fallback.replica),
+            advertise: self.advertise.or(fallback.advertise),
             nvml_lib: self.nvml_lib.or(fallback.nvml_lib),
             device_tape: self.device_tape.or(fallback.device_tape),
             dcgm_exporter: self.dcgm_exporter.or(fallback.dcgm_exporter),

@@ -24,6 +24,7 @@ mod engines;
 mod gpus;
 mod latency;
 mod overload;
+mod replica;
 #[cfg(test)]
 mod tests;
 
@@ -199,6 +200,7 @@ impl Collector for Scrape {
         gpus::encode(&self.status, self.gpu_telemetry_up, &mut out)?;
         out.histogram("headgate_gpu_sample_age_seconds", "Age of a sample when it first reached a decision", &self.gpu_ages)?;
         out.counters("headgate_gpu_report_bytes", "Bytes that agents have sent", [(Labels::new(), self.gpu_report_bytes)].into_iter())?;
+        replica::encode(&self.status.replica, &mut out)?;
         self.encode_fleet(&mut out)
     }
 }

@@ -47,6 +47,7 @@ pub struct Access {
     issuers: Vec<Issuer>,
     roles: Vec<RoleRule>,
     proxies: Vec<ProxyRule>,
+    replicas: Vec<Who>,
     /// Bounds on one peer.
     pub limits: PeerLimits,
 }
@@ -79,6 +80,7 @@ struct ProxyRule {
 pub struct Rights {
     roles: Vec<GrantedRole>,
     proxies: Vec<GrantedNodes>,
+    is_replica: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -139,6 +141,7 @@ impl Access {
                 rights.proxies.push(GrantedNodes { nodes: rule.nodes.clone(), clusters: rule.clusters.clone(), captures });
             }
         }
+        rights.is_replica = self.replicas.iter().any(|who| !who.matches(certificate, claims).is_empty());
         rights
     }
 }
@@ -180,6 +183,11 @@ impl Rights {
     /// Whether `role` is granted for every policy.
     pub fn allow_everywhere(&self, role: Role) -> bool {
         self.roles.iter().any(|granted| granted.role >= role && granted.policies.iter().any(Pattern::is_any))
+    }
+
+    /// Whether the caller is another replica of the control plane: it speaks for all proxies and nodes.
+    pub fn allow_replica(&self) -> bool {
+        self.is_replica
     }
 
     /// Whether the caller may be some proxy.

@@ -121,6 +121,7 @@ impl Caller {
             Need::Operate => rights.allow_somewhere(Role::Operate),
             Need::Admin => rights.allow_somewhere(Role::Admin),
             Need::Proxy => rights.allow_some_node(),
+            Need::Replica => rights.allow_replica(),
         }
     }
 

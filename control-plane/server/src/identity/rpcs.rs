@@ -15,6 +15,8 @@ pub enum Need {
     Admin,
     /// A proxy, or another machine that speaks for one of the fleet's nodes.
     Proxy,
+    /// Another replica of the control plane.
+    Replica,
 }
 
 /// A method.
@@ -53,6 +55,7 @@ pub const RPCS: &[Rpc] = &[
     rpc("/headgate.v1.GatewayService/DeleteGateway", Need::Admin, SMALL),
     rpc("/headgate.v1.LoadReporting/StreamLoadReports", Need::Proxy, LARGE),
     rpc("/headgate.v1.DeviceReporting/", Need::Proxy, LARGE),
+    rpc("/headgate.v1.Replication/", Need::Replica, LARGE),
     rpc("/envoy.service.discovery.v3.AggregatedDiscoveryService/", Need::Proxy, LARGE),
     rpc("/envoy.service.extension.v3.ExtensionConfigDiscoveryService/", Need::Proxy, LARGE),
     rpc("/envoy.service.accesslog.v3.AccessLogService/", Need::Proxy, LARGE),

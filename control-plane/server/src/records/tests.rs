@@ -201,3 +201,34 @@ fn a_writer_that_is_always_overtaken_gives_up_and_says_so() {
     assert!(matches!(outcome, Err(StoreError::Overtaken)));
     assert!(records.view().get(Kind::Policy, "ours").is_none());
 }
+
+#[test]
+fn after_a_gap_followers_hear_what_is_different_deletions_included() {
+    let records = contended(0);
+    for name in ["kept", "changed", "deleted", "forgotten"] {
+        put(&records, "x", name, "1");
+    }
+    let row = |name: &str, revision, body: Option<&'static str>| {
+        let (kind, name, author) = (Kind::Policy, name.to_owned(), "y".to_owned());
+        Arc::new(Record { kind, name, revision, author, at_unix_ms: 0, body: body.map(|body| Bytes::from_static(body.as_bytes())) })
+    };
+    let kept = records.view().get(Kind::Policy, "kept").unwrap().clone();
+    let (heard, told) = mpsc::channel();
+    records.follow(move |update| heard.send(update.changed.to_vec()).unwrap());
+    assert_eq!(told.try_recv().unwrap().len(), 4);
+    let rows = vec![kept, row("changed", 7, Some("2")), row("deleted", 8, None), row("new", 9, Some("1"))];
+    records.inner.replace(View::of(10, rows));
+    let mut news: Vec<_> = told.try_recv().unwrap().iter().map(|record| (record.name.clone(), record.revision, text(record))).collect();
+    news.sort();
+    let expected = [("changed", 7, "2"), ("deleted", 8, "deleted"), ("forgotten", 10, "deleted"), ("new", 9, "1")];
+    assert_eq!(news, expected.map(|(name, revision, text)| (name.to_owned(), revision, text.to_owned())));
+    assert_eq!(records.view().revision(), 10);
+}
+
+#[test]
+fn a_writer_that_does_not_hear_of_the_others_gives_up() {
+    let (other, _nobody_listens) = mpsc::channel();
+    let records = Records::over(Box::new(Contended { times: AtomicUsize::new(1), other }), View::default());
+    let outcome = records.commit("x", |_| Ok::<_, StoreError>(vec![change(Kind::Policy, "ours", "1")]));
+    assert!(matches!(outcome, Err(StoreError::Overtaken)));
+}

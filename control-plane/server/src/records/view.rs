@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{HISTORY_DEPTH, Kind, MAX_CHANGES, MAX_ROWS, MAX_TOTAL_BYTES, Record};
+use super::{HISTORY_DEPTH, Kind, MAX_CHANGES, MAX_ROWS, MAX_TOTAL_BYTES, NOBODY_KNOWN, Record};
 
 /// The stored records at one revision.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -48,6 +48,19 @@ impl View {
 
     pub(super) fn all_live(&self) -> impl Iterator<Item = &Arc<Record>> {
         Kind::ALL.into_iter().flat_map(|kind| self.live(kind))
+    }
+
+    /// What a follower of `self` must hear of to be one of `newer`: of each name the newest revision, where it is another.
+    pub(super) fn changes_to(&self, newer: &Self) -> Vec<Arc<Record>> {
+        let is_news = |record: &&Arc<Record>| self.history(record.kind, &record.name).last() != Some(record);
+        let mut changes: Vec<Arc<Record>> = newer.all_live().filter(is_news).cloned().collect();
+        for gone in self.all_live().filter(|record| newer.get(record.kind, &record.name).is_none()) {
+            let deletion = newer.history(gone.kind, &gone.name).last().cloned();
+            // Its deletion may have left the history since.
+            let (revision, author, body) = (newer.revision, NOBODY_KNOWN.to_owned(), None);
+            changes.push(deletion.unwrap_or_else(|| Arc::new(Record { revision, author, body, ..Record::clone(gone) })));
+        }
+        changes
     }
 
     /// Adds rows in the order of their revisions, and returns what leaves the history for them: at most [`MAX_CHANGES`], the

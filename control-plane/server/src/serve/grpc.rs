@@ -7,10 +7,13 @@ use envoy_types::pb::envoy::service::accesslog::v3::access_log_service_server::A
 use headgate_protos::FILE_DESCRIPTOR_SET;
 use headgate_protos::discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 use headgate_protos::extension::extension_config_discovery_service_server::ExtensionConfigDiscoveryServiceServer;
+use headgate_protos::v1;
 use headgate_protos::v1::device_reporting_server::DeviceReportingServer;
 use headgate_protos::v1::gateway_service_server::GatewayServiceServer;
 use headgate_protos::v1::load_reporting_server::LoadReportingServer;
 use headgate_protos::v1::policy_service_server::PolicyServiceServer;
+use headgate_protos::v1::replication_server::ReplicationServer as ReplicationServiceServer;
+use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
@@ -20,7 +23,6 @@ use crate::access_log::{self, AccessLogs, Counters};
 use crate::clock::Clock;
 use crate::config::FilterDelivery;
 use crate::control_loop::SharedLedger;
-use crate::device::DeviceBoard;
 use crate::device_reporting::DeviceReports;
 use crate::discovery::Discovery;
 use crate::fleet::Fleet;
@@ -28,8 +30,10 @@ use crate::gateway::EndpointLatencies;
 use crate::gateway_service::GatewayServer;
 use crate::identity::Guard;
 use crate::identity::listener::Incoming;
-use crate::load_reporting::LoadReports;
+use crate::load_reporting::{Books, LoadReports};
 use crate::policy_service::PolicyServer;
+use crate::replica::Helm;
+use crate::replica::service::ReplicationServer;
 use crate::store::Store;
 
 /// A dead peer is noticed after at most the interval and the timeout.
@@ -47,8 +51,10 @@ pub(super) struct Services {
     pub(super) latencies: EndpointLatencies,
     pub(super) fleet: Fleet,
     pub(super) ledger: SharedLedger,
-    pub(super) devices: DeviceBoard,
+    pub(super) devices: DeviceReports,
     pub(super) clock: Clock,
+    pub(super) helm: Helm,
+    pub(super) reports: broadcast::Sender<Arc<v1::LoadReport>>,
     pub(super) filter: FilterDelivery,
     pub(super) shutdown: CancellationToken,
     pub(super) access_logs: Arc<Counters>,
@@ -73,8 +79,15 @@ impl Services {
         let access_logs =
             AccessLogs::new(&self.fleet, self.ledger.clone(), self.clock, self.access_logs, self.shutdown.clone()).timing(self.latencies);
         let access_logs = AccessLogServiceServer::new(access_logs).max_decoding_message_size(access_log::MAX_MESSAGE_BYTES);
-        let reports = LoadReports::new(self.fleet.clone(), self.ledger, self.clock, self.shutdown.clone());
-        let devices = DeviceReports::new(self.devices, self.clock, self.shutdown.clone());
+        let books = Books { fleet: self.fleet.clone(), ledger: self.ledger, clock: self.clock };
+        let replication = ReplicationServer {
+            helm: self.helm,
+            fleet: self.fleet.clone(),
+            books: books.clone(),
+            devices: self.devices.clone(),
+            shutdown: self.shutdown.clone(),
+        };
+        let reports = LoadReports::new(books, self.reports, self.shutdown.clone());
         let discovery = Discovery::new(self.fleet.clone(), self.filter, self.shutdown.clone());
         let policies = PolicyServer::new(self.store, self.fleet, self.shutdown);
         let server = Server::builder()
@@ -86,7 +99,8 @@ impl Services {
             .add_service(health_service)
             .add_service(reflection)
             .add_service(LoadReportingServer::new(reports))
-            .add_service(DeviceReportingServer::new(devices))
+            .add_service(DeviceReportingServer::new(self.devices))
+            .add_service(ReplicationServiceServer::new(replication))
             .add_service(access_logs)
             .add_service(PolicyServiceServer::new(policies))
             .add_service(GatewayServiceServer::new(self.gateway))

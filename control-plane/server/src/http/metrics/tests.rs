@@ -76,6 +76,8 @@ fn observatory(ledger: &SharedLedger, fleet: &Fleet) -> Observatory {
         clock: Clock::start(),
         ready: Arc::new(AtomicBool::new(true)),
         access_logs: Arc::default(),
+        helm: crate::replica::Helm::alone(),
+        store: watch::channel(crate::records::StoreHealth::Ok).1,
     }
 }
 

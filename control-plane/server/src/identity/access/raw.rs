@@ -20,6 +20,7 @@ pub struct AccessFile {
     tokens: Vec<RawIssuer>,
     roles: Vec<RawRole>,
     proxies: Vec<RawProxy>,
+    replicas: Vec<RawReplica>,
     limits: RawLimits,
 }
 
@@ -48,6 +49,12 @@ struct RawProxy {
     nodes: Vec<String>,
     #[serde(default)]
     clusters: Option<Vec<String>>,
+}
+
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct RawReplica {
+    of: RawWho,
 }
 
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
@@ -96,7 +103,13 @@ impl AccessFile {
     /// All that is wrong, each with the path of its field.
     pub fn compile(&self, key_sets: &[Result<Vec<u8>, String>]) -> Result<Access, Vec<String>> {
         let mut problems = Problems::default();
-        for (field, entries) in [("tokens", self.tokens.len()), ("roles", self.roles.len()), ("proxies", self.proxies.len())] {
+        let lists = [
+            ("tokens", self.tokens.len()),
+            ("roles", self.roles.len()),
+            ("proxies", self.proxies.len()),
+            ("replicas", self.replicas.len()),
+        ];
+        for (field, entries) in lists {
             if entries > MAX_ENTRIES {
                 problems.0.push(format!("{field}: has {entries} entries, more than {MAX_ENTRIES}"));
             }
@@ -107,13 +120,16 @@ impl AccessFile {
         let issuers = self.tokens.iter().zip(key_sets).enumerate().filter_map(|(n, (raw, keys))| problems.issuer(n, raw, keys)).collect();
         let roles = self.roles.iter().enumerate().filter_map(|(n, raw)| problems.role(n, raw)).collect();
         let proxies = self.proxies.iter().enumerate().filter_map(|(n, raw)| problems.proxy(n, raw)).collect();
+        let replicas = self.replicas.iter().enumerate();
+        let replicas = replicas.filter_map(|(n, raw)| problems.who(&format!("replicas[{n}].of"), &raw.of)).collect();
         let limits = problems.limits(&self.limits);
         let uses_tokens = |who: &RawWho| who.subject.is_some() || who.claim.is_some();
         let whos = self.roles.iter().map(|rule| &rule.to).chain(self.proxies.iter().map(|rule| &rule.of));
+        let whos = whos.chain(self.replicas.iter().map(|rule| &rule.of));
         if self.tokens.is_empty() && whos.into_iter().any(uses_tokens) {
             problems.0.push("tokens: is missing, and a rule names a subject or a claim".to_owned());
         }
-        if problems.0.is_empty() { Ok(Access { issuers, roles, proxies, limits }) } else { Err(problems.0) }
+        if problems.0.is_empty() { Ok(Access { issuers, roles, proxies, replicas, limits }) } else { Err(problems.0) }
     }
 }
 
