@@ -19,7 +19,7 @@ use crate::device::tape::TapeError;
 use crate::device::{self, DeviceBoard, DeviceState, Sampler, SamplerControl};
 use crate::device_reporting::DeviceReports;
 use crate::fleet::Fleet;
-use crate::gateway::{EndpointLatencies, GatewayError, GatewayHub, GatewayPublisher};
+use crate::gateway::{EndpointLatencies, GatewayError, GatewayPublisher};
 use crate::gateway_service::GatewayServer;
 use crate::http::{self, Observatory};
 use crate::identity::FileErrors;

@@ -62,6 +62,14 @@ pub fn nvml_shim() -> Result<PathBuf> {
     program("libheadgate_nvml_shim.so")
 }
 
+/// The etcd that `cargo xtask setup` installs.
+///
+/// # Errors
+/// When it is not installed; the message names the command.
+pub fn etcd() -> Result<PathBuf> {
+    find(Path::new("etcd/etcd")).context("etcd is not installed: run `cargo xtask setup`")
+}
+
 /// One of the Envoys of `envoy/VERSIONS`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct EnvoyVersion(String);

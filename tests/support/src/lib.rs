@@ -4,13 +4,17 @@
 
 pub mod artefact;
 pub mod authority;
+pub mod chaos;
 pub mod control_plane;
 pub mod envoy;
+pub mod etcd;
 pub mod http_client;
 pub mod inference_sim;
+pub mod link;
 pub mod load;
 pub mod nvml;
 pub mod process;
+pub mod replicas;
 pub mod user_files;
 pub mod wait;
 pub mod wasm_module;
@@ -18,7 +22,10 @@ pub mod wasm_module;
 pub use artefact::EnvoyVersion;
 pub use control_plane::ControlPlaneProcess;
 pub use envoy::{Bootstrap, EnvoyProcess, HttpFilter};
+pub use etcd::EtcdCluster;
 pub use inference_sim::InferenceSimProcess;
+pub use link::Link;
 pub use nvml::{NvmlDevice, NvmlState};
 pub use process::Process;
+pub use replicas::Replicas;
 pub use wait::wait_until;

@@ -20,7 +20,7 @@ pub enum StoreOrigin {
     /// In the data directory; there are no other replicas.
     Embedded,
     /// In etcd, with other replicas.
-    Etcd(Replication),
+    Etcd(Box<Replication>),
 }
 
 /// What makes a control plane one of several replicas.
@@ -98,13 +98,13 @@ impl Errors {
             self.0
                 .push(ConfigError::Needs { flag: "store", other: "--client-ca beside --tls-cert: replicas show each other certificates" });
         }
-        StoreOrigin::Etcd(Replication {
+        StoreOrigin::Etcd(Box::new(Replication {
             members,
             etcd: ClientFiles { ca: ("store-ca", store_ca), cert: ("store-cert", store_cert), key: ("store-key", store_key) },
             name,
             advertise: advertise.map(|address| self.advertised(address, tls.is_some())),
             peers,
-        })
+        }))
     }
 
     fn members(&mut self, store: &str, scheme: &str) -> Vec<String> {
@@ -140,7 +140,7 @@ mod tests {
 
     fn etcd(raw: RawConfig) -> Replication {
         match Config::try_from(raw).unwrap().store {
-            StoreOrigin::Etcd(replication) => replication,
+            StoreOrigin::Etcd(replication) => *replication,
             StoreOrigin::Embedded => unreachable!(),
         }
     }

@@ -38,7 +38,7 @@ pub(super) async fn open(config: &Config, grpc: SocketAddr, shutdown: &Cancellat
             let records = Records::open(&config.data_dir).map_err(opened)?;
             return Ok(Replica { records, helm: Helm::alone(), reports, election: None });
         }
-        StoreOrigin::Etcd(replication) => replication.clone(),
+        StoreOrigin::Etcd(replication) => Replication::clone(replication),
     };
     let is_https = replication.etcd.ca.1.is_some();
     let connector = replication.etcd.connector(is_https, None).map_err(ServeError::Client)?;

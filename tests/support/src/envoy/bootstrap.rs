@@ -23,8 +23,8 @@ pub struct Bootstrap {
     pub filter: HttpFilter,
     /// What requests reach behind it.
     pub upstream: Upstream,
-    /// The control plane's gRPC address; without one there is no such cluster.
-    pub control_plane: Option<SocketAddr>,
+    /// The gRPC addresses of the control plane's replicas; without one there is no such cluster.
+    pub control_plane: Vec<SocketAddr>,
     /// How the proxy shows who it is to the control plane; without it they speak plain text.
     pub control_tls: Option<ControlTls>,
     /// How connections are spread over the workers.
@@ -85,7 +85,7 @@ impl Bootstrap {
             node_id: "test-envoy".to_owned(),
             filter,
             upstream,
-            control_plane: None,
+            control_plane: Vec::new(),
             control_tls: None,
             balance: ConnectionBalance::Exact,
             stream_idle_timeout: Duration::from_secs(30),
@@ -97,7 +97,14 @@ impl Bootstrap {
     /// With a control plane.
     #[must_use]
     pub fn with_control_plane(mut self, grpc: SocketAddr) -> Self {
-        self.control_plane = Some(grpc);
+        self.control_plane = vec![grpc];
+        self
+    }
+
+    /// With several replicas of a control plane, any of which will do.
+    #[must_use]
+    pub fn with_replicas(mut self, grpc: Vec<SocketAddr>) -> Self {
+        self.control_plane = grpc;
         self
     }
 
@@ -110,8 +117,8 @@ impl Bootstrap {
         if let Upstream::Endpoint(address) = self.upstream {
             clusters.push(upstream_cluster(address));
         }
-        if let Some(address) = self.control_plane {
-            clusters.push(control_cluster(address, self.control_tls.as_ref()));
+        if !self.control_plane.is_empty() {
+            clusters.push(control_cluster(&self.control_plane, self.control_tls.as_ref()));
         }
         Ok(json!({
             "node": {"id": self.node_id, "cluster": "headgate-test"},
@@ -219,9 +226,10 @@ fn grpc_log() -> Value {
     })
 }
 
-fn endpoints(name: &str, address: SocketAddr) -> Value {
-    let endpoint = json!({"endpoint": {"address": socket_address(&address.ip().to_string(), address.port())}});
-    json!({"cluster_name": name, "endpoints": [{"lb_endpoints": [endpoint]}]})
+fn endpoints(name: &str, addresses: &[SocketAddr]) -> Value {
+    let endpoint = |address: &SocketAddr| json!({"endpoint": {"address": socket_address(&address.ip().to_string(), address.port())}});
+    let endpoints: Vec<Value> = addresses.iter().map(endpoint).collect();
+    json!({"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]})
 }
 
 fn upstream_cluster(address: SocketAddr) -> Value {
@@ -232,12 +240,12 @@ fn upstream_cluster(address: SocketAddr) -> Value {
         "type": "STATIC",
         "connect_timeout": "5s",
         "circuit_breakers": {"thresholds": [thresholds]},
-        "load_assignment": endpoints("inference", address),
+        "load_assignment": endpoints("inference", &[address]),
     })
 }
 
-fn control_cluster(address: SocketAddr, tls: Option<&ControlTls>) -> Value {
-    let mut cluster = plain_control_cluster(address);
+fn control_cluster(addresses: &[SocketAddr], tls: Option<&ControlTls>) -> Value {
+    let mut cluster = plain_control_cluster(addresses);
     if let Some(tls) = tls {
         cluster["transport_socket"] = json!({
             "name": "envoy.transport_sockets.tls",
@@ -259,7 +267,7 @@ fn control_cluster(address: SocketAddr, tls: Option<&ControlTls>) -> Value {
     cluster
 }
 
-fn plain_control_cluster(address: SocketAddr) -> Value {
+fn plain_control_cluster(addresses: &[SocketAddr]) -> Value {
     let http2 = json!({"connection_keepalive": {"interval": "5s", "timeout": "2s"}});
     json!({
         "name": CONTROL_CLUSTER,
@@ -271,6 +279,6 @@ fn plain_control_cluster(address: SocketAddr) -> Value {
                 json!({"explicit_http_config": {"http2_protocol_options": http2}}),
             ),
         },
-        "load_assignment": endpoints(CONTROL_CLUSTER, address),
+        "load_assignment": endpoints(CONTROL_CLUSTER, addresses),
     })
 }

@@ -1,0 +1,70 @@
+//! Several replicas over real etcds, with a real Envoy, while things go wrong; and one replica that is killed while it writes.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use headgate_test_support::chaos::writer::kill_and_look;
+use headgate_test_support::chaos::{self, Findings, Plan};
+use headgate_test_support::control_plane::ControlPlaneOptions;
+use headgate_test_support::{ControlPlaneProcess, Replicas, wait_until};
+use headgate_tests::documents::{document, spec};
+use rand::SeedableRng as _;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Longest time without a leader after the leader was lost.
+const NEW_LEADER_LIMIT_MS: f64 = 3000.0;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_goes_wrong_nothing_acknowledged_is_lost_no_request_fails_and_one_leads() -> Result<()> {
+    let seed = rand::random();
+    println!("seed {seed}");
+    let Findings {
+        writes_lost,
+        requests,
+        requests_failed,
+        first_failures,
+        worst_new_leader_ms,
+        violations,
+        limits_seen,
+        writes_acknowledged,
+        ..
+    } = chaos::run(Plan { seed, faults: 6 }, |line| println!("{line}")).await?;
+    ensure!(writes_lost.is_empty(), "acknowledged writes are lost: {writes_lost:?}");
+    ensure!(requests_failed == 0, "{requests_failed} of {requests} requests failed: {first_failures:?}");
+    ensure!(violations.is_empty(), "{violations:?}");
+    ensure!(worst_new_leader_ms <= NEW_LEADER_LIMIT_MS, "another replica led only after {worst_new_leader_ms} ms");
+    ensure!(writes_acknowledged > 50 && limits_seen > 50, "{writes_acknowledged} writes and {limits_seen} limits prove nothing");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_to_any_replica_is_read_from_all_and_refused_clearly_while_the_store_is_gone() -> Result<()> {
+    let mut replicas = Replicas::start(2, &ControlPlaneOptions::new(None)?).await?;
+    replicas.control[0].apply(&document("a", &spec()))?;
+    wait_until("policy on the other replica", PATIENCE, || async {
+        Ok(replicas.control[1].command(&["policy", "get", "a"])?.status.success().then_some(()))
+    })
+    .await?;
+    for member in 0..replicas.etcd.len() {
+        replicas.etcd.process(member).kill_9()?;
+    }
+    let mut other = spec();
+    other["pool"] = "other".into();
+    other["routes"] = serde_json::json!([{"pathPrefix": "/other/"}]);
+    let error = replicas.control[1].apply(&document("b", &other)).unwrap_err().to_string();
+    ensure!(error.contains("the store cannot be reached"), "{error}");
+    let ready = replicas.control[1].get("/readyz").await?;
+    ensure!(ready.status.is_success(), "what is in force is served on: {}", ready.text());
+    ensure!(replicas.control[1].command(&["policy", "get", "a"])?.status.success(), "what is in force can be read");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_is_killed_while_it_writes_has_every_acknowledged_policy_when_it_is_back() -> Result<()> {
+    let mut control = ControlPlaneProcess::start(ControlPlaneOptions::new(None)?).await?;
+    let seed: u64 = rand::random();
+    println!("seed {seed}");
+    let acknowledged = kill_and_look(&mut control, 20, &mut rand::rngs::StdRng::seed_from_u64(seed)).await?;
+    ensure!(acknowledged >= 20, "{acknowledged} writes prove nothing");
+    Ok(())
+}
