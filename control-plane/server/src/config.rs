@@ -226,28 +226,24 @@ impl TryFrom<RawConfig> for Config {
         };
         let (grpc, http) = (errors.address("grpc", grpc, "127.0.0.1:18000"), errors.address("http", http, "127.0.0.1:18080"));
         let data_dir = errors.path("data-dir", data_dir, "headgate-data");
-        let security = errors.security(security, &data_dir, &[("grpc", grpc), ("http", http)]);
         let store = RawStore { store, store_ca, store_cert, store_key, replica, advertise };
-        let config = Self {
+        let mut config = Self {
             grpc,
             http,
-            store: errors.store(store, security.tls.as_ref()),
-            data_dir,
+            data_dir: data_dir.clone(),
+            store: StoreOrigin::Embedded,
             devices: errors.devices(nvml_lib, device_tape),
             dcgm_exporters: errors.pages("dcgm-exporter", dcgm_exporter.unwrap_or_default()),
-            filter: FilterDelivery {
-                wasm: errors.path("filter-wasm", filter_wasm, "/etc/headgate/headgate.wasm"),
-                control_cluster: errors.text("control-cluster", control_cluster, "headgate-control"),
-                control_authority: errors.text("control-authority", control_authority, "headgate.local"),
-            },
+            filter: errors.filter(filter_wasm, control_cluster, control_authority),
             ports_file,
             log_format: errors.log_format(log_format),
             lifetime: LimitsLifetime {
                 ttl: errors.millis("limits-ttl-ms", limits_ttl_ms.unwrap_or(3000), 200, 600_000),
                 decay: errors.millis("decay-ms", decay_ms.unwrap_or(10_000), 0, 600_000),
             },
-            security,
+            security: errors.security(security, &data_dir, &[("grpc", grpc), ("http", http)]),
         };
+        config.store = errors.store(store, config.security.tls.as_ref());
         if config.grpc == config.http && config.grpc.port() != 0 {
             errors.0.push(ConfigError::SameAddress(config.http));
         }
@@ -300,6 +296,14 @@ impl Errors {
             self.0.push(ConfigError::Empty { flag });
         }
         text
+    }
+
+    fn filter(&mut self, wasm: Option<PathBuf>, control_cluster: Option<String>, control_authority: Option<String>) -> FilterDelivery {
+        FilterDelivery {
+            wasm: self.path("filter-wasm", wasm, "/etc/headgate/headgate.wasm"),
+            control_cluster: self.text("control-cluster", control_cluster, "headgate-control"),
+            control_authority: self.text("control-authority", control_authority, "headgate.local"),
+        }
     }
 
     fn pages(&mut self, flag: &'static str, given: Vec<String>) -> Vec<Uri> {
