@@ -1440,7 +1440,7 @@ pub struct GatewayTls {
         serde(skip_serializing_if = "crate::document::is_default")
     )]
     pub key_file: ::prost::alloc::string::String,
-    /// File with the authorities of client certificates; with it a client has to show one. Default: none.
+    /// File with the authorities of client certificates; with it a client has to show one. Not with `http3`. Default: none.
     #[prost(string, tag = "3")]
     #[cfg_attr(
         feature = "document",
