@@ -36,7 +36,10 @@ fn every_error_of_every_document_is_named_at_once() {
     let text = [
         document("Pool", "{endpoints: [{address: gpu-1, port: 0}, {address: 10.0.0.1, port: 70000, tier: 2, weight: 0}], maxRequests: 0}"),
         document("Route", "{hosts: ['Example.org'], rules: [{pathPrefix: v1, backends: [{pool: a, weight: 0}]}]}"),
-        document("Gateway", "{http3: true, allow: [10.0.0.0/33], jwt: [{name: a, issuer: i}], maxBodyBytes: 5}"),
+        document(
+            "Gateway",
+            "{http3: true, tls: {certificateFile: a, clientCaFile: b}, allow: [10.0.0.0/33], jwt: [{name: a, issuer: i}], maxBodyBytes: 5}",
+        ),
     ]
     .join("\n---\n");
     assert_eq!(
@@ -51,13 +54,25 @@ fn every_error_of_every_document_is_named_at_once() {
             r#"Route x: hosts[0]: "Example.org" is not a host name of at most 253 lower-case characters without port"#,
             r#"Route x: rules[0].pathPrefix: "v1" is not a path that starts with '/'"#,
             "Route x: rules[0].backends: every weight 0 is not allowed: somebody has to get the requests",
-            "Gateway x: http3: true is not allowed: HTTP/3 needs `tls`",
             "Gateway x: port: is required",
+            "Gateway x: tls.keyFile: is required",
+            "Gateway x: tls.clientCaFile: b is not allowed: not every Envoy from 1.36 on asks for client certificates over QUIC; leave `http3` out",
             "Gateway x: maxBodyBytes: 5 is outside 1024..=67108864",
             r#"Gateway x: allow[0]: "10.0.0.0/33" is not a network such as 10.0.0.0/8 or 2001:db8::/32"#,
             "Gateway x: jwt[0]: 0 fields are given instead of exactly one of jwks, jwksFile and jwksUri",
         ]
     );
+}
+
+#[test]
+fn keys_that_envoy_would_refuse_are_refused_before() {
+    let jwks = |keys: &str| lines(&document("Gateway", &format!("{{port: 1, jwt: [{{name: a, issuer: i, jwks: '{keys}'}}]}}")));
+    for none in
+        ["{}", r#"{"keys": []}"#, r#"{"keys": [{"kty": "RSA", "n": "&", "e": "AQAB"}]}"#, r#"{"keys": [{"kty": "EC", "crv": "P-256"}]}"#]
+    {
+        assert!(jwks(none)[0].contains("jwt[0].jwks"), "{none}");
+    }
+    assert_eq!(jwks(r#"{"keys": [{"kty": "new"}, {"kty": "oct", "k": "c2VjcmV0"}]}"#), [""; 0]);
 }
 
 #[test]

@@ -5,11 +5,12 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use headgate_core::policy::Problem;
 use headgate_core::policy::check::{Checker, Form, join};
 use headgate_protos::v1;
 use http::Uri;
+use serde_json::Value;
 
 use super::{FILE, LINE, NAME, address, malformed, non_empty, port};
 
@@ -202,6 +203,10 @@ fn tls(check: &mut Checker, wire: &v1::GatewayTls, http3: bool) -> EntryTls {
     check.text("tls", "certificateFile", certificate_file, &FILE);
     check.text("tls", "keyFile", key_file, &FILE);
     check.optional_text("tls", "clientCaFile", client_ca_file, &FILE);
+    if http3 && !client_ca_file.is_empty() {
+        let rule = "not every Envoy from 1.36 on asks for client certificates over QUIC; leave `http3` out";
+        check.report("tls.clientCaFile".to_owned(), Problem::Conflict { got: client_ca_file.clone(), rule });
+    }
     EntryTls { certificate_file: certificate_file.clone(), key_file: key_file.clone(), client_ca_file: non_empty(client_ca_file), http3 }
 }
 
@@ -249,18 +254,33 @@ fn keys(check: &mut Checker, at: &str, jwks: &str, jwks_file: &str, jwks_uri: &s
         check.report(at.to_owned(), Problem::NotExactlyOne { got: given, of: "jwks, jwksFile and jwksUri" });
     }
     check.length(at, "jwks", jwks, MAX_JWKS_BYTES);
-    let holds_keys = |text: &str| {
-        let set: Option<serde_json::Value> = serde_json::from_str(text).ok();
-        set.is_some_and(|set| set.get("keys").is_some_and(serde_json::Value::is_array))
-    };
-    if !jwks.is_empty() && !holds_keys(jwks) {
-        check.report(join(at, "jwks"), malformed(jwks, "a JSON object with a list `keys`"));
+    if !jwks.is_empty() && !holds_a_key(jwks) {
+        check.report(join(at, "jwks"), malformed(jwks, "a JSON object with a list `keys` of at least one RSA, EC, OKP or oct key"));
     }
     check.optional_text(at, "jwksFile", jwks_file, &FILE);
     if !jwks_uri.is_empty() {
         return Keys::Remote(remote(check, at, "jwksUri", jwks_uri));
     }
     if jwks_file.is_empty() { Keys::Inline(jwks.to_owned()) } else { Keys::File(jwks_file.to_owned()) }
+}
+
+/// Whether a text is a JWKS with a key that Envoy can use; it refuses a listener that has none.
+fn holds_a_key(jwks: &str) -> bool {
+    let set: Value = serde_json::from_str(jwks).unwrap_or_default();
+    let members: fn(&str) -> &'static [&'static str] = |kind| match kind {
+        "RSA" => &["n", "e"],
+        "EC" => &["crv", "x", "y"],
+        "OKP" => &["crv", "x"],
+        "oct" => &["k"],
+        _ => &[],
+    };
+    let is_encoded = |(name, value): (&str, &str)| name == "crv" || URL_SAFE_NO_PAD.decode(value).is_ok_and(|bytes| !bytes.is_empty());
+    let is_usable = |key: &Value| {
+        let needed = members(key.get("kty").and_then(Value::as_str).unwrap_or_default());
+        !needed.is_empty()
+            && needed.iter().all(|name| key.get(*name).and_then(Value::as_str).is_some_and(|value| is_encoded((name, value))))
+    };
+    set.get("keys").and_then(Value::as_array).is_some_and(|keys| keys.iter().any(is_usable))
 }
 
 fn remote(check: &mut Checker, at: &str, field: &str, text: &str) -> RemoteFile {

@@ -35,7 +35,7 @@ metadata: { name: public }
 spec:
   port: 10000
   jwt:
-  - { name: b, issuer: b, jwks: '{\"keys\": []}' }
+  - { name: b, issuer: b, jwks: '{\"keys\": [{\"kty\": \"oct\", \"k\": \"c2VjcmV0\"}]}' }
   - { name: a, issuer: a, jwksUri: https://idp.example.org/keys }
 ";
 
