@@ -8,6 +8,7 @@ use headgate_test_support::EnvoyVersion;
 mod access_log;
 mod control_loss;
 mod files;
+mod gateway;
 mod hostile;
 mod identity;
 mod nack;
@@ -51,6 +52,11 @@ on_every_envoy!(
     hostile::hostile_requests_trap_nothing_and_lift_nobody,
     access_log::latencies_come_by_access_log_where_no_filter_runs,
     files::bootstraps_for_users_are_valid,
+    gateway::every_option_renders_to_what_envoy_takes,
+    gateway::an_envoy_with_nothing_but_a_bootstrap_routes_by_model_version_and_length,
+    gateway::an_endpoint_that_dies_fails_no_request_but_those_in_flight,
+    gateway::an_endpoint_whose_gpu_is_ejected_leaves_the_balancing,
+    gateway::who_shows_no_token_or_signature_gets_nothing,
     identity::a_proxy_is_the_node_that_its_certificate_names_and_no_other,
     queue::who_finds_no_room_waits_and_the_important_go_first,
     queue::who_cannot_start_in_time_is_refused_in_time,

@@ -66,17 +66,34 @@ impl EnvoyProcess {
         let access_log = folder.path().join("access.log");
         let config = folder.path().join("bootstrap.json");
         fs::write(&config, serde_json::to_vec_pretty(&options.bootstrap.render(&access_log)?)?)?;
+        Self::launch(options.version, options.workers, options.log_level, (folder, &config)).await
+    }
+
+    /// Starts Envoy with a bootstrap that is given as YAML, and waits until its first listener takes connections, wherever that comes
+    /// from.
+    ///
+    /// # Errors
+    /// Those of [`start`](Self::start).
+    pub async fn start_yaml(version: EnvoyVersion, workers: u32, bootstrap: &str) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let config = folder.path().join("bootstrap.yaml");
+        fs::write(&config, bootstrap)?;
+        Self::launch(version, workers, "warning", (folder, &config)).await
+    }
+
+    async fn launch(version: EnvoyVersion, workers: u32, log_level: &str, (folder, config): (TempDir, &Path)) -> Result<Self> {
+        let access_log = folder.path().join("access.log");
         let admin_file = folder.path().join("admin");
-        let mut command = Command::new(options.version.path()?);
-        command.arg("--config-path").arg(&config).arg("--admin-address-path").arg(&admin_file);
-        command.args(["--concurrency", &options.workers.to_string(), "--log-level", options.log_level]);
+        let mut command = Command::new(version.path()?);
+        command.arg("--config-path").arg(config).arg("--admin-address-path").arg(&admin_file);
+        command.args(["--concurrency", &workers.to_string(), "--log-level", log_level]);
         // Without hot restart Envoys need no base ids, so any number of them can run side by side.
         command.args(["--disable-hot-restart", "--file-flush-interval-msec", "20", "--drain-time-s", "1"]);
         let mut process = Process::spawn("envoy", &mut command, &folder.path().join("log"))?;
         let admin = admin_address(&mut process, &admin_file).await?;
         wait_ready(&mut process, admin).await?;
         let listener = listener_address(admin).await?;
-        Ok(Self { process, version: options.version, admin, listener, access_log, _folder: folder })
+        Ok(Self { process, version, admin, listener, access_log, _folder: folder })
     }
 
     /// Where clients connect.
