@@ -1,13 +1,20 @@
 //! Several replicas over real etcds, with a real Envoy, while things go wrong; and one replica that is killed while it writes.
 
+use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
+use headgate_test_support::artefact;
 use headgate_test_support::chaos::writer::kill_and_look;
 use headgate_test_support::chaos::{self, Findings, Plan};
 use headgate_test_support::control_plane::ControlPlaneOptions;
-use headgate_test_support::{ControlPlaneProcess, Replicas, wait_until};
-use headgate_tests::documents::{document, spec};
+use headgate_test_support::envoy::{EnvoyOptions, Upstream, WasmFilter};
+use headgate_test_support::nvml::STATE_VARIABLE;
+use headgate_test_support::{
+    Bootstrap, ControlPlaneProcess, EnvoyProcess, HttpFilter, NvmlDevice, NvmlState, Process, Replicas, wait_until,
+};
+use headgate_tests::connection::Connection;
+use headgate_tests::documents::{document, key_header, spec};
 use rand::SeedableRng as _;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -57,6 +64,53 @@ async fn a_write_to_any_replica_is_read_from_all_and_refused_clearly_while_the_s
     ensure!(ready.status.is_success(), "what is in force is served on: {}", ready.text());
     ensure!(replicas.control[1].command(&["policy", "get", "a"])?.status.success(), "what is in force can be read");
     Ok(())
+}
+
+/// A replica that does not lead, and is none of `others`.
+async fn follower(replicas: &Replicas, others: &[usize]) -> Result<usize> {
+    let leader = replicas.leader().await?.index;
+    let found = (0..replicas.control.len()).find(|index| *index != leader && !others.contains(index));
+    found.context("no follower")
+}
+
+/// Waits until low is refused, or let in, at an Envoy.
+async fn low_gets(envoy: &EnvoyProcess, status: u16) -> Result<()> {
+    wait_until(&format!("answer {status}"), PATIENCE, || async {
+        let response = Connection::open(envoy.address()).await?.get("/v1/models", &[key_header("low")]).await?;
+        Ok((response.status == status).then_some(()))
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_replica_hears_of_a_gpu_is_in_force_at_the_proxy_of_another_whoever_leads() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let gpu = NvmlState::create(&folder.path().join("nvml.json"), &[NvmlDevice::with_memory_used(0, 10.0)])?;
+    let mut replicas = Replicas::start(3, &ControlPlaneOptions::new(None)?).await?;
+    replicas.control[0].apply(&document("test", &spec()))?;
+    let heard = follower(&replicas, &[]).await?;
+    let pushes = follower(&replicas, &[heard]).await?;
+    let mut agent = Command::new(artefact::program("headgate")?);
+    agent.args(["agent", "--node", "gpu-node", "--server", &format!("http://{}", replicas.control[heard].grpc())]);
+    agent.env("HEADGATE_NVML_LIB", artefact::nvml_shim()?).env(STATE_VARIABLE, gpu.path());
+    let _agent = Process::spawn("agent", &mut agent, &folder.path().join("log"))?;
+    let filter = HttpFilter::Wasm(WasmFilter::headgate_controlled()?);
+    let bootstrap = Bootstrap::new(filter, Upstream::Direct).with_control_plane(replicas.control[pushes].grpc());
+    let envoy = EnvoyProcess::start(EnvoyOptions::new(bootstrap)).await?;
+    low_gets(&envoy, 200).await?;
+    gpu.set_memory_used(90.0)?;
+    low_gets(&envoy, 429).await?;
+    // Another one leads: that the GPU has room again is known from it alone.
+    let before = replicas.leader().await?;
+    replicas.control[before.index].kill_9()?;
+    wait_until("another leader", PATIENCE, || async {
+        Ok(replicas.standings().await.into_iter().find(|standing| standing.is_acting && standing.term > before.term))
+    })
+    .await?;
+    gpu.set_memory_used(10.0)?;
+    low_gets(&envoy, 200).await?;
+    gpu.set_memory_used(90.0)?;
+    low_gets(&envoy, 429).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

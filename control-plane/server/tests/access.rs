@@ -17,6 +17,7 @@ use headgate_protos::discovery::aggregated_discovery_service_client::AggregatedD
 use headgate_protos::envoy_core::Node;
 use headgate_protos::v1::load_reporting_client::LoadReportingClient;
 use headgate_protos::v1::policy_service_client::PolicyServiceClient;
+use headgate_protos::v1::replication_client::ReplicationClient;
 use headgate_protos::{POLICY_TYPE_URL, v1};
 use http_body_util::{BodyExt, Empty};
 use issuer::TokenIssuer;
@@ -40,6 +41,8 @@ roles:
 - {to: {subject: guest}, role: view, policies: ['search-*']}
 proxies:
 - {of: {certificate: 'spiffe://headgate/proxy/{id}'}, nodes: ['{id}'], clusters: [edge]}
+replicas:
+- {of: {certificate: 'spiffe://headgate/replica/*'}}
 ";
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -272,6 +275,26 @@ async fn a_stolen_node_id_is_refused_on_every_stream_and_recorded() {
     let nobody = LoadReportingClient::new(bench.channel(None).await);
     let refused = { nobody }.stream_load_reports(bearing(&bench.token("ops"), tokio_stream::empty())).await.unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied);
+    bench.running.stop().await;
+}
+
+#[tokio::test]
+async fn only_a_replica_speaks_for_the_proxies_of_others_and_nobody_follows_one_that_is_alone() {
+    let bench = Bench::new(ACCESS).await;
+    let follow = async |name: &str| {
+        let channel = bench.channel(Some(&bench.authority.client(name))).await;
+        let hello = v1::FollowerHello { replica: "b".to_owned(), term: 0 };
+        let first = v1::FollowerMessage { message: Some(v1::follower_message::Message::Hello(hello)) };
+        let called = ReplicationClient::new(channel.clone()).follow(tokio_stream::once(first)).await;
+        let followed = match called {
+            Ok(answer) => answer.into_inner().message().await.map(drop),
+            Err(status) => Err(status),
+        };
+        let relayed = ReplicationClient::new(channel).relay_devices(tokio_stream::empty()).await.map(drop);
+        (followed.unwrap_err().code(), relayed.unwrap_err().code())
+    };
+    assert_eq!(follow("spiffe://headgate/proxy/a").await, (Code::PermissionDenied, Code::PermissionDenied));
+    assert_eq!(follow("spiffe://headgate/replica/b").await, (Code::FailedPrecondition, Code::FailedPrecondition));
     bench.running.stop().await;
 }
 

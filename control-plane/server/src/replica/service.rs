@@ -51,6 +51,11 @@ struct Follower {
 // === impl ReplicationServer ===
 
 impl ReplicationServer {
+    /// The term in which this replica may lead others now; nobody follows one that is alone.
+    fn leading_term(&self) -> Option<Term> {
+        self.helm.acting_term().filter(|term| *term > 0)
+    }
+
     async fn begin(&self, mut reports: Streaming<v1::FollowerMessage>) -> Result<Follower, Status> {
         let first = reports.message().await?.and_then(|first| first.message);
         let Some(Message::Hello(v1::FollowerHello { replica, term })) = first else {
@@ -59,7 +64,7 @@ impl ReplicationServer {
         if !(1..=MAX_REPLICA_NAME_BYTES).contains(&replica.len()) {
             return Err(Status::invalid_argument(format!("hello.replica: {} is outside 1..={MAX_REPLICA_NAME_BYTES}", replica.len())));
         }
-        if self.helm.acting_term() != Some(term) {
+        if self.leading_term() != Some(term) {
             return Err(not_leader(term));
         }
         tracing::info!(replica, term, "a replica follows");
@@ -136,7 +141,7 @@ impl Replication for ReplicationServer {
 
     async fn relay_devices(&self, request: Request<Streaming<v1::DeviceReport>>) -> Result<Response<DeviceResponses>, Status> {
         Caller::of(request.extensions())?;
-        if self.helm.acting_term().is_none() {
+        if self.leading_term().is_none() {
             return Err(Status::failed_precondition("this replica does not lead"));
         }
         Ok(self.devices.open_relayed(request.into_inner()))

@@ -37,6 +37,17 @@ fn a_certificate_may_be_its_own_node_and_no_other() {
 }
 
 #[test]
+fn a_replica_is_who_a_rule_of_its_own_says_and_no_proxy() {
+    let access = compile(&format!("{PROXIES}replicas:\n- of: {{certificate: 'spiffe://headgate/replica/*'}}\n")).unwrap();
+    let replica = access.rights(Some(&certificate("spiffe://headgate/replica/a")), None);
+    assert!(replica.allow_replica() && !replica.allow_some_node() && !replica.allow_somewhere(Role::View));
+    assert!(!access.rights(Some(&certificate("spiffe://headgate/proxy/a")), None).allow_replica());
+    assert!(!access.rights(None, None).allow_replica());
+    let wrong = compile("roles:\n- {to: {anyone: true}, role: view, policies: ['*']}\nreplicas:\n- of: {}\n").unwrap_err();
+    assert!(wrong[0].starts_with("replicas[0].of"), "{wrong:?}");
+}
+
+#[test]
 fn a_role_holds_for_its_policies_and_includes_the_smaller_ones() {
     let file = AccessFile::parse(
         b"roles:\n- {to: {certificate: 'spiffe://td/team/{team}/*'}, role: operate, policies: ['{team}-*']}\n\
