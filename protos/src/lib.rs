@@ -47,6 +47,36 @@ mod generated {
                 }
             }
             #[cfg(feature = "grpc")]
+            pub mod cluster {
+                pub mod v3 {
+                    include!("gen/envoy.service.cluster.v3.rs");
+                }
+            }
+            #[cfg(feature = "grpc")]
+            pub mod endpoint {
+                pub mod v3 {
+                    include!("gen/envoy.service.endpoint.v3.rs");
+                }
+            }
+            #[cfg(feature = "grpc")]
+            pub mod listener {
+                pub mod v3 {
+                    include!("gen/envoy.service.listener.v3.rs");
+                }
+            }
+            #[cfg(feature = "grpc")]
+            pub mod route {
+                pub mod v3 {
+                    include!("gen/envoy.service.route.v3.rs");
+                }
+            }
+            #[cfg(feature = "grpc")]
+            pub mod runtime {
+                pub mod v3 {
+                    include!("gen/envoy.service.runtime.v3.rs");
+                }
+            }
+            #[cfg(feature = "grpc")]
             pub mod extension {
                 pub mod v3 {
                     include!("gen/envoy.service.extension.v3.rs");
@@ -58,11 +88,26 @@ mod generated {
 
 /// `envoy.config.core.v3`, as far as we speak it.
 pub use generated::envoy::config::core::v3 as envoy_core;
+/// `envoy.service.cluster.v3`: discovery of clusters.
+#[cfg(feature = "grpc")]
+pub use generated::envoy::service::cluster::v3 as cluster;
 /// `envoy.service.discovery.v3`, as far as we speak it.
 pub use generated::envoy::service::discovery::v3 as discovery;
+/// `envoy.service.endpoint.v3`: discovery of endpoints.
+#[cfg(feature = "grpc")]
+pub use generated::envoy::service::endpoint::v3 as endpoint;
 /// `envoy.service.extension.v3`: extension configuration discovery.
 #[cfg(feature = "grpc")]
 pub use generated::envoy::service::extension::v3 as extension;
+/// `envoy.service.listener.v3`: discovery of listeners.
+#[cfg(feature = "grpc")]
+pub use generated::envoy::service::listener::v3 as listener;
+/// `envoy.service.route.v3`: discovery of routes.
+#[cfg(feature = "grpc")]
+pub use generated::envoy::service::route::v3 as route;
+/// `envoy.service.runtime.v3`: discovery of runtime layers.
+#[cfg(feature = "grpc")]
+pub use generated::envoy::service::runtime::v3 as runtime;
 /// etcd's v3 API, as far as we speak it.
 #[cfg(feature = "grpc")]
 pub use generated::etcdserverpb as etcd;
