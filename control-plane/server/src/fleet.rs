@@ -31,6 +31,7 @@ struct Inner {
     policies: watch::Sender<Arc<PolicySet>>,
     limits: watch::Sender<Arc<LimitsTable>>,
     rendered: watch::Sender<Arc<RenderedResources>>,
+    shared: watch::Sender<()>,
     proxies: Proxies,
 }
 
@@ -44,6 +45,7 @@ impl Fleet {
                 policies: watch::Sender::new(Arc::default()),
                 limits: watch::Sender::new(Arc::default()),
                 rendered: watch::Sender::new(Arc::default()),
+                shared: watch::Sender::new(()),
                 proxies: Proxies::default(),
             }),
         }
@@ -52,6 +54,7 @@ impl Fleet {
     /// Publishes the policies in force. The store calls it after each durable change and once after opening.
     pub fn publish_policies(&self, policies: PolicySet) {
         self.inner.policies.send_replace(Arc::new(policies));
+        self.inner.shared.send_replace(());
     }
 
     /// The policies in force; the receiver wakes on every change.
@@ -73,11 +76,18 @@ impl Fleet {
     /// nothing refers to what is not there.
     pub fn publish_rendered(&self, rendered: RenderedResources) {
         self.inner.rendered.send_replace(Arc::new(rendered));
+        self.inner.shared.send_replace(());
     }
 
     /// The newest rendered configuration; the receiver wakes on every publication.
     pub fn rendered(&self) -> watch::Receiver<Arc<RenderedResources>> {
         self.inner.rendered.subscribe()
+    }
+
+    /// Wakes after every change of what more than one proxy is told: policies and rendered resources. Thousands of streams wait, each on
+    /// this alone.
+    pub fn shared_changes(&self) -> watch::Receiver<()> {
+        self.inner.shared.subscribe()
     }
 
     /// What is known of each proxy.

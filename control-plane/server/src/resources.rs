@@ -64,6 +64,11 @@ impl SharedResources {
         Ok(Self { policies, snapshot: rendered.with(resources)? })
     }
 
+    /// What every proxy of the audience is told.
+    pub fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
     /// Everything that the proxy `node_id` is told: the shared resources, and its limits of each pool that has a policy.
     pub fn snapshot_for(&self, node_id: &str, limits: &LimitsTable) -> Result<Snapshot, ResourceError> {
         let mut own = Vec::new();

@@ -9,7 +9,10 @@
 //!   newest content, never a backlog;
 //! - content that a client refused is not sent to it again until it changes or the client asks for it anew;
 //! - nothing is sent that is not subscribed to, and nothing twice that the client already has;
+//! - nothing is taken away, in either variant, while something that the client has may refer to it; what is referred to comes first;
+//! - a cluster that changes is followed by its endpoints, changed or not: Envoy uses the new cluster only when it has heard of them;
 //! - versions are hashes of content, so a delta client that reconnects to any replica gets only what differs;
+//! - each resource is encoded once, and all streams share its bytes;
 //! - what a client can make a stream remember is bounded.
 //!
 //! Source: <https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol>.
@@ -21,6 +24,7 @@ mod snapshot;
 mod sotw;
 mod stream;
 mod subscription;
+mod wire;
 
 pub use delta::DeltaStream;
 pub use resource::{InvalidName, Resource, ResourceName, ResourceType, Version};
@@ -28,3 +32,4 @@ pub use snapshot::{Inconsistent, ResourceSet, Snapshot};
 pub use sotw::SotwStream;
 pub use stream::{Change, Scope, Step, StreamError, StreamEvent};
 pub use subscription::{Interest, Subscription, TooManyNames};
+pub use wire::{DeltaResponse, SotwResponse};

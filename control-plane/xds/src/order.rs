@@ -5,6 +5,7 @@
 //! Source: xDS protocol, "Eventual consistency considerations".
 
 use crate::resource::ResourceType::{self, Cluster, Endpoint, ExtensionConfig, HeadgateLimits, HeadgatePolicy, Listener, Route, Runtime};
+use crate::resource::{Resource, ResourceName};
 
 /// Types whose unsent additions hold back those of `kind`.
 pub(crate) const fn sent_before(kind: ResourceType) -> &'static [ResourceType] {
@@ -28,6 +29,14 @@ pub(crate) const fn referring_to(kind: ResourceType) -> &'static [ResourceType] 
         Route | ExtensionConfig => &[Listener],
         Listener | Runtime | HeadgatePolicy | HeadgateLimits => &[],
     }
+}
+
+/// What a client must be told again after it was told of `resource`.
+///
+/// Envoy puts a changed cluster into use only when it has been told its endpoints after it, although it has had them before.
+/// Source: xDS protocol, "Resource warming".
+pub(crate) fn told_again_after(resource: &Resource) -> impl Iterator<Item = &(ResourceType, ResourceName)> {
+    resource.needs().iter().filter(|(kind, _)| (resource.kind(), *kind) == (Cluster, Endpoint))
 }
 
 #[cfg(test)]

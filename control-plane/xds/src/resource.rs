@@ -2,10 +2,13 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use headgate_protos::{Any, LIMITS_TYPE_URL, POLICY_TYPE_URL};
 use sha2::{Digest, Sha256};
+
+use crate::wire::Encoded;
 
 /// Type of a resource. The order is that in which types are sent: what others refer to comes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -56,14 +59,15 @@ pub enum InvalidName {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Version(u64);
 
-/// A resource: encoded once, its bytes shared by every stream that sends it.
+/// A resource: encoded once, its bytes shared by every stream that sends it. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resource {
     kind: ResourceType,
     name: ResourceName,
     version: Version,
-    body: Any,
-    needs: Vec<(ResourceType, ResourceName)>,
+    ttl: Option<Duration>,
+    encoded: Encoded,
+    needs: Arc<[(ResourceType, ResourceName)]>,
 }
 
 // === impl ResourceType ===
@@ -121,6 +125,13 @@ impl ResourceType {
             Self::ExtensionConfig | Self::HeadgatePolicy => 1,
             Self::Cluster | Self::Endpoint | Self::Listener | Self::Route | Self::Runtime | Self::HeadgateLimits => usize::MAX,
         }
+    }
+
+    /// Whether a client that refused content takes it for applied when it comes again, and accepts it without applying it.
+    ///
+    /// Envoy does so with extension configurations, whose hash it remembers before it applies them.
+    pub(crate) const fn is_applied_once(self) -> bool {
+        matches!(self, Self::ExtensionConfig)
     }
 
     /// Whether a resource that a state-of-the-world response leaves out is thereby deleted.
@@ -221,20 +232,36 @@ impl Resource {
     /// A resource from its encoded message. Its version is the hash of the bytes.
     pub fn new(kind: ResourceType, name: ResourceName, encoded: Bytes) -> Self {
         let version = Version::of(&encoded);
-        Self { kind, name, version, body: Any { type_url: kind.type_url().into(), value: encoded }, needs: Vec::new() }
+        let encoded = Encoded::new(kind, &name, version, None, encoded);
+        Self { kind, name, version, ttl: None, encoded, needs: Arc::default() }
     }
 
     /// Gives the resource a version that its content already carries, the same on every replica, instead of the hash of its bytes.
     #[must_use]
-    pub fn versioned(mut self, version: Version) -> Self {
-        self.version = version;
-        self
+    pub fn versioned(self, version: Version) -> Self {
+        let ttl = self.ttl;
+        self.encoded_anew(version, ttl)
+    }
+
+    /// Lets the resource expire with a client that hears nothing of it for `ttl`, as a fault that is injected should when whoever
+    /// injects it dies. Streams renew it with heartbeats of a third of that. Another `ttl` is another version.
+    ///
+    /// Clients that do not know what that is are sent the resource without it.
+    #[must_use]
+    pub fn expiring(self, ttl: Duration) -> Self {
+        let version = Version::of(&[&self.version.0.to_be_bytes()[..], &ttl.as_nanos().to_be_bytes()[..]].concat());
+        self.encoded_anew(version, Some(ttl))
+    }
+
+    fn encoded_anew(self, version: Version, ttl: Option<Duration>) -> Self {
+        let encoded = Encoded::new(self.kind, &self.name, version, ttl, self.encoded.body());
+        Self { version, ttl, encoded, ..self }
     }
 
     /// Says that this resource refers to another one, which a snapshot must then contain too.
     #[must_use]
     pub fn needing(mut self, kind: ResourceType, name: ResourceName) -> Self {
-        self.needs.push((kind, name));
+        self.needs = self.needs.iter().cloned().chain([(kind, name)]).collect();
         self
     }
 
@@ -253,9 +280,18 @@ impl Resource {
         self.version
     }
 
+    /// Time after which a client that hears nothing of it drops it.
+    pub fn ttl(&self) -> Option<Duration> {
+        self.ttl
+    }
+
     /// Its type URL and encoded message.
-    pub fn body(&self) -> &Any {
-        &self.body
+    pub fn body(&self) -> Any {
+        Any { type_url: self.kind.type_url().into(), value: self.encoded.body() }
+    }
+
+    pub(crate) fn encoded(&self) -> &Encoded {
+        &self.encoded
     }
 
     /// What it refers to.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use crate::resource::{Resource, ResourceName, ResourceType, Version};
 
@@ -9,7 +10,8 @@ use crate::resource::{Resource, ResourceName, ResourceType, Version};
 /// resource that another one refers to is there. Cheap to clone.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
-    sets: BTreeMap<ResourceType, Arc<ResourceSet>>,
+    /// By the type's place in [`ResourceType::ALL`].
+    sets: [Option<Arc<ResourceSet>>; ResourceType::ALL.len()],
 }
 
 /// The resources of one type.
@@ -17,6 +19,7 @@ pub struct Snapshot {
 pub struct ResourceSet {
     resources: BTreeMap<ResourceName, Resource>,
     version: Version,
+    least_ttl: Option<Duration>,
 }
 
 /// Resources that make no snapshot.
@@ -65,7 +68,9 @@ impl Snapshot {
         }
         let mut sets = self.sets.clone();
         let kinds: Vec<ResourceType> = added.keys().copied().collect();
-        sets.extend(added.into_iter().map(|(kind, resources)| (kind, Arc::new(ResourceSet::of(resources)))));
+        for (kind, resources) in added {
+            sets[kind as usize] = Some(Arc::new(ResourceSet::of(resources)));
+        }
         let snapshot = Self { sets };
         // What was there before found all that it needs, and nothing has gone.
         kinds.into_iter().flat_map(|kind| snapshot.set(kind).iter()).try_for_each(|resource| snapshot.holds_needs_of(resource))?;
@@ -87,7 +92,7 @@ impl Snapshot {
     /// The resources of a type; an empty set when there are none.
     pub fn set(&self, kind: ResourceType) -> &ResourceSet {
         static EMPTY: LazyLock<ResourceSet> = LazyLock::new(|| ResourceSet::of(BTreeMap::new()));
-        self.sets.get(&kind).map_or_else(|| &*EMPTY, |set| &**set)
+        self.sets[kind as usize].as_ref().map_or_else(|| &*EMPTY, |set| &**set)
     }
 }
 
@@ -96,7 +101,8 @@ impl Snapshot {
 impl ResourceSet {
     fn of(resources: BTreeMap<ResourceName, Resource>) -> Self {
         let version = Version::of_set(resources.iter().map(|(name, resource)| (name, resource.version())));
-        Self { resources, version }
+        let least_ttl = resources.values().filter_map(Resource::ttl).min();
+        Self { resources, version, least_ttl }
     }
 
     /// The resource with this name.
@@ -107,6 +113,11 @@ impl ResourceSet {
     /// All resources, by name.
     pub fn iter(&self) -> impl Iterator<Item = &Resource> {
         self.resources.values()
+    }
+
+    /// Shortest time to live of a resource in the set.
+    pub fn least_ttl(&self) -> Option<Duration> {
+        self.least_ttl
     }
 
     /// Version of the whole set.

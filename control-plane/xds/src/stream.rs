@@ -1,9 +1,12 @@
 //! What both variants of the protocol share: scope, node, nonces, errors, events.
 
+use std::time::Duration;
+
 use headgate_protos::envoy_core::Node;
 use headgate_protos::rpc::Status;
 
 use crate::resource::{InvalidName, ResourceName, ResourceType, Version};
+use crate::snapshot::Snapshot;
 use crate::subscription::{Interest, Subscription, TooManyNames};
 
 /// Which types a stream carries.
@@ -52,6 +55,14 @@ pub enum StreamEvent {
         /// Its words, cut at [`StreamEvent::MAX_ERROR_BYTES`].
         error: String,
     },
+    /// It accepted what it had refused before. Envoy takes the same bytes for applied when they come again and says so, without having
+    /// applied them, so nothing follows from it; other bytes are what helps.
+    AcceptedAfterRefusal {
+        /// Type.
+        kind: ResourceType,
+        /// What of the response had been refused.
+        changes: Vec<Change>,
+    },
     /// It answered a response that is not the newest of the type; the answer was ignored.
     StaleNonce {
         /// Type.
@@ -93,6 +104,13 @@ pub enum StreamError {
         problem: TooManyNames,
     },
 }
+
+/// Feature by which a client says that it knows what a time to live is.
+const TTL_FEATURE: &str = "xds.config.supports-resource-ttl";
+/// Program that knows it and does not say so.
+const ENVOY: &str = "envoy";
+/// Heartbeats in a time to live: two may be late or lost.
+const HEARTBEATS_PER_TTL: u32 = 3;
 
 /// What a stream knows besides its types.
 #[derive(Clone, Debug)]
@@ -139,6 +157,18 @@ impl Session {
         self.node.as_ref()
     }
 
+    /// Whether the client lets resources expire.
+    pub(crate) fn knows_ttl(&self) -> bool {
+        let says_so = |node: &Node| node.client_features.iter().any(|feature| feature == TTL_FEATURE);
+        self.node.as_ref().is_some_and(|node| says_so(node) || node.user_agent_name == ENVOY)
+    }
+
+    /// Time until the next heartbeat of a client with these types; `None` when nothing that it may have expires.
+    pub(crate) fn heartbeat_after<'a>(&self, kinds: impl Iterator<Item = &'a ResourceType>, snapshot: &Snapshot) -> Option<Duration> {
+        let least = kinds.filter_map(|kind| snapshot.set(*kind).least_ttl()).min().filter(|_| self.knows_ttl());
+        least.map(|ttl| ttl / HEARTBEATS_PER_TTL)
+    }
+
     /// The type of a request; `Ok(Err)` for a type that we do not serve.
     pub(crate) fn kind(&self, type_url: &str) -> Result<Result<ResourceType, StreamEvent>, StreamError> {
         match (self.scope, type_url) {
@@ -162,6 +192,13 @@ pub(crate) struct Listed {
     pub(crate) interest: Interest,
     /// All others.
     pub(crate) names: Vec<ResourceName>,
+}
+
+impl Listed {
+    /// Whether nothing was listed.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.interest == Interest::Named && self.names.is_empty()
+    }
 }
 
 /// Reads the names of a request, of which there may be no more than a subscription can hold.

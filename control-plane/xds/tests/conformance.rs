@@ -2,16 +2,18 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bytes::Bytes;
 use headgate_protos::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse};
 use headgate_protos::envoy_core::Node;
 use headgate_protos::rpc::Status;
-use headgate_xds::ResourceType::{Cluster, Endpoint, ExtensionConfig, HeadgateLimits, HeadgatePolicy, Listener};
+use headgate_xds::ResourceType::{Cluster, Endpoint, ExtensionConfig, HeadgateLimits, HeadgatePolicy, Listener, Route, Runtime};
 use headgate_xds::{
-    DeltaStream, Inconsistent, InvalidName, Resource, ResourceName, ResourceType, Scope, Snapshot, SotwStream, StreamError, StreamEvent,
-    Subscription, Version,
+    DeltaResponse, DeltaStream, Inconsistent, InvalidName, Resource, ResourceName, ResourceType, Scope, Snapshot, SotwResponse, SotwStream,
+    Step, StreamError, StreamEvent, Subscription, Version,
 };
+use prost::Message as _;
 
 type Entry = (ResourceType, &'static str, &'static str);
 
@@ -31,6 +33,13 @@ fn snapshot(entries: &[Entry]) -> Snapshot {
     Snapshot::try_new(entries.iter().copied().map(resource)).unwrap()
 }
 
+/// Resources of which some expire after nine seconds.
+fn expiring(kind: ResourceType, names: &[&'static str], lasting: &[&'static str]) -> Snapshot {
+    let lasting = lasting.iter().map(|name| resource((kind, name, "1")));
+    let expiring = names.iter().map(|name| resource((kind, name, "1")).expiring(Duration::from_secs(9)));
+    Snapshot::try_new(lasting.chain(expiring)).unwrap()
+}
+
 fn strings(names: &[&str]) -> Vec<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
 }
@@ -39,11 +48,12 @@ fn refusal(message: &str) -> Option<Status> {
     Some(Status { code: 3, message: message.into(), details: Vec::new() })
 }
 
-fn events_of<R>(step: &headgate_xds::Step<R>) -> Vec<&'static str> {
+fn events_of<R>(step: &Step<R>) -> Vec<&'static str> {
     step.events
         .iter()
         .map(|event| match event {
             StreamEvent::Accepted { .. } => "accepted",
+            StreamEvent::AcceptedAfterRefusal { .. } => "accepted after refusal",
             StreamEvent::Rejected { .. } => "rejected",
             StreamEvent::StaleNonce { .. } => "stale",
             StreamEvent::UnknownType { .. } => "unknown type",
@@ -76,11 +86,38 @@ mod delta {
         DeltaDiscoveryRequest { initial_resource_versions, ..subscribe(kind, names) }
     }
 
-    fn stream() -> DeltaStream {
-        DeltaStream::new(Scope::Aggregated)
+    /// A stream whose responses are read as a client reads them.
+    #[derive(Clone)]
+    struct Stream(DeltaStream);
+
+    impl Stream {
+        fn on_request(
+            &mut self,
+            request: &DeltaDiscoveryRequest,
+            snapshot: &Snapshot,
+        ) -> Result<Step<DeltaDiscoveryResponse>, StreamError> {
+            let Step { responses, events } = self.0.on_request(request, snapshot)?;
+            Ok(Step { responses: read(&responses), events })
+        }
+
+        fn on_snapshot(&mut self, snapshot: &Snapshot) -> Vec<DeltaDiscoveryResponse> {
+            read(&self.0.on_snapshot(snapshot))
+        }
+
+        fn on_heartbeat(&mut self, snapshot: &Snapshot) -> Vec<DeltaDiscoveryResponse> {
+            read(&self.0.on_heartbeat(snapshot))
+        }
     }
 
-    fn send(stream: &mut DeltaStream, request: &DeltaDiscoveryRequest, snapshot: &Snapshot) -> Vec<DeltaDiscoveryResponse> {
+    fn read(responses: &[DeltaResponse]) -> Vec<DeltaDiscoveryResponse> {
+        responses.iter().map(|response| response.message().unwrap()).collect()
+    }
+
+    fn stream() -> Stream {
+        Stream(DeltaStream::new(Scope::Aggregated))
+    }
+
+    fn send(stream: &mut Stream, request: &DeltaDiscoveryRequest, snapshot: &Snapshot) -> Vec<DeltaDiscoveryResponse> {
         stream.on_request(request, snapshot).unwrap().responses
     }
 
@@ -356,7 +393,9 @@ mod delta {
     #[test]
     fn a_reconnecting_client_that_has_everything_gets_nothing() {
         let world = snapshot(&[(HeadgatePolicy, "p", "1")]);
-        assert!(send(&mut stream(), &reconnect(HeadgatePolicy, &["p"], &[("p", version("1"))]), &world).is_empty());
+        for names in [&["p"][..], &["*"], &[]] {
+            assert!(send(&mut stream(), &reconnect(HeadgatePolicy, names, &[("p", version("1"))]), &world).is_empty(), "{names:?}");
+        }
     }
 
     #[test]
@@ -370,11 +409,11 @@ mod delta {
     #[test]
     fn the_node_of_the_first_request_is_kept() {
         let mut stream = stream();
-        assert!(stream.node().is_none());
+        assert!(stream.0.node().is_none());
         let node = Some(Node { id: "sidecar~1".into(), ..Default::default() });
         send(&mut stream, &DeltaDiscoveryRequest { node, ..subscribe(Cluster, &["a"]) }, &snapshot(&[]));
         send(&mut stream, &subscribe(Listener, &["a"]), &snapshot(&[]));
-        assert_eq!(stream.node().unwrap().id, "sidecar~1");
+        assert_eq!(stream.0.node().unwrap().id, "sidecar~1");
     }
 
     #[test]
@@ -426,7 +465,7 @@ mod delta {
 
     #[test]
     fn a_per_type_stream_needs_no_type() {
-        let mut stream = DeltaStream::new(Scope::Only(ExtensionConfig));
+        let mut stream = Stream(DeltaStream::new(Scope::Only(ExtensionConfig)));
         let request = DeltaDiscoveryRequest { resource_names_subscribe: strings(&["x"]), ..Default::default() };
         let sent = send(&mut stream, &request, &snapshot(&[(ExtensionConfig, "x", "1")]));
         assert_eq!(all_say(&sent), [["x=1"]]);
@@ -477,6 +516,149 @@ mod delta {
         assert_eq!(all_say(&send(&mut stream, &ack(&listener[0]), &second)), [["-x"]]);
     }
 
+    /// A client that lets resources expire.
+    fn envoy(kind: ResourceType, names: &[&str]) -> DeltaDiscoveryRequest {
+        let node = Some(Node { user_agent_name: "envoy".into(), ..Default::default() });
+        DeltaDiscoveryRequest { node, ..subscribe(kind, names) }
+    }
+
+    fn ttls(response: &DeltaDiscoveryResponse) -> Vec<(&str, bool, Option<i64>)> {
+        let of = |resource: &headgate_protos::discovery::Resource| resource.ttl.map(|ttl| ttl.seconds);
+        response.resources.iter().map(|resource| (resource.name.as_str(), resource.resource.is_some(), of(resource))).collect()
+    }
+
+    #[test]
+    fn what_expires_is_sent_with_its_time_to_live_and_renewed_without_its_body() {
+        let (mut stream, world) = (stream(), expiring(Runtime, &["fault"], &["base"]));
+        let sent = send(&mut stream, &envoy(Runtime, &["fault", "base"]), &world);
+        assert_eq!(ttls(&sent[0]), [("base", true, None), ("fault", true, Some(9))]);
+        send(&mut stream, &ack(&sent[0]), &world);
+        assert_eq!(stream.0.heartbeat_after(&world), Some(Duration::from_secs(3)));
+        let beat = stream.on_heartbeat(&world);
+        assert_eq!(ttls(&beat[0]), [("fault", false, Some(9))]);
+        assert_eq!(beat[0].resources[0].version, sent[0].resources[1].version, "another version would not be a heartbeat");
+        assert!(send(&mut stream, &ack(&beat[0]), &world).is_empty());
+    }
+
+    #[test]
+    fn only_clients_that_know_what_expiring_is_are_told_of_it() {
+        let feature = Node { client_features: vec!["xds.config.supports-resource-ttl".into()], ..Default::default() };
+        let other = Node { user_agent_name: "gRPC".into(), ..Default::default() };
+        for (node, knows) in [(feature, true), (other, false), (Node::default(), false)] {
+            let (mut stream, world) = (stream(), expiring(Runtime, &["fault"], &[]));
+            let sent = send(&mut stream, &DeltaDiscoveryRequest { node: Some(node), ..subscribe(Runtime, &["fault"]) }, &world);
+            assert_eq!(ttls(&sent[0]), [("fault", true, knows.then_some(9))]);
+            send(&mut stream, &ack(&sent[0]), &world);
+            assert_eq!((stream.0.heartbeat_after(&world).is_some(), stream.on_heartbeat(&world).len()), (knows, usize::from(knows)));
+        }
+    }
+
+    #[test]
+    fn what_could_not_be_renewed_in_time_is_sent_whole() {
+        let (mut stream, world) = (stream(), expiring(Runtime, &["fault"], &["base"]));
+        let sent = send(&mut stream, &envoy(Runtime, &["fault", "base"]), &world);
+        send(&mut stream, &ack(&sent[0]), &world);
+        let changed = world.with([resource((Runtime, "more", "1"))]).unwrap();
+        let sent = send(&mut stream, &envoy(Runtime, &["more"]), &changed);
+        assert!(stream.on_heartbeat(&changed).is_empty(), "an answer is awaited");
+        let sent = send(&mut stream, &ack(&sent[0]), &changed);
+        assert_eq!(ttls(&sent[0]), [("fault", true, Some(9))]);
+    }
+
+    #[test]
+    fn a_reconnecting_client_is_sent_what_expires_whether_or_not_it_has_it() {
+        let world = expiring(Runtime, &["fault"], &["base"]);
+        let version = |of| world.set(Runtime).get(&name(of)).unwrap().version().to_string();
+        let again = reconnect(Runtime, &["fault", "base"], &[("fault", version("fault")), ("base", version("base"))]);
+        let sent = send(&mut stream(), &DeltaDiscoveryRequest { node: envoy(Runtime, &[]).node, ..again }, &world);
+        assert_eq!(ttls(&sent[0]), [("fault", true, Some(9))]);
+    }
+
+    #[test]
+    fn another_time_to_live_is_another_version() {
+        let lasting = || resource((Runtime, "fault", "1"));
+        let versions =
+            [lasting(), lasting().expiring(Duration::from_secs(9)), lasting().expiring(Duration::from_secs(8))].map(|it| it.version());
+        assert!(versions[0] != versions[1] && versions[1] != versions[2]);
+    }
+
+    #[test]
+    fn a_refused_heartbeat_refuses_nothing() {
+        let (mut stream, world) = (stream(), expiring(Runtime, &["fault"], &[]));
+        let sent = send(&mut stream, &envoy(Runtime, &["fault"]), &world);
+        send(&mut stream, &ack(&sent[0]), &world);
+        let beat = stream.on_heartbeat(&world);
+        assert!(send(&mut stream, &nack(&beat[0], "no"), &world).is_empty());
+        assert_eq!(stream.on_heartbeat(&world).len(), 1);
+    }
+
+    #[test]
+    fn accepting_what_was_refused_before_proves_nothing_of_an_extension_configuration() {
+        let (mut stream, bad) = (stream(), snapshot(&[(ExtensionConfig, "x", "bad")]));
+        let sent = send(&mut stream, &subscribe(ExtensionConfig, &["x"]), &bad);
+        send(&mut stream, &nack(&sent[0], "no"), &bad);
+        let again = send(&mut stream, &subscribe(ExtensionConfig, &["x"]), &bad);
+        let step = stream.on_request(&ack(&again[0]), &bad).unwrap();
+        assert_eq!(events_of(&step), ["accepted after refusal"]);
+        // Other bytes are applied, and after them the first ones as well.
+        for content in ["salted", "bad"] {
+            let world = snapshot(&[(ExtensionConfig, "x", content)]);
+            let sent = stream.on_snapshot(&world);
+            assert_eq!(events_of(&stream.on_request(&ack(&sent[0]), &world).unwrap()), ["accepted"], "{content}");
+        }
+    }
+
+    #[test]
+    fn a_changed_cluster_is_followed_by_its_endpoints_although_they_did_not_change() {
+        let cluster = |content| resource((Cluster, "c", content)).needing(Endpoint, name("e"));
+        let world =
+            |content| Snapshot::try_new([cluster(content), resource((Endpoint, "e", "1")), resource((Endpoint, "f", "1"))]).unwrap();
+        let (mut stream, first) = (stream(), world("1"));
+        for request in [subscribe(Cluster, &[]), subscribe(Endpoint, &["e", "f"])] {
+            let sent = send(&mut stream, &request, &first);
+            assert_eq!(sent.len(), 1);
+            send(&mut stream, &ack(&sent[0]), &first);
+        }
+        assert_eq!(all_say(&stream.on_snapshot(&world("2"))), [["c=2"], ["e=1"]]);
+    }
+
+    #[test]
+    fn clusters_outlive_the_routes_and_listeners_that_name_them() {
+        let kinds = [Cluster, Endpoint, Listener, Route];
+        let (mut stream, first) = (stream(), snapshot(&kinds.map(|kind| (kind, "r", "1"))));
+        for kind in kinds {
+            let sent = send(&mut stream, &subscribe(kind, &["*"]), &first);
+            send(&mut stream, &ack(&sent[0]), &first);
+        }
+        let mut order = Vec::new();
+        let mut sent = stream.on_snapshot(&snapshot(&[]));
+        while let Some(response) = sent.pop() {
+            order.push(ResourceType::from_type_url(&response.type_url).unwrap());
+            assert_eq!(says(&response), ["-r"]);
+            sent.extend(send(&mut stream, &ack(&response), &snapshot(&[])));
+        }
+        assert_eq!(order, [Listener, Route, Cluster, Endpoint]);
+    }
+
+    #[test]
+    fn a_filter_configuration_outlives_the_listener_that_names_it() {
+        let (mut stream, first) = (stream(), snapshot(&[(Listener, "l", "1"), (ExtensionConfig, "x", "1")]));
+        for request in [subscribe(Listener, &[]), subscribe(ExtensionConfig, &["x"])] {
+            let sent = send(&mut stream, &request, &first);
+            send(&mut stream, &ack(&sent[0]), &first);
+        }
+        let sent = stream.on_snapshot(&snapshot(&[]));
+        assert_eq!(all_say(&sent), [["-l"]]);
+        assert_eq!(all_say(&send(&mut stream, &ack(&sent[0]), &snapshot(&[]))), [["-x"]]);
+    }
+
+    #[test]
+    fn resources_are_encoded_once_for_all_streams() {
+        let world = snapshot(&[(Cluster, "a", "1")]);
+        let [one, other] = [(), ()].map(|()| stream().0.on_request(&subscribe(Cluster, &["a"]), &world).unwrap().responses);
+        assert_eq!(one[0].resources[0].as_ptr(), other[0].resources[0].as_ptr());
+    }
+
     #[test]
     fn a_large_set_is_sent_in_parts() {
         let body = Bytes::from(vec![b'x'; 700_000]);
@@ -511,11 +693,34 @@ mod sotw {
         DiscoveryRequest { version_info: accepted.into(), error_detail: refusal("no"), ..ack(response, names) }
     }
 
-    fn stream() -> SotwStream {
-        SotwStream::new(Scope::Aggregated)
+    /// A stream whose responses are read as a client reads them.
+    #[derive(Clone)]
+    struct Stream(SotwStream);
+
+    impl Stream {
+        fn on_request(&mut self, request: &DiscoveryRequest, snapshot: &Snapshot) -> Result<Step<DiscoveryResponse>, StreamError> {
+            let Step { responses, events } = self.0.on_request(request, snapshot)?;
+            Ok(Step { responses: read(&responses), events })
+        }
+
+        fn on_snapshot(&mut self, snapshot: &Snapshot) -> Vec<DiscoveryResponse> {
+            read(&self.0.on_snapshot(snapshot))
+        }
+
+        fn on_heartbeat(&mut self, snapshot: &Snapshot) -> Vec<DiscoveryResponse> {
+            read(&self.0.on_heartbeat(snapshot))
+        }
     }
 
-    fn send(stream: &mut SotwStream, request: &DiscoveryRequest, snapshot: &Snapshot) -> Vec<DiscoveryResponse> {
+    fn read(responses: &[SotwResponse]) -> Vec<DiscoveryResponse> {
+        responses.iter().map(|response| response.message().unwrap()).collect()
+    }
+
+    fn stream() -> Stream {
+        Stream(SotwStream::new(Scope::Aggregated))
+    }
+
+    fn send(stream: &mut Stream, request: &DiscoveryRequest, snapshot: &Snapshot) -> Vec<DiscoveryResponse> {
         stream.on_request(request, snapshot).unwrap().responses
     }
 
@@ -642,11 +847,92 @@ mod sotw {
         assert_eq!(all_say(&sent), [["cluster"], ["listener"]]);
     }
 
+    fn envoy(kind: ResourceType, names: &[&str]) -> DiscoveryRequest {
+        let node = Some(Node { user_agent_name: "envoy".into(), ..Default::default() });
+        DiscoveryRequest { node, ..subscribe(kind, names) }
+    }
+
+    /// Name, whether there is a body, version and time to live of what is wrapped.
+    fn wrapped(response: &DiscoveryResponse) -> Vec<(String, bool, String, Option<i64>)> {
+        let unwrap = |any: &headgate_protos::Any| {
+            assert_eq!(any.type_url, "type.googleapis.com/envoy.service.discovery.v3.Resource");
+            let it = headgate_protos::discovery::Resource::decode(any.value.clone()).unwrap();
+            (it.name, it.resource.is_some(), it.version, it.ttl.map(|ttl| ttl.seconds))
+        };
+        response.resources.iter().map(unwrap).collect()
+    }
+
+    #[test]
+    fn what_expires_is_wrapped_with_its_time_to_live_and_renewed_whole() {
+        let (mut stream, world) = (stream(), expiring(Runtime, &["fault"], &[]));
+        let sent = send(&mut stream, &envoy(Runtime, &["fault"]), &world);
+        let version = sent[0].version_info.clone();
+        assert_eq!(wrapped(&sent[0]), [("fault".to_owned(), true, version.clone(), Some(9))]);
+        send(&mut stream, &ack(&sent[0], &["fault"]), &world);
+        assert_eq!(stream.0.heartbeat_after(&world), Some(Duration::from_secs(3)));
+        let beat = stream.on_heartbeat(&world);
+        assert_eq!((beat.len(), &beat[0].version_info), (1, &version));
+        assert_eq!(wrapped(&beat[0]), [("fault".to_owned(), true, version, Some(9))]);
+        assert!(send(&mut stream, &ack(&beat[0], &["fault"]), &world).is_empty());
+    }
+
+    #[test]
+    fn clusters_that_expire_are_renewed_whole_because_absence_deletes() {
+        let (mut stream, world) = (stream(), expiring(Cluster, &["a"], &["b"]));
+        let sent = send(&mut stream, &envoy(Cluster, &[]), &world);
+        send(&mut stream, &ack(&sent[0], &[]), &world);
+        let beat = stream.on_heartbeat(&world);
+        assert_eq!(beat.len(), 1);
+        assert_eq!((beat[0].resources.len(), &beat[0].version_info), (2, &sent[0].version_info));
+        assert!(send(&mut stream, &ack(&beat[0], &[]), &world).is_empty());
+    }
+
+    #[test]
+    fn accepting_what_was_refused_before_proves_nothing_of_an_extension_configuration() {
+        let (mut stream, bad) = (stream(), snapshot(&[(ExtensionConfig, "x", "bad"), (ExtensionConfig, "y", "1")]));
+        let sent = send(&mut stream, &subscribe(ExtensionConfig, &["x"]), &bad);
+        send(&mut stream, &nack(&sent[0], &["x"], ""), &bad);
+        let again = send(&mut stream, &ack(&sent[0], &["x", "y"]), &bad);
+        let step = stream.on_request(&ack(&again[0], &["x", "y"]), &bad).unwrap();
+        assert_eq!(events_of(&step), ["accepted after refusal"]);
+        let salted = snapshot(&[(ExtensionConfig, "x", "salted"), (ExtensionConfig, "y", "1")]);
+        let sent = stream.on_snapshot(&salted);
+        assert_eq!(events_of(&stream.on_request(&ack(&sent[0], &["x", "y"]), &salted).unwrap()), ["accepted"]);
+    }
+
+    #[test]
+    fn a_changed_cluster_is_followed_by_its_endpoints_although_they_did_not_change() {
+        let cluster = |content| resource((Cluster, "c", content)).needing(Endpoint, name("e"));
+        let world = |content| Snapshot::try_new([cluster(content), resource((Endpoint, "e", "endpoints"))]).unwrap();
+        let (mut stream, first) = (stream(), world("1"));
+        let sent = send(&mut stream, &subscribe(Cluster, &[]), &first);
+        send(&mut stream, &ack(&sent[0], &[]), &first);
+        let sent = send(&mut stream, &subscribe(Endpoint, &["e"]), &first);
+        assert!(send(&mut stream, &ack(&sent[0], &["e"]), &first).is_empty());
+        assert_eq!(all_say(&stream.on_snapshot(&world("2"))), [["2"], ["endpoints"]]);
+    }
+
+    #[test]
+    fn a_cluster_outlives_the_listener_that_names_it() {
+        let (mut stream, first) = (stream(), snapshot(&[(Cluster, "a", "old"), (Listener, "l", "1")]));
+        for kind in [Cluster, Listener] {
+            let sent = send(&mut stream, &subscribe(kind, &[]), &first);
+            send(&mut stream, &ack(&sent[0], &[]), &first);
+        }
+        let second = snapshot(&[(Cluster, "b", "new"), (Listener, "l", "2")]);
+        let sent = stream.on_snapshot(&second);
+        assert_eq!(all_say(&sent), [vec!["old", "new"], vec!["2"]], "the listener in force may still name it");
+        send(&mut stream, &ack(&sent[0], &[]), &second);
+        let mut refusing = stream.clone();
+        assert!(send(&mut refusing, &nack(&sent[1], &[], ""), &second).is_empty(), "the old listener stays in force");
+        assert_eq!(all_say(&send(&mut stream, &ack(&sent[1], &[]), &second)), [["new"]]);
+    }
+
     #[test]
     fn a_request_that_breaks_the_protocol_ends_the_stream() {
         let error = stream().on_request(&DiscoveryRequest::default(), &snapshot(&[])).unwrap_err();
         assert_eq!(error, StreamError::MissingTypeUrl);
-        let mut only = SotwStream::new(Scope::Only(ExtensionConfig));
+        let mut only = Stream(SotwStream::new(Scope::Only(ExtensionConfig)));
         let request = DiscoveryRequest { resource_names: strings(&["x"]), ..Default::default() };
         assert_eq!(all_say(&send(&mut only, &request, &snapshot(&[(ExtensionConfig, "x", "1")]))), [["1"]]);
         assert!(matches!(only.on_request(&subscribe(Cluster, &[]), &snapshot(&[])), Err(StreamError::WrongType { .. })));

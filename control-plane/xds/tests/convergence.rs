@@ -3,17 +3,23 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
 
 use bytes::Bytes;
 use headgate_protos::Any;
-use headgate_protos::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse};
+use headgate_protos::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource as Sent};
+use headgate_protos::envoy_core::Node;
 use headgate_protos::rpc::Status;
 use headgate_xds::ResourceType::{Cluster, ExtensionConfig, HeadgateLimits, HeadgatePolicy, Listener};
-use headgate_xds::{DeltaStream, Resource, ResourceName, ResourceType, Scope, Snapshot, SotwStream, Version};
+use headgate_xds::{DeltaStream, Resource, ResourceName, ResourceType, Scope, Snapshot, SotwStream};
 use proptest::prelude::*;
+use prost::Message as _;
 
 const KINDS: [ResourceType; 5] = [Cluster, Listener, ExtensionConfig, HeadgatePolicy, HeadgateLimits];
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+/// Time to live, three ticks of a second.
+const TTL: Duration = Duration::from_secs(3);
+const TTL_TICKS: u32 = 3;
 
 /// Something that happens.
 #[derive(Clone, Debug)]
@@ -32,6 +38,8 @@ enum Event {
     Serve,
     /// The server looks at the newest snapshot.
     Push,
+    /// Time passes: the server renews what expires, the client drops what was not renewed.
+    Tick,
     /// The connection is lost with all that was on it, and made anew.
     Reconnect,
 }
@@ -46,6 +54,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         6 => Just(Event::Deliver),
         6 => Just(Event::Serve),
         6 => Just(Event::Push),
+        4 => Just(Event::Tick),
         1 => Just(Event::Reconnect),
     ];
     prop::collection::vec(event, 0..120)
@@ -58,7 +67,8 @@ struct World(BTreeMap<(ResourceType, &'static str), u8>);
 impl World {
     fn snapshot(&self) -> Snapshot {
         let resource = |((kind, name), content): (&(ResourceType, &str), &u8)| {
-            Resource::new(*kind, ResourceName::new(name).unwrap(), body(name, *content))
+            let resource = Resource::new(*kind, ResourceName::new(name).unwrap(), body(name, *content));
+            if expires(*content) { resource.expiring(TTL) } else { resource }
         };
         Snapshot::try_new(self.0.iter().map(resource)).unwrap()
     }
@@ -99,15 +109,33 @@ fn is_refused(body: &Any) -> bool {
     read(body).1 % 2 == 1
 }
 
+/// Whether a resource with this content has a time to live.
+fn expires(content: u8) -> bool {
+    content & 2 != 0
+}
+
+/// A client that lets resources expire.
+fn node() -> Option<Node> {
+    Some(Node { user_agent_name: "envoy".into(), ..Node::default() })
+}
+
 fn text(name: usize) -> String {
     NAMES.get(name).map_or("*", |name| name).to_owned()
+}
+
+/// A resource that a client has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Held {
+    content: u8,
+    version: String,
+    ticks_left: Option<u32>,
 }
 
 /// What a client wants and has of one type.
 #[derive(Clone, Debug, Default)]
 struct Interest {
     wanted: BTreeSet<String>,
-    has: BTreeMap<String, u8>,
+    has: BTreeMap<String, Held>,
     nonce: String,
     version: String,
 }
@@ -115,6 +143,35 @@ struct Interest {
 impl Interest {
     fn wants(&self, name: &str) -> bool {
         self.wanted.contains("*") || self.wanted.contains(name)
+    }
+
+    /// Takes a resource, or the renewal of one that it has; what it does not have cannot be renewed.
+    fn take(&mut self, sent: &Sent) {
+        let ticks_left = sent.ttl.map(|_| TTL_TICKS);
+        match &sent.resource {
+            Some(body) => {
+                let (name, content) = read(body);
+                if self.wants(&name) {
+                    self.has.insert(name, Held { content, version: sent.version.clone(), ticks_left });
+                }
+            }
+            None => {
+                if let Some(held) = self.has.get_mut(&sent.name).filter(|held| held.version == sent.version) {
+                    held.ticks_left = ticks_left;
+                }
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        self.has.retain(|_, held| {
+            held.ticks_left = held.ticks_left.map(|ticks| ticks - 1);
+            held.ticks_left != Some(0)
+        });
+    }
+
+    fn contents(&self) -> BTreeMap<String, u8> {
+        self.has.iter().map(|(name, held)| (name.clone(), held.content)).collect()
     }
 
     /// What it must have in the end.
@@ -142,7 +199,7 @@ impl Delta {
     }
 
     fn request(&mut self, kind: ResourceType, change: DeltaDiscoveryRequest) {
-        self.requests.push_back(DeltaDiscoveryRequest { type_url: kind.type_url().into(), ..change });
+        self.requests.push_back(DeltaDiscoveryRequest { type_url: kind.type_url().into(), node: node(), ..change });
     }
 
     fn subscribe(&mut self, kind: ResourceType, name: String) {
@@ -168,7 +225,26 @@ impl Delta {
     fn serve(&mut self, world: &World) {
         let Some(request) = self.requests.pop_front() else { return };
         let step = self.server.on_request(&request, &world.snapshot()).unwrap();
-        self.responses.extend(step.responses);
+        self.responses.extend(step.responses.iter().map(|response| response.message().unwrap()));
+    }
+
+    fn push(&mut self, world: &World) {
+        let responses = self.server.on_snapshot(&world.snapshot());
+        self.responses.extend(responses.iter().map(|response| response.message().unwrap()));
+    }
+
+    fn settle(&mut self, world: &World, rounds: usize) {
+        for _ in 0..rounds {
+            self.push(world);
+            self.serve(world);
+            self.deliver();
+        }
+    }
+
+    fn tick(&mut self, world: &World) {
+        let responses = self.server.on_heartbeat(&world.snapshot());
+        self.responses.extend(responses.iter().map(|response| response.message().unwrap()));
+        self.client.values_mut().for_each(Interest::tick);
     }
 
     fn deliver(&mut self) {
@@ -177,9 +253,7 @@ impl Delta {
         let interest = self.client.get_mut(&kind).unwrap();
         let refused = response.resources.iter().filter_map(|resource| resource.resource.as_ref()).any(is_refused);
         if !refused {
-            let bodies = response.resources.iter().map(|resource| read(resource.resource.as_ref().unwrap()));
-            let wanted: Vec<(String, u8)> = bodies.filter(|(name, _)| interest.wants(name)).collect();
-            interest.has.extend(wanted);
+            response.resources.iter().for_each(|sent| interest.take(sent));
             interest.has.retain(|name, _| !response.removed_resources.contains(name));
         }
         let error_detail = if refused { refusal() } else { None };
@@ -195,8 +269,7 @@ impl Delta {
                 self.client.remove(&kind);
                 continue;
             }
-            let version = |name: &str, content: u8| Version::of(&body(name, content)).to_string();
-            let initial_resource_versions = interest.has.iter().map(|(name, content)| (name.clone(), version(name, *content))).collect();
+            let initial_resource_versions = interest.has.iter().map(|(name, held)| (name.clone(), held.version.clone())).collect();
             let resource_names_subscribe = interest.wanted.into_iter().collect();
             self.request(kind, DeltaDiscoveryRequest { resource_names_subscribe, initial_resource_versions, ..Default::default() });
         }
@@ -212,6 +285,14 @@ impl Delta {
             }
         }
     }
+}
+
+/// A resource of a state-of-the-world response: as it is, or wrapped with its time to live.
+fn unwrapped(any: &Any, version: &str) -> Sent {
+    if any.type_url.ends_with("discovery.v3.Resource") {
+        return Sent::decode(any.value.clone()).unwrap();
+    }
+    Sent { name: read(any).0, version: version.to_owned(), resource: Some(any.clone()), ttl: None }
 }
 
 /// Both ends of a state-of-the-world stream.
@@ -231,11 +312,11 @@ impl Sotw {
         let interest = self.client.entry(kind).or_default();
         self.requests.push_back(DiscoveryRequest {
             type_url: kind.type_url().into(),
+            node: node(),
             resource_names: interest.wanted.iter().cloned().collect(),
             version_info: interest.version.clone(),
             response_nonce: interest.nonce.clone(),
             error_detail,
-            ..Default::default()
         });
     }
 
@@ -258,7 +339,26 @@ impl Sotw {
     fn serve(&mut self, world: &World) {
         let Some(request) = self.requests.pop_front() else { return };
         let step = self.server.on_request(&request, &world.snapshot()).unwrap();
-        self.responses.extend(step.responses);
+        self.responses.extend(step.responses.iter().map(|response| response.message().unwrap()));
+    }
+
+    fn push(&mut self, world: &World) {
+        let responses = self.server.on_snapshot(&world.snapshot());
+        self.responses.extend(responses.iter().map(|response| response.message().unwrap()));
+    }
+
+    fn settle(&mut self, world: &World, rounds: usize) {
+        for _ in 0..rounds {
+            self.push(world);
+            self.serve(world);
+            self.deliver();
+        }
+    }
+
+    fn tick(&mut self, world: &World) {
+        let responses = self.server.on_heartbeat(&world.snapshot());
+        self.responses.extend(responses.iter().map(|response| response.message().unwrap()));
+        self.client.values_mut().for_each(Interest::tick);
     }
 
     fn deliver(&mut self) {
@@ -266,15 +366,15 @@ impl Sotw {
         let kind = ResourceType::from_type_url(&response.type_url).unwrap();
         let interest = self.client.get_mut(&kind).unwrap();
         interest.nonce = response.nonce;
-        if response.resources.iter().any(is_refused) {
+        let sent: Vec<Sent> = response.resources.iter().map(|any| unwrapped(any, &response.version_info)).collect();
+        if sent.iter().filter_map(|sent| sent.resource.as_ref()).any(is_refused) {
             return self.request(kind, refusal());
         }
         interest.version = response.version_info;
-        let news: Vec<(String, u8)> = response.resources.iter().map(read).filter(|(name, _)| interest.wants(name)).collect();
         if kind.absence_deletes() {
             interest.has.clear();
         }
-        interest.has.extend(news);
+        sent.iter().for_each(|sent| interest.take(sent));
         self.request(kind, None);
     }
 
@@ -306,7 +406,8 @@ proptest! {
                 Event::Unsubscribe { kind, name } => delta.unsubscribe(KINDS[kind], text(name)),
                 Event::Deliver => delta.deliver(),
                 Event::Serve => delta.serve(&world),
-                Event::Push => delta.responses.extend(delta.server.on_snapshot(&world.snapshot())),
+                Event::Push => delta.push(&world),
+                Event::Tick => delta.tick(&world),
                 Event::Reconnect => delta.reconnect(),
                 Event::Set { .. } | Event::Remove { .. } => {}
             }
@@ -316,14 +417,15 @@ proptest! {
         // Policies and extension configurations travel alone: one response for each name and one for what is gone, after what was
         // still on the wire.
         let enough = delta.requests.len() + delta.responses.len() + KINDS.len() * (NAMES.len() + 3);
-        for _ in 0..enough {
-            delta.responses.extend(delta.server.on_snapshot(&world.snapshot()));
-            delta.serve(&world);
-            delta.deliver();
+        delta.settle(&world, enough);
+        // What expires is renewed for as long as the server lives.
+        for _ in 0..=TTL_TICKS {
+            delta.tick(&world);
+            delta.settle(&world, enough);
         }
         prop_assert!(delta.server.on_snapshot(&world.snapshot()).is_empty() && delta.responses.is_empty(), "it must fall silent");
         for (kind, interest) in &delta.client {
-            prop_assert_eq!(&interest.has, &interest.newest(*kind, &world), "{}", kind);
+            prop_assert_eq!(interest.contents(), interest.newest(*kind, &world), "{}", kind);
         }
     }
 
@@ -337,22 +439,24 @@ proptest! {
                 Event::Unsubscribe { kind, name } => sotw.unsubscribe(KINDS[kind], &text(name)),
                 Event::Deliver => sotw.deliver(),
                 Event::Serve => sotw.serve(&world),
-                Event::Push => sotw.responses.extend(sotw.server.on_snapshot(&world.snapshot())),
+                Event::Push => sotw.push(&world),
+                Event::Tick => sotw.tick(&world),
                 Event::Reconnect => sotw.reconnect(),
                 Event::Set { .. } | Event::Remove { .. } => {}
             }
         }
         world.mend();
         let enough = sotw.requests.len() + sotw.responses.len() + KINDS.len() * 3;
-        for _ in 0..enough {
-            sotw.responses.extend(sotw.server.on_snapshot(&world.snapshot()));
-            sotw.serve(&world);
-            sotw.deliver();
+        sotw.settle(&world, enough);
+        // What expires is renewed for as long as the server lives.
+        for _ in 0..=TTL_TICKS {
+            sotw.tick(&world);
+            sotw.settle(&world, enough);
         }
         prop_assert!(sotw.server.on_snapshot(&world.snapshot()).is_empty() && sotw.responses.is_empty(), "it must fall silent");
         for (kind, interest) in &sotw.client {
             let newest = interest.newest(*kind, &world);
-            let mut has = interest.has.clone();
+            let mut has = interest.contents();
             if !kind.absence_deletes() {
                 // What is gone is not told, so the client may have more.
                 has.retain(|name, _| newest.contains_key(name));

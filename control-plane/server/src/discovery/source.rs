@@ -11,6 +11,7 @@ use headgate_xds::{Change, ResourceType, Snapshot, StreamEvent};
 use tokio::sync::watch;
 use tonic::Status;
 
+use super::conversation::shutting_down;
 use crate::config::FilterDelivery;
 use crate::fleet::{Fleet, LimitsTable, PolicySet, RenderedResources};
 use crate::resources::{ResourceError, SharedResources};
@@ -38,7 +39,9 @@ pub(super) struct Observer {
     cluster: String,
     policies: watch::Receiver<Arc<PolicySet>>,
     rendered: watch::Receiver<Arc<RenderedResources>>,
-    limits: watch::Receiver<Arc<LimitsTable>>,
+    shared_changes: watch::Receiver<()>,
+    /// Only for a client that asks for limits: they change ten times a second.
+    limits: Option<watch::Receiver<Arc<LimitsTable>>>,
     snapshot: Snapshot,
 }
 
@@ -55,7 +58,8 @@ impl Source {
         let mut observer = Observer {
             policies: self.fleet.policies(),
             rendered: self.fleet.rendered(),
-            limits: self.fleet.limits(),
+            shared_changes: self.fleet.shared_changes(),
+            limits: None,
             source: self.clone(),
             node_id,
             cluster,
@@ -107,6 +111,9 @@ impl Observer {
                     self.record_refusal(changes, error);
                 }
             }
+            StreamEvent::AcceptedAfterRefusal { kind, changes } => {
+                tracing::warn!(node, %kind, resources = ?names(changes), "discovery: accepted what was refused before, so not applied");
+            }
             StreamEvent::StaleNonce { kind } => tracing::debug!(node, %kind, "discovery: stale nonce ignored"),
             StreamEvent::UnknownType { type_url } => tracing::debug!(node, type_url, "discovery: type not served"),
         }
@@ -122,11 +129,25 @@ impl Observer {
         }
     }
 
+    /// Has the client's limits in the snapshot from now on.
+    pub(super) fn see_limits(&mut self) {
+        if self.limits.is_none() {
+            self.limits = Some(self.source.fleet.limits());
+            self.refresh();
+        }
+    }
+
     fn refresh(&mut self) {
-        let policies = self.policies.borrow_and_update().clone();
-        let rendered = self.rendered.borrow_and_update().clone();
-        let limits = self.limits.borrow_and_update().clone();
-        match self.source.shared(&policies, &rendered, &self.cluster).and_then(|shared| shared.snapshot_for(&self.node_id, &limits)) {
+        // Seen before they are read: what changes in between wakes again.
+        self.shared_changes.mark_unchanged();
+        let policies = self.policies.borrow().clone();
+        let rendered = self.rendered.borrow().clone();
+        let limits = self.limits.as_mut().map(|limits| limits.borrow_and_update().clone());
+        let snapshot = self.source.shared(&policies, &rendered, &self.cluster).and_then(|shared| match &limits {
+            Some(limits) => shared.snapshot_for(&self.node_id, limits),
+            None => Ok(shared.snapshot().clone()),
+        });
+        match snapshot {
             Ok(snapshot) => self.snapshot = snapshot,
             // The validator lets no policy through that has no resource name, so this is a bug; what is served stays in force.
             Err(error) => tracing::error!(node = self.node_id, %error, "discovery: no snapshot"),
@@ -134,12 +155,14 @@ impl Observer {
     }
 
     async fn changed(&mut self) -> Result<&Snapshot, Status> {
-        let changed = tokio::select! {
-            changed = self.policies.changed() => changed,
-            changed = self.rendered.changed() => changed,
-            changed = self.limits.changed() => changed,
+        let changed = match &mut self.limits {
+            None => self.shared_changes.changed().await,
+            Some(limits) => tokio::select! {
+                changed = self.shared_changes.changed() => changed,
+                changed = limits.changed() => changed,
+            },
         };
-        changed.map_err(|_| Status::unavailable("the server is shutting down"))?;
+        changed.map_err(|_| shutting_down())?;
         self.refresh();
         Ok(&self.snapshot)
     }

@@ -5,13 +5,16 @@ use std::time::Instant;
 
 use futures::StreamExt;
 use headgate_protos::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
-use headgate_protos::discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
+use headgate_protos::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse};
+use headgate_protos::envoy_core::Node;
 use headgate_protos::extension::extension_config_discovery_service_client::ExtensionConfigDiscoveryServiceClient;
-use headgate_protos::extension::extension_config_discovery_service_server::ExtensionConfigDiscoveryServiceServer;
 use headgate_protos::rpc;
+use headgate_xds::ResourceType;
 use hyper_util::rt::TokioIo;
-use tonic::Code;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint, Server, Uri};
+use tonic::{Code, Streaming};
 
 use super::*;
 use crate::document::CheckedPolicy;
@@ -34,10 +37,7 @@ async fn bench() -> Bench {
     let (fleet, shutdown) = (Fleet::new(), CancellationToken::new());
     let filter = FilterDelivery { wasm: "/headgate.wasm".into(), control_cluster: "c".into(), control_authority: "a".into() };
     let discovery = Discovery::new(fleet.clone(), filter, shutdown.clone());
-    let server = Server::builder()
-        .layer(crate::identity::Guard::open())
-        .add_service(AggregatedDiscoveryServiceServer::new(discovery.clone()))
-        .add_service(ExtensionConfigDiscoveryServiceServer::new(discovery));
+    let server = Server::builder().layer(crate::identity::Guard::open()).add_routes(discovery.routes());
     let (near, far) = tokio::io::duplex(1 << 16);
     let connections = tokio_stream::once(Ok::<_, std::io::Error>(far)).chain(tokio_stream::pending());
     tokio::spawn(server.serve_with_incoming(connections));
@@ -234,4 +234,23 @@ async fn streams_end_with_the_server_whether_or_not_they_have_spoken() {
     bench.shutdown.cancel();
     assert_eq!(idle.responses.message().await.unwrap_err().code(), Code::Unavailable);
     assert_eq!(busy.responses.message().await.unwrap_err().code(), Code::Unavailable);
+}
+
+#[test]
+fn every_discovery_service_that_is_described_is_served() {
+    use prost::Message as _;
+    let described = prost_types::FileDescriptorSet::decode(headgate_protos::FILE_DESCRIPTOR_SET).unwrap();
+    let mut methods = Vec::new();
+    for file in described.file.iter().filter(|file| file.package().starts_with("envoy.service.")) {
+        for service in &file.service {
+            let name = format!("{}.{}", file.package(), service.name());
+            let [sotw, delta] = service.method.as_slice() else { unreachable!("{name}") };
+            methods.push((name, sotw.name().to_owned(), delta.name().to_owned()));
+        }
+    }
+    let served = service::SERVICES.map(|spec| (spec.name.to_owned(), spec.sotw.to_owned(), spec.delta.to_owned()));
+    methods.sort();
+    let mut served = served.to_vec();
+    served.sort();
+    assert_eq!(methods, served);
 }

@@ -5,8 +5,6 @@ use std::time::Duration;
 
 use envoy_types::pb::envoy::service::accesslog::v3::access_log_service_server::AccessLogServiceServer;
 use headgate_protos::FILE_DESCRIPTOR_SET;
-use headgate_protos::discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
-use headgate_protos::extension::extension_config_discovery_service_server::ExtensionConfigDiscoveryServiceServer;
 use headgate_protos::v1;
 use headgate_protos::v1::device_reporting_server::DeviceReportingServer;
 use headgate_protos::v1::gateway_service_server::GatewayServiceServer;
@@ -96,6 +94,7 @@ impl Services {
             .max_concurrent_streams(MAX_STREAMS)
             .timeout(ANSWER_LIMIT)
             .layer(guard)
+            .add_routes(discovery.routes())
             .add_service(health_service)
             .add_service(reflection)
             .add_service(LoadReportingServer::new(reports))
@@ -103,9 +102,7 @@ impl Services {
             .add_service(ReplicationServiceServer::new(replication))
             .add_service(access_logs)
             .add_service(PolicyServiceServer::new(policies))
-            .add_service(GatewayServiceServer::new(self.gateway))
-            .add_service(AggregatedDiscoveryServiceServer::new(discovery.clone()))
-            .add_service(ExtensionConfigDiscoveryServiceServer::new(discovery));
+            .add_service(GatewayServiceServer::new(self.gateway));
         Ok(async move {
             health.set_service_status("", ServingStatus::Serving).await;
             let stopping = async move {

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use headgate_protos::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse};
+use headgate_protos::discovery::{DeltaDiscoveryRequest, DiscoveryRequest};
 use headgate_protos::rpc::Status;
-use headgate_xds::{DeltaStream, Resource, ResourceName, ResourceType, Scope, Snapshot, SotwStream};
+use headgate_xds::{DeltaResponse, DeltaStream, Resource, ResourceName, ResourceType, Scope, Snapshot, SotwResponse, SotwStream};
 
 use crate::{Marks, Source};
 
@@ -159,8 +159,8 @@ fn delta_request(source: &mut Source<'_>, client: &Client) -> DeltaDiscoveryRequ
     }
 }
 
-fn hear_delta(client: &mut Client, responses: &[DeltaDiscoveryResponse], marks: &mut Marks) {
-    for response in responses {
+fn hear_delta(client: &mut Client, responses: &[DeltaResponse], marks: &mut Marks) {
+    for response in responses.iter().map(|response| response.message().expect("a response is well-formed")) {
         client.hear(&response.type_url, &response.nonce);
         for resource in &response.resources {
             assert!(client.may_have_asked(&response.type_url, &resource.name), "{} was never asked for", resource.name);
@@ -222,8 +222,8 @@ fn sotw(source: &mut Source<'_>, marks: &mut Marks) {
     panic!("a client that accepts everything is never left alone");
 }
 
-fn hear_sotw(client: &mut Client, responses: &[DiscoveryResponse], marks: &mut Marks) {
-    for response in responses {
+fn hear_sotw(client: &mut Client, responses: &[SotwResponse], marks: &mut Marks) {
+    for response in responses.iter().map(|response| response.message().expect("a response is well-formed")) {
         client.hear(&response.type_url, &response.nonce);
         marks.note(("sotw", &response.type_url, response.resources.len()));
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use headgate_protos::discovery::{DeltaDiscoveryRequest, DiscoveryRequest};
 use headgate_protos::{LIMITS_TYPE_URL, POLICY_TYPE_URL};
-use headgate_xds::{DeltaStream, Resource, ResourceName, ResourceType, Scope, Snapshot, SotwStream};
+use headgate_xds::{DeltaResponse, DeltaStream, Resource, ResourceName, ResourceType, Scope, Snapshot, SotwStream};
 use prost::Message;
 
 use crate::input::{Input, fingerprint, push_frame};
@@ -90,7 +90,8 @@ fn snapshot(content: &[[u8; NAMES.len()]; KINDS.len()]) -> Snapshot {
     Snapshot::try_new(resources).expect("no resource needs another")
 }
 
-fn check(response: &headgate_protos::discovery::DeltaDiscoveryResponse, world: &Snapshot, nonces: &mut BTreeSet<String>) {
+fn check(response: &DeltaResponse, world: &Snapshot, nonces: &mut BTreeSet<String>) {
+    let response = response.message().expect("a response is well-formed");
     assert!(nonces.insert(response.nonce.clone()), "the nonce {} was given twice", response.nonce);
     let kind = ResourceType::from_type_url(&response.type_url).expect("a response is of a known type");
     for resource in &response.resources {

@@ -8,9 +8,9 @@ use headgate_core::fleet::{Controls, Ledger, LimitsLifetime, LimitsTable, Policy
 use headgate_core::overload::{EngineSample, LEVELS, Term};
 use headgate_core::session::Link;
 use headgate_core::time::Timestamp;
-use headgate_protos::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use headgate_protos::discovery::DeltaDiscoveryRequest;
 use headgate_protos::v1;
-use headgate_xds::{DeltaStream, Resource, ResourceName, ResourceType, Scope, Snapshot, Version};
+use headgate_xds::{DeltaResponse, DeltaStream, Resource, ResourceName, ResourceType, Scope, Snapshot, Version};
 use prost::Message as _;
 
 use super::proxy::Proxy;
@@ -218,12 +218,8 @@ fn policy_resource(policy: &v1::Policy) -> Resource {
     }
 }
 
-fn answers(stream: u32, responses: Vec<DeltaDiscoveryResponse>) -> Vec<Message> {
-    let message = |response: DeltaDiscoveryResponse| Message {
-        direction: Direction::ToProxy,
-        link: Link::Discovery,
-        stream,
-        bytes: response.encode_to_vec(),
-    };
+fn answers(stream: u32, responses: Vec<DeltaResponse>) -> Vec<Message> {
+    let message =
+        |response: DeltaResponse| Message { direction: Direction::ToProxy, link: Link::Discovery, stream, bytes: response.encode_to_vec() };
     responses.into_iter().map(message).collect()
 }
