@@ -1,0 +1,70 @@
+//! What a decision does to a request's headers, and to the request.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use super::{FAILED_DEPENDENCY_HEADER, HeaderOp, Outcome};
+use crate::admission::Passes;
+use crate::policy::{Fallback, Policy, RungKind};
+use crate::reason::Cause;
+use crate::refusal;
+use crate::request::{OWN_HEADER_PREFIX, RequestInfo};
+
+/// Header on which Envoy routes to another pool.
+const POOL_HEADER: &str = "x-headgate-pool";
+
+/// What a rung of the ladder does to a request.
+pub(super) fn degraded_header(kind: &RungKind) -> Option<HeaderOp> {
+    match kind {
+        RungKind::SwitchModel(pool) => Some(HeaderOp::Set { name: POOL_HEADER, value: pool.clone() }),
+        RungKind::CacheFirst => Some(only_if_cached()),
+        RungKind::CapMaxTokens(_) | RungKind::DropFeatures | RungKind::Delay(_) => None,
+    }
+}
+
+/// RFC 9111 section 5.2.1.7: a cache answers 504 when it has nothing stored.
+fn only_if_cached() -> HeaderOp {
+    HeaderOp::Set { name: "cache-control", value: String::from("only-if-cached") }
+}
+
+// Apart from here on: what few requests need is kept out of the code of those that are just admitted.
+
+/// Removal of every header that only Headgate may set, once for each name.
+pub(super) fn forged_headers(request: &RequestInfo<'_>) -> Vec<HeaderOp> {
+    if request.has_forged_headers { removals(request) } else { Vec::new() }
+}
+
+#[inline(never)]
+fn removals(request: &RequestInfo<'_>) -> Vec<HeaderOp> {
+    let mut names: Vec<&[u8]> = request.headers.iter().map(|(name, _)| name).filter(|name| name.starts_with(OWN_HEADER_PREFIX)).collect();
+    names.sort_unstable();
+    names.dedup();
+    names.into_iter().map(|name| HeaderOp::Remove { name: Vec::from(name) }).collect()
+}
+
+pub(super) fn continue_with(headers: Vec<HeaderOp>) -> Outcome {
+    if headers.is_empty() { Outcome::Continue } else { Outcome::ContinueWith(headers) }
+}
+
+pub(super) fn without_dependency_header(failed_dependency: Option<&[u8]>) -> Outcome {
+    match failed_dependency {
+        None => Outcome::Continue,
+        Some(_) => Outcome::ContinueWith(alloc::vec![HeaderOp::Remove { name: Vec::from(FAILED_DEPENDENCY_HEADER.as_bytes()) }]),
+    }
+}
+
+pub(super) fn direct_header(passes: Passes) -> Option<HeaderOp> {
+    if passes.is_direct { Some(HeaderOp::Set { name: "x-headgate-fallback", value: String::from("direct") }) } else { None }
+}
+
+/// What the fallback of an open breaker does with the request.
+#[inline(never)]
+pub(super) fn divert(policy: &Policy, cause: &Cause, mut headers: Vec<HeaderOp>) -> Outcome {
+    match policy.breaker().and_then(|config| config.fallback.as_ref()) {
+        Some(Fallback::StaticReply(reply)) => return Outcome::Reply(refusal::static_reply(policy, reply, cause)),
+        Some(Fallback::CacheOnly) => headers.push(only_if_cached()),
+        Some(Fallback::OtherPool(name)) => headers.push(HeaderOp::Set { name: POOL_HEADER, value: name.clone() }),
+        Some(Fallback::Direct) | None => {}
+    }
+    continue_with(headers)
+}
