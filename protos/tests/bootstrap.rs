@@ -57,10 +57,13 @@ const DOCUMENT_MESSAGES: &[&str] = &[
     "GatewayOauth2",
     "GatewaySignatures",
     "SignatureKey",
+    "Candidate",
+    "Rollout",
 ];
 
 /// Enum fields of those messages: message, field, enum, the adapter for how the field holds it.
 const DOCUMENT_ENUMS: &[(&str, &str, &str, &str)] = &[
+    ("PolicySpec", "enforcement", "Enforcement", "EnumName"),
     ("PriorityClass", "when_tripped", "WhenTripped", "EnumName"),
     ("GpuMemoryLevel", "source", "GpuMemorySource", "EnumName"),
     ("Overload", "fusion", "Fusion", "EnumName"),
