@@ -12,6 +12,8 @@ pub(super) static POLICY_SPEC: Message = Message {
         Field { name: "refusal", number: 9, list: false, kind: Kind::Message(&REFUSAL) },
         Field { name: "overload", number: 10, list: false, kind: Kind::Message(&OVERLOAD) },
         Field { name: "engines", number: 11, list: true, kind: Kind::Message(&ENGINE) },
+        Field { name: "enforcement", number: 40, list: false, kind: Kind::Enum(&[("enforce", 1), ("shadow", 2)]) },
+        Field { name: "candidate", number: 41, list: false, kind: Kind::Message(&CANDIDATE) },
     ],
 };
 pub(super) static ROUTE_MATCH: Message = Message {
@@ -365,5 +367,25 @@ pub(super) static SIGNATURE_KEY: Message = Message {
     fields: &[
         Field { name: "name", number: 1, list: false, kind: Kind::Text },
         Field { name: "publicKey", number: 2, list: false, kind: Kind::Text },
+    ],
+};
+pub(super) static CANDIDATE: Message = Message {
+    fields: &[
+        Field { name: "of", number: 1, list: false, kind: Kind::Text },
+        Field { name: "requestsPercent", number: 2, list: false, kind: Kind::Uint32 },
+        Field { name: "proxiesPercent", number: 3, list: false, kind: Kind::Uint32 },
+        Field { name: "rollout", number: 4, list: false, kind: Kind::Message(&ROLLOUT) },
+        Field { name: "halted", number: 5, list: false, kind: Kind::Text },
+    ],
+};
+pub(super) static ROLLOUT: Message = Message {
+    fields: &[
+        Field { name: "steps", number: 1, list: true, kind: Kind::Uint32 },
+        Field { name: "holdMs", number: 2, list: false, kind: Kind::Uint32 },
+        Field { name: "minSamples", number: 3, list: false, kind: Kind::Uint32 },
+        Field { name: "confidencePercent", number: 4, list: false, kind: Kind::Double },
+        Field { name: "attainmentMargin", number: 5, list: false, kind: Kind::Double },
+        Field { name: "errorMargin", number: 6, list: false, kind: Kind::Double },
+        Field { name: "lateMargin", number: 7, list: false, kind: Kind::Double },
     ],
 };

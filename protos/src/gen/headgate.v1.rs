@@ -2950,6 +2950,9 @@ pub struct PoolReport {
     /// Latencies by class and model; in one report a second, absent in the others.
     #[prost(message, optional, tag = "10")]
     pub latency: ::core::option::Option<LatencyReport>,
+    /// Whether the policy only watches: then its counters say what it would have done.
+    #[prost(bool, tag = "40")]
+    pub is_shadow: bool,
 }
 impl ::prost::Name for PoolReport {
     const NAME: &'static str = "PoolReport";
@@ -3209,6 +3212,12 @@ pub struct ClassReport {
     /// Whole duration, in microseconds; for people, never for control.
     #[prost(message, optional, tag = "11")]
     pub duration_us: ::core::option::Option<Histogram>,
+    /// Of a candidate that only watches: requests that it would have served and the policy in force did not.
+    #[prost(uint64, tag = "40")]
+    pub only_here: u64,
+    /// Of a candidate that only watches: requests that the policy in force served and it would not have.
+    #[prost(uint64, tag = "41")]
+    pub only_there: u64,
 }
 impl ::prost::Name for ClassReport {
     const NAME: &'static str = "ClassReport";
@@ -3733,6 +3742,25 @@ pub struct PolicySpec {
         serde(skip_serializing_if = "crate::document::is_default")
     )]
     pub engines: ::prost::alloc::vec::Vec<Engine>,
+    /// Whether the policy acts. Default: enforce.
+    #[prost(enumeration = "Enforcement", tag = "40")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    #[cfg_attr(
+        feature = "document",
+        serde(with = "crate::document::EnumName::<crate::v1::Enforcement>")
+    )]
+    pub enforcement: i32,
+    /// Makes the policy a candidate: it is tried beside the policy of its pool, on whose routes it depends; its own come into force when it
+    /// is promoted. Absent: the policy stands for itself.
+    #[prost(message, optional, tag = "41")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub candidate: ::core::option::Option<Candidate>,
 }
 impl ::prost::Name for PolicySpec {
     const NAME: &'static str = "PolicySpec";
@@ -3742,6 +3770,127 @@ impl ::prost::Name for PolicySpec {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "/headgate.v1.PolicySpec".into()
+    }
+}
+/// How a candidate is tried. With `enforcement: shadow` it decides about every request beside the policy in force, and neither percentage
+/// is given; otherwise exactly one is.
+#[cfg_attr(feature = "document", derive(serde::Serialize))]
+#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Candidate {
+    /// Name of the policy in force of the same pool. Required.
+    #[prost(string, tag = "1")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub of: ::prost::alloc::string::String,
+    /// Part of the requests that it governs, by a hash of `x-request-id`, in percent. Range: 1..=99.
+    #[prost(uint32, optional, tag = "2")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub requests_percent: ::core::option::Option<u32>,
+    /// Part of the proxies in which it governs every request, by a hash of `node.id`, in percent. Range: 1..=99.
+    #[prost(uint32, optional, tag = "3")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub proxies_percent: ::core::option::Option<u32>,
+    /// How it goes on. Absent: all defaults.
+    #[prost(message, optional, tag = "4")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub rollout: ::core::option::Option<Rollout>,
+    /// Why it was aborted; then it governs nothing. Set by the control plane, cleared by another application. At most 1024 bytes.
+    #[prost(string, tag = "5")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub halted: ::prost::alloc::string::String,
+}
+impl ::prost::Name for Candidate {
+    const NAME: &'static str = "Candidate";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.Candidate".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.Candidate".into()
+    }
+}
+/// When a candidate gets more, is promoted, or is aborted. It is aborted as soon as it is worse than the policy in force, by more than a
+/// margin and with the given confidence, in requests served within their objective, in failed responses, or in late ones.
+#[cfg_attr(feature = "document", derive(serde::Serialize))]
+#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Rollout {
+    /// Percentages that follow the first, ascending; after the last the candidate is promoted. At most 16. Empty: it stays as it is until it
+    /// is promoted by hand. Range of each: 1..=99.
+    #[prost(uint32, repeated, tag = "1")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub steps: ::prost::alloc::vec::Vec<u32>,
+    /// Shortest time of each percentage, in milliseconds. Range: 1000..=604800000. Default: 300000.
+    #[prost(uint32, optional, tag = "2")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub hold_ms: ::core::option::Option<u32>,
+    /// Requests of the candidate and of the policy in force before the two are compared, and before a step. Range: 30..=100000000.
+    /// Default: 200.
+    #[prost(uint32, optional, tag = "3")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub min_samples: ::core::option::Option<u32>,
+    /// Confidence with which an abort is due to the candidate, over all looks at one percentage together, in percent. Range: 80..=99.9999.
+    /// Default: 99.
+    #[prost(double, optional, tag = "4")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub confidence_percent: ::core::option::Option<f64>,
+    /// Margin of requests served within the objective of their time to first token, in points. Range: 0..=100. Default: 1.
+    #[prost(double, optional, tag = "5")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub attainment_margin: ::core::option::Option<f64>,
+    /// Margin of failed responses, in points. Range: 0..=100. Default: 1.
+    #[prost(double, optional, tag = "6")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub error_margin: ::core::option::Option<f64>,
+    /// Margin of responses later than the 99th percentile of the policy in force, in points. Range: 0..=100. Default: 1.
+    #[prost(double, optional, tag = "7")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub late_margin: ::core::option::Option<f64>,
+}
+impl ::prost::Name for Rollout {
+    const NAME: &'static str = "Rollout";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.Rollout".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.Rollout".into()
     }
 }
 /// Requests that a policy governs. All given criteria must match.
@@ -4869,6 +5018,39 @@ impl ::prost::Name for Engine {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "/headgate.v1.Engine".into()
+    }
+}
+/// Whether a policy acts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Enforcement {
+    /// The default, the same as `enforce`.
+    Unspecified = 0,
+    /// It acts.
+    Enforce = 1,
+    /// It decides, logs, counts and reports, and every request goes on untouched.
+    Shadow = 2,
+}
+impl Enforcement {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "ENFORCEMENT_UNSPECIFIED",
+            Self::Enforce => "ENFORCEMENT_ENFORCE",
+            Self::Shadow => "ENFORCEMENT_SHADOW",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ENFORCEMENT_UNSPECIFIED" => Some(Self::Unspecified),
+            "ENFORCEMENT_ENFORCE" => Some(Self::Enforce),
+            "ENFORCEMENT_SHADOW" => Some(Self::Shadow),
+            _ => None,
+        }
     }
 }
 /// What a tripped level does to a class.
