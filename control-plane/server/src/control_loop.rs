@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use headgate_core::fleet::{Controls, Ledger, LimitsLifetime, PoolControlView, PoolView, StepInputs, Term, first_epoch};
 use headgate_core::level::{EngineFacts, MemoryFacts, MemorySource, SourceReason};
-use headgate_core::policy::GpuMemoryConfig;
+use headgate_core::policy::{GpuMemoryConfig, serving_pool};
 use headgate_core::time::Timestamp;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, sleep_until};
@@ -204,23 +204,25 @@ impl ControlLoop {
         let sample = |pool: &str| engines.get(pool).and_then(|engines| engines.sample);
         let shares = |pool: &str| self.ledger.lock().shares(at, pool);
         let memories = RefCell::new((&mut self.memories, BTreeMap::new()));
-        let gpu_memory = |pool: &str, config: &GpuMemoryConfig| {
-            let engines = engines.get(pool).map(PoolEngines::memory).unwrap_or_default();
+        let gpu_memory = |books: &str, config: &GpuMemoryConfig| {
+            let pool = serving_pool(books);
+            let engines = engines.get(books).map(PoolEngines::memory).unwrap_or_default();
             let process = (engines == EngineFacts::NotNamed).then(|| devices.up_front(pool, config)).flatten();
             let facts = MemoryFacts { nvml: devices.fullest(pool, config), engines, process: process.map(EngineKind::as_str) };
             let (memories, reasons) = &mut *memories.borrow_mut();
-            let choice = memories.entry(pool.to_owned()).or_default().source.choose(config.source, &facts);
-            reasons.insert(pool.to_owned(), choice.reason);
+            let choice = memories.entry(books.to_owned()).or_default().source.choose(config.source, &facts);
+            reasons.insert(books.to_owned(), choice.reason);
             choice.sample
         };
-        let capacity = |pool: &str, config: &GpuMemoryConfig| devices.capacity(pool, config).fraction();
+        let capacity = |books: &str, config: &GpuMemoryConfig| devices.capacity(serving_pool(books), config).fraction();
         let table = controls
             .step(at, &StepInputs { loads: &loads, gpu_memory: &gpu_memory, capacity: &capacity, engines: &sample, shares: &shares });
         let (_, memory_sources) = memories.into_inner();
         if let Some(table) = table {
             self.publish(controls, table);
         }
-        let capacities = controls.gpu_memory().map(|(pool, config)| (pool.to_owned(), devices.capacity(pool, config))).collect();
+        let capacities =
+            controls.gpu_memory().map(|(pool, config)| (pool.to_owned(), devices.capacity(serving_pool(pool), config))).collect();
         let (pools, step) = (controls.views(), began.elapsed());
         self.view.send_replace(Arc::new(ControlView { pools, engines, memory_sources, capacities, at, step, steps }));
     }

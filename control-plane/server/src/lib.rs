@@ -26,6 +26,7 @@ pub mod policy_service;
 pub mod records;
 pub mod replica;
 pub mod resources;
+pub mod rollout;
 pub mod serve;
 pub mod status;
 pub mod store;

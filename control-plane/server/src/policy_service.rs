@@ -89,8 +89,7 @@ impl PolicyServer {
     }
 
     fn status_of(&self, stored: &StoredPolicy) -> v1::PolicyStatus {
-        let PolicyReach { proxies_current, proxies_behind, rejections } =
-            self.fleet.proxies().reach(&stored.policy.name, &stored.policy.version);
+        let PolicyReach { proxies_current, proxies_behind, rejections } = self.fleet.proxies().reach(&stored.policy);
         v1::PolicyStatus {
             policy: Some(stored.policy.clone()),
             proxies_current,

@@ -3,6 +3,7 @@
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -13,12 +14,15 @@ use envoy_types::pb::envoy::extensions::wasm::v3::{
     CapabilityRestrictionConfig, FailurePolicy, PluginConfig, SanitizationConfig, VmConfig,
 };
 use envoy_types::pb::google::protobuf::{Any, StringValue};
+use headgate_core::policy::books_name;
 use headgate_protos::plugin::CAPABILITIES;
+use headgate_protos::v1;
 use headgate_xds::{Inconsistent, InvalidName, Resource, ResourceName, ResourceType, Snapshot, Version};
 use prost::{Message, Name};
 
 use crate::config::FilterDelivery;
 use crate::fleet::{LimitsTable, PolicySet};
+use crate::rollout;
 
 /// Name of the filter and of its ECDS resource, as the bootstraps in `envoy/` have it.
 pub const FILTER_NAME: &str = "headgate";
@@ -39,6 +43,8 @@ pub enum ResourceError {
 pub struct SharedResources {
     policies: Arc<PolicySet>,
     snapshot: Snapshot,
+    /// Candidates that are for a part of the proxies, by name.
+    chosen: BTreeMap<String, Resource>,
 }
 
 // === impl SharedResources ===
@@ -48,20 +54,25 @@ impl SharedResources {
     /// the filter takes the place of that one.
     pub fn new(policies: Arc<PolicySet>, rendered: &Snapshot, filter: &FilterDelivery) -> Result<Self, ResourceError> {
         let mut resources = Vec::with_capacity(policies.policies.len() + 1);
+        let mut chosen = BTreeMap::new();
         let filter = filter_configuration(filter)?;
         if rendered.set(filter.kind()).get(filter.name()).is_none() {
             resources.push(filter);
         }
         for (name, stored) in &policies.policies {
-            let encoded = Bytes::from(stored.policy.encode_to_vec());
+            let encoded = Bytes::from(rollout::told_to(&stored.policy).encode_to_vec());
             let mut resource = Resource::new(ResourceType::HeadgatePolicy, ResourceName::new(name)?, encoded);
             // A filter that takes over from another one knows of its policies only the version that they carry.
             if let Some(version) = Version::parse(&stored.policy.version) {
                 resource = resource.versioned(version);
             }
-            resources.push(resource);
+            if is_for_a_part(&stored.policy) {
+                chosen.insert(name.clone(), resource);
+            } else {
+                resources.push(resource);
+            }
         }
-        Ok(Self { policies, snapshot: rendered.with(resources)? })
+        Ok(Self { policies, snapshot: rendered.with(resources)?, chosen })
     }
 
     /// What every proxy of the audience is told.
@@ -73,14 +84,24 @@ impl SharedResources {
     pub fn snapshot_for(&self, node_id: &str, limits: &LimitsTable) -> Result<Snapshot, ResourceError> {
         let mut own = Vec::new();
         for (name, stored) in &self.policies.policies {
-            let pool = stored.policy.spec.as_ref().map_or("", |spec| spec.pool.as_str());
-            let Some(limits) = limits.for_node(node_id, pool) else { continue };
+            if !rollout::has_candidate(&stored.policy, node_id) {
+                continue;
+            }
+            own.extend(self.chosen.get(name).cloned());
+            let pool = stored.policy.spec.as_ref().map(books_name).unwrap_or_default();
+            let Some(limits) = limits.for_node(node_id, &pool) else { continue };
             let encoded = Bytes::from(limits.encode_to_vec());
-            let resource = Resource::new(ResourceType::HeadgateLimits, ResourceName::new(pool)?, encoded);
+            let resource = Resource::new(ResourceType::HeadgateLimits, ResourceName::new(&pool)?, encoded);
             own.push(resource.needing(ResourceType::HeadgatePolicy, ResourceName::new(name)?));
         }
         Ok(self.snapshot.with(own)?)
     }
+}
+
+/// Whether it is for some of the proxies, or none.
+fn is_for_a_part(policy: &v1::Policy) -> bool {
+    let candidate = policy.spec.as_ref().and_then(|spec| spec.candidate.as_ref());
+    candidate.is_some_and(|candidate| candidate.proxies_percent.is_some() || !candidate.halted.is_empty())
 }
 
 /// The filter as ECDS delivers it: local code, reload after a trap, nothing allowed that it does not need.

@@ -10,27 +10,35 @@ use alloc::vec::Vec;
 use headgate_protos::v1;
 
 /// Every counter of `report`: `headgate_requests.policy.P.class.C.decision.D`, `headgate_refusals.policy.P.class.C.reason.R`,
-/// `headgate_responses.policy.P.class.C.outcome.O`, `headgate_queue.policy.P.event.E` and `headgate_filter.event.E`.
+/// `headgate_responses.policy.P.class.C.outcome.O`, `headgate_queue.policy.P.event.E` and `headgate_filter.event.E`. What a policy that only
+/// watches would have done has names of its own: `headgate_shadow_requests…`, `headgate_shadow_refusals…` and
+/// `headgate_shadow_disagreements.policy.P.class.C.served_by.S`.
 #[must_use]
 pub fn counters(report: &v1::WorkerReport) -> Vec<(String, u64)> {
     let mut counters = Vec::new();
     for pool in &report.pools {
         for class in &pool.classes {
             let labels = format!("policy.{}.class.{}", pool.policy, class.class);
+            let prefix = if pool.is_shadow { "headgate_shadow" } else { "headgate" };
             let mut count = |metric: &str, label: &str, value: &str, total| {
-                counters.push((format!("headgate_{metric}.{labels}.{label}.{value}"), total));
+                counters.push((format!("{prefix}_{metric}.{labels}.{label}.{value}"), total));
             };
             count("requests", "decision", "admit", class.admitted);
             count("requests", "decision", "refuse", class.refused.iter().map(|refused| refused.count).sum());
             for refused in &class.refused {
                 count("refusals", "reason", &refused.reason, refused.count);
             }
+            if pool.is_shadow {
+                count("disagreements", "served_by", "candidate", class.only_here);
+                count("disagreements", "served_by", "policy", class.only_there);
+                continue;
+            }
             count("responses", "outcome", "completed", class.completed);
             count("responses", "outcome", "failed", class.failed);
             count("responses", "outcome", "cancelled", class.cancelled);
         }
     }
-    for pool in &report.pools {
+    for pool in report.pools.iter().filter(|pool| !pool.is_shadow) {
         let Some(queue) = pool.overload.as_ref().and_then(|overload| overload.queue.as_ref()) else { continue };
         let v1::QueueReport { released, expired, abandoned, overflowed, .. } = queue;
         for (event, total) in [("released", released), ("expired", expired), ("abandoned", abandoned), ("overflowed", overflowed)] {

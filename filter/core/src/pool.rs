@@ -50,6 +50,9 @@ pub(crate) struct ClassState {
     pub(crate) refused: [u64; Reason::ALL.len()],
     pub(crate) in_flight: u32,
     pub(crate) waiting: u32,
+    /// Of a candidate that watches: requests that only it, or only the policy in force, would have served.
+    pub(crate) only_here: u64,
+    pub(crate) only_there: u64,
     pub(crate) ttft_us: Histogram,
     pub(crate) duration_us: Histogram,
     pub(crate) in_force: InForce,
@@ -70,6 +73,8 @@ impl ClassState {
             refused: [0; Reason::ALL.len()],
             in_flight: 0,
             waiting: 0,
+            only_here: 0,
+            only_there: 0,
             ttft_us: Histogram::new(),
             duration_us: Histogram::new(),
             in_force: InForce::ADMIT,
@@ -129,6 +134,8 @@ pub(crate) struct Pool {
     pub(crate) states: Vec<ClassState>,
     /// For each of the policy's claims: its position among the claims that the worker asks for.
     pub(crate) claim_slots: Vec<usize>,
+    /// Position of the policy's candidate among those of the worker.
+    pub(crate) candidate: Option<usize>,
     pub(crate) keys: KeyCache,
     pub(crate) breakers: Option<PoolBreakers>,
     pub(crate) permits: Permits,
@@ -153,6 +160,7 @@ impl Pool {
             class_states: [0; MAX_CLASSES],
             states: Vec::new(),
             claim_slots: Vec::new(),
+            candidate: None,
             keys: KeyCache::new(seed),
             breakers: policy.breaker().map(PoolBreakers::new),
             permits: Permits::default(),

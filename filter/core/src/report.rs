@@ -28,6 +28,7 @@ pub(crate) fn pool(now: Timestamp, pool: &Pool) -> v1::PoolReport {
         permits: pool.permits.total,
         overload: pool.overload.as_ref().map(|load| load.report(pool.limits.as_ref().map_or(0, |limits| limits.epoch))),
         latency: pool.report_latencies(now),
+        is_shadow: policy.stage().is_shadow(),
     }
 }
 
@@ -45,6 +46,8 @@ fn class(state: &ClassState) -> v1::ClassReport {
         waiting: state.waiting,
         ttft_us: histogram(&state.ttft_us),
         duration_us: histogram(&state.duration_us),
+        only_here: state.only_here,
+        only_there: state.only_there,
     }
 }
 

@@ -18,9 +18,11 @@ struct Entry {
 pub(crate) struct RouteTable(Vec<Entry>);
 
 impl RouteTable {
+    /// A candidate's routes are not in force: it depends on those of its policy.
     pub(crate) fn new<'a>(policies: impl Iterator<Item = &'a Policy>) -> Self {
+        let own = policies.enumerate().filter(|(_, rules)| rules.stage().of().is_none());
         let mut entries: Vec<Entry> =
-            policies.enumerate().flat_map(|(policy, rules)| rules.routes().iter().map(move |route| entry(policy, route))).collect();
+            own.flat_map(|(policy, rules)| rules.routes().iter().map(move |route| entry(policy, route))).collect();
         entries.sort_by_key(|entry| (core::cmp::Reverse(entry.path_prefix.len()), entry.host.is_none()));
         Self(entries)
     }

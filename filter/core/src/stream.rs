@@ -1,5 +1,6 @@
 //! One request from its headers to its access log.
 
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -19,6 +20,7 @@ use crate::worker::{Collected, Decided, PoolRef, Worker};
 mod effect;
 mod flight;
 mod load;
+mod shadow;
 mod summary;
 #[cfg(test)]
 mod tests;
@@ -26,6 +28,7 @@ mod tests;
 use effect::{continue_with, degraded_header, direct_header, divert, forged_headers, without_dependency_header};
 use flight::{Body, Flight};
 use load::Load;
+use shadow::Shadow;
 pub use summary::{Decision, Summary};
 
 /// Header in which a response names the dependency that failed it.
@@ -130,6 +133,13 @@ enum Verdict {
     Waiting,
 }
 
+impl Verdict {
+    /// Whether the pool serves the request, at once or later.
+    const fn serves(self) -> bool {
+        matches!(self, Self::Admitted | Self::Waiting)
+    }
+}
+
 /// A request that waits.
 #[derive(Debug, Clone, Copy)]
 struct Wait {
@@ -170,6 +180,8 @@ pub struct Stream {
     id: u32,
     phase: Phase,
     record: Option<Record>,
+    /// What a policy that only watches makes of it.
+    shadow: Option<Box<Shadow>>,
 }
 
 impl Stream {
@@ -193,6 +205,9 @@ impl Stream {
 
     /// Takes one event and says what to do. Once the request is over, every later event changes nothing.
     pub fn handle(&mut self, worker: &mut Worker, now: Timestamp, event: Event<'_>) -> Outcome {
+        if let Some(shadow) = &mut self.shadow {
+            shadow.observe(worker, now, event);
+        }
         match (&mut self.phase, event) {
             (Phase::Fresh, Event::RequestHeaders(request)) => self.decide(worker, now, request),
             (Phase::InFlight(flight), Event::ResponseHeaders { status, failed_dependency }) => {
@@ -237,6 +252,9 @@ impl Stream {
         if let Phase::InFlight(flight) = &mut self.phase {
             flight.count_pieces(pieces, bytes);
         }
+        if let Some(shadow) = &mut self.shadow {
+            shadow.count_pieces(pieces, bytes);
+        }
     }
 
     /// Whether the request is held: it waits for [`Stream::release`].
@@ -264,6 +282,7 @@ impl Stream {
         };
         if !matches!(decision, Verdict::Admitted) {
             worker.answer_waiting(wait.pool, now);
+            self.end_shadow(worker, now);
         }
         if let Some(record) = &mut self.record {
             record.decision = decision;
@@ -273,26 +292,52 @@ impl Stream {
 
     /// Whether there is more to see of the request: it waits, or it was admitted and is not over.
     #[must_use]
-    pub const fn is_open(&self) -> bool {
-        matches!(self.phase, Phase::InFlight(_) | Phase::Waiting(_))
+    pub fn is_open(&self) -> bool {
+        matches!(self.phase, Phase::InFlight(_) | Phase::Waiting(_)) || self.shadow.as_ref().is_some_and(|shadow| shadow.is_open())
     }
 
     /// Whether the first byte of its response's body would say something.
     #[must_use]
-    pub const fn awaits_first_byte(&self) -> bool {
+    pub fn awaits_first_byte(&self) -> bool {
         matches!(&self.phase, Phase::InFlight(flight) if flight.awaits_first_byte())
+            || self.shadow.as_ref().is_some_and(|shadow| shadow.awaits_first_byte())
     }
 
     /// Whether the status of its response is known, or of no interest.
     #[must_use]
-    pub const fn has_status(&self) -> bool {
+    pub fn has_status(&self) -> bool {
         !matches!(&self.phase, Phase::InFlight(flight) if !flight.has_status())
+            && self.shadow.as_ref().is_none_or(|shadow| shadow.has_status())
     }
 
     /// The decision for the access log; `None` when no policy governs the request.
     #[must_use]
     pub fn summary(&self) -> Option<Summary<'_>> {
         self.record.as_ref().map(Record::summary)
+    }
+
+    /// What a policy that only watches would have done; `None` when none does.
+    #[must_use]
+    pub fn shadow_summary(&self) -> Option<Summary<'_>> {
+        self.shadow.as_ref().map(|shadow| shadow.record.summary())
+    }
+
+    /// Writes the decisions about the request into `line`, in place of what is there; false: nothing is to be said of it.
+    pub fn write_line(&self, line: &mut String) -> bool {
+        line.clear();
+        if let Some(summary) = self.summary() {
+            summary.write_to(line);
+        }
+        if let Some(would) = self.shadow_summary() {
+            would.write_would_to(line);
+        }
+        !line.is_empty()
+    }
+
+    fn end_shadow(&mut self, worker: &mut Worker, now: Timestamp) {
+        if let Some(shadow) = &mut self.shadow {
+            shadow.end_unserved(worker, now);
+        }
     }
 
     fn note_ttft(&mut self, ttft: Option<Duration>) {
@@ -305,10 +350,18 @@ impl Stream {
         self.phase = Phase::Done;
         let headers = forged_headers(request);
         let Some(decided) = worker.decide(now, self.id, request) else { return continue_with(headers) };
-        let Decided { pool, policy, state, classified, admission, place } = decided;
+        if decided.policy.stage().is_shadow() {
+            self.shadow = Some(Box::new(Shadow::of(decided, now)));
+            return continue_with(headers);
+        }
+        let has_candidate = decided.has_candidate;
+        let Decided { pool, policy, state, classified, admission, place, has_candidate: _ } = decided;
         let asked = Asked { pool, state, arrival: Arrival { at: now, place }, policy: &policy, format: ApiFormat::of_path(request.path) };
         let (decision, outcome) = self.carry_out(now, &asked, admission, headers);
         self.record = Some(Record { policy, classified, decision, ttft: None });
+        if has_candidate {
+            self.shadow = Shadow::beside(worker, now, self.id, pool, request, decision.serves()).map(Box::new);
+        }
         outcome
     }
 

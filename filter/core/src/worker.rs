@@ -14,16 +14,20 @@ use crate::lease::Want;
 use crate::needs::Needs;
 use crate::policy::{ClaimName, Policy};
 use crate::pool::Pool;
-use crate::pool::overload::{Answer, PoolOverload};
-use crate::queue::Ticket;
+use crate::pool::overload::PoolOverload;
 use crate::report;
 use crate::request::RequestInfo;
 use crate::rng::Rng;
 use crate::routes::RouteTable;
 use crate::time::Timestamp;
 
+mod candidates;
 #[cfg(test)]
 mod tests;
+mod waiting;
+
+pub(crate) use waiting::Collected;
+use waiting::Released;
 
 /// Responses of which one is looked at while none fails and no breaker counts them.
 const STATUS_EVERY: u32 = 16;
@@ -47,29 +51,8 @@ pub(crate) struct Decided {
     pub(crate) admission: Admission,
     /// Where its latencies count.
     pub(crate) place: Place,
-}
-
-/// A stream that waited and has an answer.
-#[derive(Debug, Clone, Copy)]
-enum Released {
-    Answered {
-        pool: PoolRef,
-        ticket: Ticket,
-    },
-    /// Its queue is gone.
-    Orphan {
-        stream: u32,
-    },
-}
-
-/// What a stream that asks for its answer gets.
-pub(crate) enum Collected {
-    /// It still waits.
-    Nothing,
-    /// Nobody governs it any more.
-    Orphaned,
-    /// The decision.
-    Decided { state: usize, admission: Admission },
+    /// Whether the policy has a candidate.
+    pub(crate) has_candidate: bool,
 }
 
 /// State of one worker VM.
@@ -116,11 +99,16 @@ impl Worker {
         self.now = self.now.max(now);
         let mut former = core::mem::take(&mut self.pools);
         for policy in policies {
-            let known = former.iter().position(|pool| pool.policy.name() == policy.name());
+            // Who waits for a policy that acts must not wait for one that does not, nor the other way round.
+            let is_same =
+                |pool: &Pool| pool.policy.name() == policy.name() && pool.policy.stage().is_shadow() == policy.stage().is_shadow();
+            let known = former.iter().position(is_same);
             let pool = match known {
                 Some(position) => {
                     let mut pool = former.swap_remove(position);
+                    let is_shadow = policy.stage().is_shadow();
                     let orphans = pool.set_policy(self.now, policy);
+                    let orphans = if is_shadow { Vec::new() } else { orphans };
                     self.released.extend(orphans.into_iter().map(|stream| Released::Orphan { stream }));
                     pool
                 }
@@ -132,9 +120,10 @@ impl Worker {
             };
             self.pools.push(pool);
         }
-        let orphans = former.iter_mut().flat_map(Pool::orphans);
+        let orphans = former.iter_mut().filter(|pool| !pool.policy.stage().is_shadow()).flat_map(Pool::orphans);
         self.released.extend(orphans.map(|stream| Released::Orphan { stream }));
         self.routes = RouteTable::new(self.pools.iter().map(|pool| &*pool.policy));
+        self.link_candidates();
         self.map_claims();
     }
 
@@ -274,7 +263,6 @@ impl Worker {
 
     /// Decides about a request; `None` when no policy governs it.
     pub(crate) fn decide(&mut self, now: Timestamp, stream: u32, request: &RequestInfo<'_>) -> Option<Decided> {
-        self.now = self.now.max(now);
         if !request.is_readable {
             self.counters.unreadable += 1;
         }
@@ -282,11 +270,23 @@ impl Worker {
             self.counters.unmatched += 1;
             return None;
         };
-        let pool = self.pools.get_mut(index)?;
-        let classified = classify(&pool.policy, request, &pool.claim_slots, &mut pool.keys);
-        if classified.denied_claim {
+        let index = match self.pools.get(index)?.candidate {
+            None => index,
+            Some(candidate) => self.arm(index, candidate, request),
+        };
+        let decided = self.decide_by(now, stream, index, request)?;
+        if decided.classified.denied_claim {
             self.counters.denied_claims += 1;
         }
+        Some(decided)
+    }
+
+    /// Decides about a request by the policy at `index`.
+    #[inline]
+    fn decide_by(&mut self, now: Timestamp, stream: u32, index: usize, request: &RequestInfo<'_>) -> Option<Decided> {
+        self.now = self.now.max(now);
+        let pool = self.pools.get_mut(index)?;
+        let classified = classify(&pool.policy, request, &pool.claim_slots, &mut pool.keys);
         let place = pool.seat(request.headers.first(pool.policy.classification().model_header.as_bytes()));
         let admission = admission::admit(pool, self.now, &mut self.rng, &Newcomer { stream, classified, request });
         Some(Decided {
@@ -296,81 +296,8 @@ impl Worker {
             classified,
             admission,
             place,
+            has_candidate: pool.candidate.is_some(),
         })
-    }
-
-    /// The next stream that waited and has an answer: the adapter continues it with [`crate::stream::Stream::release`]. To be asked after
-    /// every event and tick, at most [`crate::resume::RESUMES_PER_CALLBACK`] times in one callback of a proxy.
-    pub fn next_released(&mut self) -> Option<u32> {
-        while let Some(released) = self.released.pop_front() {
-            let stream = match released {
-                Released::Orphan { stream } => Some(stream),
-                // Its client may have left meanwhile.
-                Released::Answered { pool, ticket } => {
-                    self.pool_mut(pool).and_then(|pool| pool.overload.as_ref()?.queue.as_ref()?.answered(ticket))
-                }
-            };
-            if stream.is_some() {
-                return stream;
-            }
-        }
-        None
-    }
-
-    /// Whether any stream has an answer that was not collected, as far as is known without looking.
-    #[must_use]
-    pub fn has_released(&self) -> bool {
-        !self.released.is_empty()
-    }
-
-    /// Work of a pool has become free: whoever waits for it and fits is answered.
-    pub(crate) fn answer_waiting(&mut self, pool: PoolRef, now: Timestamp) {
-        self.now = self.now.max(now);
-        let now = self.now;
-        let Some(index) = self.index_of(pool) else { return };
-        let Self { pools, rng, released, .. } = self;
-        if let Some(of) = pools.get_mut(index) {
-            admission::answer_waiting(of, now, rng, &mut |ticket| released.push_back(Released::Answered { pool, ticket }));
-        }
-    }
-
-    /// Answers whoever expired, then whoever fits, in every pool.
-    fn answer_all(&mut self) {
-        let now = self.now;
-        let Self { pools, rng, released, .. } = self;
-        for (index, of) in pools.iter_mut().enumerate() {
-            let pool = PoolRef { index, uid: of.uid };
-            let mut answered = |ticket| released.push_back(Released::Answered { pool, ticket });
-            admission::answer_expired(of, now, rng, &mut answered);
-            admission::answer_waiting(of, now, rng, &mut answered);
-        }
-    }
-
-    /// The answer to a stream that waited.
-    pub(crate) fn collect(&mut self, pool: PoolRef, ticket: Ticket, now: Timestamp) -> Collected {
-        self.now = self.now.max(now);
-        let (now, index) = (self.now, self.index_of(pool));
-        let Self { pools, rng, .. } = self;
-        let Some(of) = index.and_then(|index| pools.get_mut(index)) else { return Collected::Orphaned };
-        let Some(queue) = of.overload.as_mut().and_then(|load| load.queue.as_mut()) else { return Collected::Orphaned };
-        match queue.collect(ticket) {
-            None if queue.waits(ticket) => Collected::Nothing,
-            None => Collected::Orphaned,
-            Some(Answer::Admitted { held, state }) => {
-                Collected::Decided { state, admission: admission::start_waiting(of, now, rng, held, state) }
-            }
-            Some(Answer::Refused { cause, retry_after }) => {
-                Collected::Decided { state: usize::MAX, admission: Admission::Refused { cause, retry_after } }
-            }
-        }
-    }
-
-    /// The client of a stream that waits has left.
-    pub(crate) fn abandon(&mut self, pool: PoolRef, ticket: Ticket, now: Timestamp) {
-        if let Some(of) = self.pool_mut(pool) {
-            admission::abandon(of, ticket);
-        }
-        self.answer_waiting(pool, now);
     }
 
     /// The pool of a request; `None` when its policy has gone.

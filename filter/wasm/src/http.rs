@@ -128,9 +128,9 @@ impl Exchange {
 
     /// Hands the decision to the access log if there is a buffer for it. The place is kept for another request, the policy is not.
     fn end(&mut self, line: Option<&mut String>) {
-        if let (Some(line), Some(summary)) = (line, self.stream.summary()) {
-            line.clear();
-            summary.write_to(line);
+        if let Some(line) = line
+            && self.stream.write_line(line)
+        {
             let _ = host::set_filter_state("headgate", line.as_bytes());
         }
         self.stream = Stream::new();

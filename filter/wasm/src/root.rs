@@ -206,7 +206,7 @@ impl Instance {
         self.permits.clear();
         let policies: Vec<_> = self.worker.policies().cloned().collect();
         for (index, policy) in policies.iter().enumerate() {
-            let grant = Grant { permits_total: policy.concurrency().map(|concurrency| concurrency.max_in_flight) };
+            let grant = Grant { permits_total: self.worker.permits_total(index) };
             let want = self.worker.wants(index);
             let refresh = |bytes: &[u8]| shared::refresh_lease(bytes, now, self.owner, want, grant);
             let held = host::update_shared(&self.keys.lease(policy.name()), refresh);

@@ -8,9 +8,9 @@ use alloc::string::ToString;
 use alloc::vec::Vec;
 
 use crate::v1::{
-    AdmissionQueue, BreakerScope, CircuitBreaker, ClassCap, Classification, Concurrency, Engine, ErrorRate, Fallback, Fusion,
-    GpuMemoryLevel, GpuMemorySource, GradientThrottle, Hysteresis, Identity, JwtClaim, Levels, Overload, P99Level, PriorityClass, QpsLevel,
-    Refusal, RetryBudget, RouteMatch, Rung, RungKind, StaticReply, Tenant, WhenTripped,
+    AdmissionQueue, BreakerScope, Candidate, CircuitBreaker, ClassCap, Classification, Concurrency, Enforcement, Engine, ErrorRate,
+    Fallback, Fusion, GpuMemoryLevel, GpuMemorySource, GradientThrottle, Hysteresis, Identity, JwtClaim, Levels, Overload, P99Level,
+    PriorityClass, QpsLevel, Refusal, RetryBudget, Rollout, RouteMatch, Rung, RungKind, StaticReply, Tenant, WhenTripped,
 };
 
 fn document(spec: Value) -> Value {
@@ -229,8 +229,24 @@ fn full() -> Policy {
         refusal: Some(Refusal { reveal_numbers: Some(false) }),
         overload: Some(overload()),
         engines: vec![Engine { metrics_url: "http://127.0.0.1:8000/metrics".into() }],
+        enforcement: Enforcement::Shadow.into(),
+        candidate: Some(candidate()),
     };
     Policy { name: "demo".into(), spec: Some(spec), version: String::new() }
+}
+
+fn candidate() -> Candidate {
+    let rollout = Rollout {
+        steps: vec![25, 50],
+        hold_ms: Some(60_000),
+        min_samples: Some(100),
+        confidence_percent: Some(99.5),
+        attainment_margin: Some(0.5),
+        error_margin: Some(2.0),
+        late_margin: Some(0.0),
+    };
+    let (requests_percent, proxies_percent) = (Some(10), Some(20));
+    Candidate { of: "demo".into(), requests_percent, proxies_percent, rollout: Some(rollout), halted: "worse".into() }
 }
 
 fn overload() -> Overload {

@@ -14,6 +14,7 @@ mod identity;
 mod nack;
 mod policy_errors;
 mod queue;
+mod shadow;
 mod trip;
 mod workers;
 
@@ -62,5 +63,7 @@ on_every_envoy!(
     queue::who_cannot_start_in_time_is_refused_in_time,
     queue::clients_that_leave_the_queue_leave_nothing,
     queue::the_queue_is_never_longer_than_its_bound,
+    shadow::a_policy_that_watches_refuses_nobody_and_says_whom_it_would_have_refused,
+    shadow::a_candidate_that_watches_is_compared_and_changes_nothing,
     nack::policy_that_the_filter_refuses_is_a_nack_with_its_field,
 );

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use headgate_core::fleet::{GONE_AFTER, MAX_POLICIES_PER_PROXY, MAX_PROXIES};
 use headgate_protos::v1;
 
+use crate::rollout;
+
 /// Refusals in one answer about a policy (`policy_service.proto`).
 const MAX_REJECTIONS: usize = 64;
 /// Longest remembered error text, in bytes.
@@ -122,13 +124,14 @@ impl Proxies {
         epochs
     }
 
-    /// How far `version` of the policy `name` has come.
-    pub fn reach(&self, name: &str, version: &str) -> PolicyReach {
+    /// How far a policy has come among the proxies that it is for.
+    pub fn reach(&self, policy: &v1::Policy) -> PolicyReach {
         let mut reach = PolicyReach::default();
+        let (name, version) = (&policy.name, &policy.version);
         for (node_id, proxy) in self.lock().iter() {
-            if proxy.policies.iter().any(|applied| applied.name == name && applied.version == version) {
+            if proxy.policies.iter().any(|applied| applied.name == *name && applied.version == *version) {
                 reach.proxies_current += 1;
-            } else {
+            } else if rollout::has_candidate(policy, node_id) {
                 reach.proxies_behind += 1;
             }
             if let Some(rejected) = proxy.rejected.get(name)
@@ -193,12 +196,16 @@ mod tests {
         }
     }
 
+    fn version(version: &str) -> v1::Policy {
+        v1::Policy { name: "demo".to_owned(), version: version.to_owned(), ..v1::Policy::default() }
+    }
+
     #[test]
     fn the_reach_of_a_version_tells_current_behind_and_refused() {
         let (proxies, now) = (Proxies::default(), Instant::now());
         proxies.record_report(now, &report("a", "2", &[]));
         proxies.record_report(now, &report("b", "1", &["demo"]));
-        let reach = proxies.reach("demo", "2");
+        let reach = proxies.reach(&version("2"));
         assert_eq!((reach.proxies_current, reach.proxies_behind), (1, 1));
         assert_eq!(reach.rejections.len(), 1);
         assert_eq!((reach.rejections[0].node_id.as_str(), reach.rejections[0].error.as_str()), ("b", "classes: is missing"));
@@ -208,9 +215,9 @@ mod tests {
     fn a_refusal_that_a_report_no_longer_names_is_mended() {
         let (proxies, now) = (Proxies::default(), Instant::now());
         proxies.record_nack(now, "a", v1::RejectedPolicy { name: "demo".to_owned(), ..Default::default() });
-        assert_eq!(proxies.reach("demo", "2").rejections.len(), 1);
+        assert_eq!(proxies.reach(&version("2")).rejections.len(), 1);
         proxies.record_report(now, &report("a", "2", &[]));
-        assert!(proxies.reach("demo", "2").rejections.is_empty());
+        assert!(proxies.reach(&version("2")).rejections.is_empty());
     }
 
     #[test]
@@ -227,7 +234,7 @@ mod tests {
         let proxies = Proxies::default();
         let error = "ä".repeat(MAX_ERROR_BYTES);
         proxies.record_nack(Instant::now(), "a", v1::RejectedPolicy { name: "demo".to_owned(), version: String::new(), error });
-        assert_eq!(proxies.reach("demo", "").rejections[0].error.len(), MAX_ERROR_BYTES);
+        assert_eq!(proxies.reach(&version("")).rejections[0].error.len(), MAX_ERROR_BYTES);
     }
 
     #[test]

@@ -68,10 +68,9 @@ impl Scrape {
         let ledger = observatory.ledger.lock();
         let policies = observatory.fleet.policies().borrow().clone();
         let proxies = observatory.fleet.proxies();
-        let reach = |name: &String, version: &str| (name.clone(), proxies.reach(name, version));
         Self {
             status: status.clone(),
-            policies: policies.policies.iter().map(|(name, stored)| reach(name, &stored.policy.version)).collect(),
+            policies: policies.policies.iter().map(|(name, stored)| (name.clone(), proxies.reach(&stored.policy))).collect(),
             filters: *ledger.worker_counters(),
             unaccounted_reports: ledger.unaccounted(),
             unreadable_reports: ledger.unreadable(),

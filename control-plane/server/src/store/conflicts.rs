@@ -1,30 +1,58 @@
 //! Policies that are each valid but cannot be in force together.
 
-use headgate_core::policy::{Policy, Route};
+use headgate_core::policy::{CanaryPart, Policy, Route, Stage, serving_pool};
 
 use crate::document::{Violation, Violations};
 
 /// What keeps `policy` from being in force beside `others`.
 ///
 /// Limits are computed for a pool by the classes of its one policy, and a request is governed by the policy with the most
-/// specific route: two policies of a pool, or two with the same route, would leave it to chance which of them acts.
-pub(super) fn with_others<'a>(policy: &Policy, others: impl Iterator<Item = &'a Policy>) -> Option<Violations> {
+/// specific route: two policies of a pool, or two with the same route, would leave it to chance which of them acts. A candidate stands
+/// beside one policy, whose pool and routes it has, and is the only one there.
+pub(super) fn with_others<'a>(policy: &Policy, others: impl Iterator<Item = &'a Policy> + Clone) -> Option<Violations> {
     let mut violations = Vec::new();
-    for other in others {
+    for other in others.clone() {
         if other.pool() == policy.pool() {
-            violations.push(Violation {
-                field: "pool".into(),
-                problem: format!("{:?} is already protected by policy `{}`", policy.pool(), other.name()),
-            });
+            let pool = serving_pool(policy.pool());
+            let problem = match policy.stage().of() {
+                None => format!("{pool:?} is already protected by policy `{}`", other.name()),
+                Some(_) => format!("{pool:?} already has the candidate `{}`", other.name()),
+            };
+            violations.push(Violation { field: "pool".into(), problem });
         }
-        for (index, route) in policy.routes().iter().enumerate().filter(|(_, route)| other.routes().contains(route)) {
+        let both_stand_alone = policy.stage().of().is_none() && other.stage().of().is_none();
+        for (index, route) in policy.routes().iter().enumerate().filter(|(_, route)| both_stand_alone && other.routes().contains(route)) {
             violations.push(Violation {
                 field: format!("routes[{index}]"),
                 problem: format!("{} is already governed by policy `{}`", shown(route), other.name()),
             });
         }
+        if other.stage().of() == Some(policy.name()) && (serving_pool(other.pool()) != policy.pool() || policy.stage().of().is_some()) {
+            let problem = format!("policy `{}` is its candidate, for the pool {:?}", other.name(), serving_pool(other.pool()));
+            violations.push(Violation { field: "pool".into(), problem });
+        }
     }
+    violations.extend(policy.stage().of().and_then(|of| without_its_policy(policy, of, others)));
+    violations.extend(all_of_it(policy));
     Violations::try_new(violations)
+}
+
+/// A candidate without the policy that it is tried beside.
+fn without_its_policy<'a>(policy: &Policy, of: &str, mut others: impl Iterator<Item = &'a Policy>) -> Option<Violation> {
+    let problem = match others.find(|other| other.name() == of) {
+        None => format!("policy `{of}` does not exist"),
+        Some(other) if other.stage().of().is_some() => format!("policy `{of}` is itself a candidate"),
+        Some(other) if other.pool() != serving_pool(policy.pool()) => format!("policy `{of}` protects the pool {:?}", other.pool()),
+        Some(_) => return None,
+    };
+    Some(Violation { field: "candidate.of".into(), problem })
+}
+
+/// A canary of everything is no comparison.
+fn all_of_it(policy: &Policy) -> Option<Violation> {
+    let Stage::Canary(canary) = policy.stage() else { return None };
+    let problem = "100 is outside 1..=99; what is to govern everything is promoted".to_owned();
+    (canary.part == CanaryPart::Requests(100)).then(|| Violation { field: "candidate.requestsPercent".into(), problem })
 }
 
 fn shown(route: &Route) -> String {

@@ -13,12 +13,14 @@ pub mod check;
 mod config;
 mod error;
 mod overload;
+mod stage;
 mod validate;
 mod validate_breaker;
 mod validate_classes;
 mod validate_identities;
 mod validate_levels;
 mod validate_overload;
+mod validate_stage;
 
 pub use config::{
     BreakerConfig, Class, ConcurrencyConfig, ErrorRateConfig, Fallback, GpuMemoryConfig, GpuMemorySource, HysteresisConfig, Levels,
@@ -26,6 +28,7 @@ pub use config::{
 };
 pub use error::{FieldError, PolicyErrors, Problem};
 pub use overload::{Fusion, OverloadConfig, QueueConfig, RetryConfig, RungConfig, RungKind};
+pub use stage::{Canary, CanaryPart, RolloutConfig, Stage, books_name, serving_pool};
 
 /// Index of a class in [`Policy::classes`]; 0 is the most important, so a smaller id is a higher class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -147,6 +150,7 @@ pub struct Policy {
     pub(crate) overload: Option<OverloadConfig>,
     pub(crate) engines: Vec<String>,
     pub(crate) reveal_numbers: bool,
+    pub(crate) stage: Stage,
 }
 
 impl Policy {
@@ -172,7 +176,7 @@ impl Policy {
         &self.version
     }
 
-    /// Pool that the policy protects.
+    /// Pool that the policy protects; of a candidate the name of its books and limits ([`books_name`]).
     #[must_use]
     pub fn pool(&self) -> &str {
         &self.pool
@@ -260,6 +264,12 @@ impl Policy {
     #[must_use]
     pub fn reveal_numbers(&self) -> bool {
         self.reveal_numbers
+    }
+
+    /// Whether it acts, watches, or is a candidate.
+    #[must_use]
+    pub fn stage(&self) -> &Stage {
+        &self.stage
     }
 }
 

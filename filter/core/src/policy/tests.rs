@@ -53,6 +53,43 @@ const BROKEN: &[(Break, &[&str])] = &[
     ),
     (|p| p.spec = None, &["spec: is required"]),
     (|p| spec(p).pool.clear(), &["pool: is required"]),
+    (|p| spec(p).enforcement = 7, &["enforcement: \"7\" is not one of enforce, shadow"]),
+    (
+        |p| spec(p).candidate = Some(v1::Candidate { of: "demo".into(), ..Default::default() }),
+        &[
+            "candidate.of: demo is not allowed: a policy is no candidate for itself",
+            "candidate: 0 fields are given instead of exactly one of requestsPercent, proxiesPercent",
+        ],
+    ),
+    (
+        |p| {
+            spec(p).enforcement = v1::Enforcement::Shadow.into();
+            spec(p).candidate = Some(v1::Candidate { of: "other".into(), requests_percent: Some(10), ..Default::default() });
+        },
+        &["candidate: a percentage is not allowed: with enforcement shadow it watches every request"],
+    ),
+    (
+        |p| {
+            let rollout = v1::Rollout {
+                steps: vec![20, 20, 0],
+                hold_ms: Some(1),
+                min_samples: Some(1),
+                confidence_percent: Some(100.0),
+                ..Default::default()
+            };
+            spec(p).candidate =
+                Some(v1::Candidate { of: "other".into(), proxies_percent: Some(101), rollout: Some(rollout), ..Default::default() });
+        },
+        &[
+            "candidate.proxiesPercent: 101 is outside 1..=99",
+            "candidate.rollout.steps[1]: 20 is not allowed: each percentage is above the one before",
+            "candidate.rollout.steps[2]: 0 is outside 1..=99",
+            "candidate.rollout.steps[2]: 0 is not allowed: each percentage is above the one before",
+            "candidate.rollout.holdMs: 1 is outside 1000..=604800000",
+            "candidate.rollout.minSamples: 1 is outside 30..=100000000",
+            "candidate.rollout.confidencePercent: 100 is outside 80..=99.9999",
+        ],
+    ),
     (|p| spec(p).pool = "a b".into(), &["pool: \"a b\" is not 1 to 63 characters of a-z, 0-9 and '-'"]),
     (
         |p| spec(p).routes = vec![v1::RouteMatch { path_prefix: "v1".into(), host: "a.example:80".into() }],

@@ -12,7 +12,10 @@ use headgate_protos::v1;
 use super::check::{Checker, Form, join};
 use super::config::{ConcurrencyConfig, ThrottleConfig};
 use super::error::Problem;
-use super::{Policy, PolicyErrors, Route, validate_breaker, validate_classes, validate_levels, validate_overload, version_of};
+use super::stage::books_name;
+use super::{
+    Policy, PolicyErrors, Route, validate_breaker, validate_classes, validate_levels, validate_overload, validate_stage, version_of,
+};
 
 const MAX_ROUTES: usize = 32;
 const MAX_PATH_BYTES: usize = 256;
@@ -50,8 +53,22 @@ pub(super) fn policy(wire: &v1::Policy) -> Result<Policy, PolicyErrors> {
     if spec.is_none() {
         check.report(String::from("spec"), Problem::Missing);
     }
-    let v1::PolicySpec { pool, routes, classes, classification, levels, throttle, concurrency, breaker, refusal, overload, engines } =
-        spec.as_ref().unwrap_or(&empty);
+    let spec_or_empty = spec.as_ref().unwrap_or(&empty);
+    let v1::PolicySpec {
+        pool,
+        routes,
+        classes,
+        classification,
+        levels,
+        throttle,
+        concurrency,
+        breaker,
+        refusal,
+        overload,
+        engines,
+        enforcement,
+        candidate,
+    } = spec_or_empty;
     if spec.is_some() {
         check.text("", "pool", pool, &POOL);
     }
@@ -68,13 +85,14 @@ pub(super) fn policy(wire: &v1::Policy) -> Result<Policy, PolicyErrors> {
         validate_classes::without_overload(&mut check, &classes);
     }
     let engines = validate_overload::engines(&mut check, engines);
+    let stage = validate_stage::stage(&mut check, name, *enforcement, candidate.as_ref());
     check.optional_text("", "version", version, &VERSION);
     match check.finish() {
         Some(errors) => Err(errors),
         None => Ok(Policy {
             name: name.clone(),
             version: version_of(wire),
-            pool: pool.clone(),
+            pool: books_name(spec_or_empty).into_owned(),
             routes,
             classes,
             tenants: classified.tenants,
@@ -87,6 +105,7 @@ pub(super) fn policy(wire: &v1::Policy) -> Result<Policy, PolicyErrors> {
             overload,
             engines,
             reveal_numbers,
+            stage,
         }),
     }
 }

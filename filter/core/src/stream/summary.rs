@@ -74,6 +74,14 @@ impl Record {
 }
 
 impl Summary<'_> {
+    /// Appends what a policy that only watches would have done: ` | would=refuse class=…`, the bar only behind another line.
+    pub fn write_would_to(&self, line: &mut String) {
+        if !line.is_empty() {
+            line.push_str(" | ");
+        }
+        let _ = self.write_as("would", line);
+    }
+
     /// Appends the line to `line`, the same text as [`fmt::Display`] writes. An admitted request costs no formatting machinery: this
     /// runs once for every request.
     pub fn write_to(&self, line: &mut String) {
@@ -148,6 +156,12 @@ fn push_number(text: &mut String, number: u64) {
 
 impl fmt::Display for Summary<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write_as("decision", f)
+    }
+}
+
+impl Summary<'_> {
+    fn write_as(&self, key: &str, f: &mut dyn fmt::Write) -> fmt::Result {
         let Self { decision, class, tenant, denied_claim, cost_tokens, policy, policy_version, ttft } = self;
         let name = match decision {
             Decision::Admit => "admit",
@@ -155,7 +169,7 @@ impl fmt::Display for Summary<'_> {
             Decision::Fallback { .. } => "fallback",
             Decision::Wait => "wait",
         };
-        write!(f, "decision={name} class={class} tenant={}", tenant.unwrap_or("-"))?;
+        write!(f, "{key}={name} class={class} tenant={}", tenant.unwrap_or("-"))?;
         if *denied_claim {
             f.write_str(" denied_claim=true")?;
         }

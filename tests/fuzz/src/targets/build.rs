@@ -64,6 +64,8 @@ pub(super) fn policy(source: &mut Source<'_>, name: &str, pool: &str) -> v1::Pol
         } else {
             Vec::new()
         },
+        enforcement: v1::Enforcement::Enforce.into(),
+        candidate: None,
         classes,
     };
     v1::Policy { name: if source.is_so(4) { source.text(&["demo"]) } else { name.to_owned() }, version: String::new(), spec: Some(spec) }
@@ -329,6 +331,7 @@ fn pool_report(source: &mut Source<'_>) -> v1::PoolReport {
         permits: source.number32(),
         overload: source.is_so(150).then(|| overload_report(source)),
         latency: source.is_so(80).then(|| latency_report(source)),
+        is_shadow: false,
     }
 }
 
@@ -359,5 +362,7 @@ fn class_report(source: &mut Source<'_>) -> v1::ClassReport {
         waiting: source.number32(),
         ttft_us: source.is_so(128).then(|| histogram(source)),
         duration_us: source.is_so(64).then(|| histogram(source)),
+        only_here: 0,
+        only_there: 0,
     }
 }

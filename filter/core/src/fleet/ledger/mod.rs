@@ -18,6 +18,7 @@ use super::{GONE_AFTER, MAX_POLICIES_PER_PROXY, MAX_PROXIES, PolicySet};
 use crate::estimator::SlidingHistogram;
 use crate::histogram::Histogram;
 use crate::overload::Flow;
+use crate::policy::books_name;
 use crate::reason::Reason;
 use crate::time::Timestamp;
 
@@ -99,6 +100,10 @@ pub struct ClassTotals {
     pub cancelled: u64,
     /// Refused requests by [`Reason::as_str`], in the order of [`Reason::ALL`].
     pub refused: [u64; Reason::ALL.len()],
+    /// Of a candidate that watches: requests that it would have served and the policy in force did not.
+    pub only_here: u64,
+    /// Of a candidate that watches: requests that the policy in force served and it would not have.
+    pub only_there: u64,
 }
 
 /// What the control loop sees of one class; each only grows.
@@ -110,6 +115,8 @@ pub struct ControlCounters {
     pub admitted: u64,
     /// Admitted requests that ended well.
     pub completed: u64,
+    /// Admitted requests that ended with 5xx or no response.
+    pub failed: u64,
 }
 
 /// Load of one class now.
@@ -167,11 +174,12 @@ impl Ledger {
         for stored in policies.policies.values() {
             let Some(spec) = &stored.policy.spec else { continue };
             // The first policy of a pool, by name, has it; the store refuses a second.
-            if self.pools.contains_key(&spec.pool) {
+            let name = books_name(spec);
+            if self.pools.contains_key(&*name) {
                 continue;
             }
-            let book = before.remove(&spec.pool).unwrap_or_else(PoolBook::new);
-            self.pools.insert(spec.pool.clone(), book.with_classes(&spec.classes));
+            let book = before.remove(&*name).unwrap_or_else(PoolBook::new);
+            self.pools.insert(name.into_owned(), book.with_classes(&spec.classes));
         }
     }
 
@@ -299,6 +307,7 @@ impl PoolBook {
         }
         book.control.offered = book.control.offered.saturating_add(delta.totals.offered);
         book.control.admitted = book.control.admitted.saturating_add(delta.totals.admitted);
+        book.control.failed = book.control.failed.saturating_add(delta.totals.failed);
         book.control.completed = book.control.completed.saturating_add(delta.totals.completed);
         if let Some(ttft) = &delta.ttft {
             book.window.merge(now, ttft);
@@ -366,6 +375,8 @@ impl ClassTotals {
         self.completed = self.completed.saturating_add(delta.completed);
         self.failed = self.failed.saturating_add(delta.failed);
         self.cancelled = self.cancelled.saturating_add(delta.cancelled);
+        self.only_here = self.only_here.saturating_add(delta.only_here);
+        self.only_there = self.only_there.saturating_add(delta.only_there);
         for (total, more) in self.refused.iter_mut().zip(delta.refused) {
             *total = total.saturating_add(more);
         }

@@ -235,6 +235,8 @@ fn class_delta(policy: &str, new: &v1::ClassReport, pool_before: &v1::PoolReport
             failed: new.failed - old.failed,
             cancelled: new.cancelled - old.cancelled,
             refused: Reason::ALL.map(|reason| refused(new, reason).saturating_sub(refused(old, reason))),
+            only_here: new.only_here.saturating_sub(old.only_here),
+            only_there: new.only_there.saturating_sub(old.only_there),
         },
         ttft: ttft_delta(old.ttft_us.as_ref(), new.ttft_us.as_ref()),
     }
