@@ -72,6 +72,7 @@ const REFERENCES: [(&str, &str, &str, &[&str]); 2] = [
             "ListGatewayRequest",
             "ListGatewayResponse",
             "EndpointStatus",
+            "GatewayRefusal",
             "DeleteGatewayRequest",
             "DeleteGatewayResponse",
         ],
