@@ -1703,6 +1703,9 @@ pub struct ListGatewayResponse {
     /// The state of each endpoint of each pool.
     #[prost(message, repeated, tag = "2")]
     pub endpoints: ::prost::alloc::vec::Vec<EndpointStatus>,
+    /// What proxies refuse; for callers who may view everything. At most 256.
+    #[prost(message, repeated, tag = "3")]
+    pub refusals: ::prost::alloc::vec::Vec<GatewayRefusal>,
 }
 impl ::prost::Name for ListGatewayResponse {
     const NAME: &'static str = "ListGatewayResponse";
@@ -1712,6 +1715,32 @@ impl ::prost::Name for ListGatewayResponse {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "/headgate.v1.ListGatewayResponse".into()
+    }
+}
+/// A resource of Envoy's own types that a proxy refuses; it keeps what it had.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GatewayRefusal {
+    /// `node.id` of the proxy.
+    #[prost(string, tag = "1")]
+    pub node_id: ::prost::alloc::string::String,
+    /// Type, such as `envoy.config.listener.v3.Listener`.
+    #[prost(string, tag = "2")]
+    pub r#type: ::prost::alloc::string::String,
+    /// Name of the resource: that of a pool or gateway.
+    #[prost(string, tag = "3")]
+    pub name: ::prost::alloc::string::String,
+    /// Why, in the proxy's words.
+    #[prost(string, tag = "4")]
+    pub error: ::prost::alloc::string::String,
+}
+impl ::prost::Name for GatewayRefusal {
+    const NAME: &'static str = "GatewayRefusal";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.GatewayRefusal".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.GatewayRefusal".into()
     }
 }
 /// The state of an endpoint in the balancing, as the control plane tells it to the proxies.
