@@ -4,7 +4,8 @@
 //! |---|---|
 //! | policies: the store | discovery, control loop, policy service |
 //! | limits: the control loop | discovery |
-//! | rendered resources: the gateway | discovery |
+//! | rendered resources, endpoints: the gateway | discovery; gateway service, HTTP |
+//! | refusals: discovery | gateway service, HTTP |
 //! | proxies: load reporting and discovery (NACKs) | control loop, policy service, HTTP |
 
 use std::sync::Arc;
@@ -14,10 +15,14 @@ pub use headgate_core::fleet::{
 };
 use tokio::sync::watch;
 
+use crate::gateway::EndpointView;
+
 pub use self::proxies::{PolicyReach, Proxies, ProxyView};
+pub use self::refusals::{MAX_REFUSALS, Refusal, Refusals};
 pub use self::rendered::{RenderedError, RenderedResources};
 
 mod proxies;
+mod refusals;
 mod rendered;
 
 /// The shared state. Cheap to clone; all clones are one fleet.
@@ -32,6 +37,8 @@ struct Inner {
     limits: watch::Sender<Arc<LimitsTable>>,
     rendered: watch::Sender<Arc<RenderedResources>>,
     shared: watch::Sender<()>,
+    endpoints: watch::Sender<Arc<Vec<EndpointView>>>,
+    refusals: Refusals,
     proxies: Proxies,
 }
 
@@ -46,6 +53,8 @@ impl Fleet {
                 limits: watch::Sender::new(Arc::default()),
                 rendered: watch::Sender::new(Arc::default()),
                 shared: watch::Sender::new(()),
+                endpoints: watch::Sender::new(Arc::default()),
+                refusals: Refusals::default(),
                 proxies: Proxies::default(),
             }),
         }
@@ -88,6 +97,21 @@ impl Fleet {
     /// this alone.
     pub fn shared_changes(&self) -> watch::Receiver<()> {
         self.inner.shared.subscribe()
+    }
+
+    /// Publishes the endpoints of all pools of the gateway, as proxies are told them.
+    pub fn publish_endpoints(&self, endpoints: Vec<EndpointView>) {
+        self.inner.endpoints.send_replace(Arc::new(endpoints));
+    }
+
+    /// The endpoints of all pools of the gateway.
+    pub fn endpoints(&self) -> Arc<Vec<EndpointView>> {
+        self.inner.endpoints.borrow().clone()
+    }
+
+    /// What proxies refuse of the rendered configuration.
+    pub fn refusals(&self) -> &Refusals {
+        &self.inner.refusals
     }
 
     /// What is known of each proxy.

@@ -17,7 +17,7 @@ pub use self::latency::EndpointLatencies;
 pub use self::publisher::GatewayPublisher;
 pub use self::render::{RenderError, Rendered, RenderedGateway, render};
 pub use self::set::{GatewaySet, MAX_RESOURCES};
-pub use self::telemetry::{EndpointState, EndpointStates};
+pub use self::telemetry::{EndpointState, EndpointStates, EndpointView};
 
 #[cfg(test)]
 mod tests;

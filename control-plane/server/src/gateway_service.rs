@@ -1,15 +1,13 @@
 //! The gRPC service for the gateway's resources: [`GatewayServer`] over the [`GatewayHub`].
 
-use std::sync::Arc;
-
 use headgate_protos::document::gateway::kind_of;
 use headgate_protos::v1;
 use headgate_protos::v1::gateway_service_server::GatewayService;
-use tokio::sync::watch;
 use tonic::{Code, Request, Response, Status};
 
 use crate::document::Violations;
-use crate::gateway::{Checked, EndpointStates, GatewayError, GatewayHub, documents};
+use crate::fleet::{Fleet, Refusal};
+use crate::gateway::{Checked, EndpointView, GatewayError, GatewayHub, documents};
 use crate::identity::Caller;
 use crate::identity::access::Role;
 use crate::identity::audit::{Entry, Outcome};
@@ -19,15 +17,15 @@ use crate::policy_service::invalid;
 #[derive(Clone)]
 pub struct GatewayServer {
     hub: GatewayHub,
-    states: watch::Receiver<Arc<EndpointStates>>,
+    fleet: Fleet,
 }
 
 // === impl GatewayServer ===
 
 impl GatewayServer {
-    /// A service over `hub`, which tells of the endpoints as `states` has them.
-    pub fn new(hub: GatewayHub, states: watch::Receiver<Arc<EndpointStates>>) -> Self {
-        Self { hub, states }
+    /// A service over `hub`, which tells of the state in `fleet`.
+    pub fn new(hub: GatewayHub, fleet: Fleet) -> Self {
+        Self { hub, fleet }
     }
 
     /// Runs a call to the store, which waits for the disk, where it holds up no other request.
@@ -83,22 +81,13 @@ impl GatewayService for GatewayServer {
     async fn list_gateway(&self, request: Request<v1::ListGatewayRequest>) -> Result<Response<v1::ListGatewayResponse>, Status> {
         let caller = Caller::of(request.extensions())?;
         let stored = self.hub.current().borrow().clone();
-        let states = self.states.borrow().clone();
         let may_see = |name: &str| caller.may(Role::View, name);
-        let mut endpoints = Vec::new();
-        for pool in stored.set.pools().filter(|pool| may_see(&pool.name)) {
-            for endpoint in &pool.endpoints {
-                let state = states.of(pool, endpoint);
-                endpoints.push(v1::EndpointStatus {
-                    pool: pool.name.clone(),
-                    address: endpoint.address.to_string(),
-                    weight: state.weight,
-                    out_because: state.out_because,
-                });
-            }
-        }
+        let endpoints = self.fleet.endpoints().iter().filter(|endpoint| may_see(&endpoint.pool)).map(status_of).collect();
+        // A refusal tells of a proxy, and of resources whatever their names.
+        let refusals = if caller.may_everywhere(Role::View) { self.fleet.refusals().list() } else { Vec::new() };
+        let refusals = refusals.into_iter().map(refusal_of).collect();
         let resources = stored.resources.iter().filter(|resource| may_see(&resource.name)).cloned().collect();
-        Ok(Response::new(v1::ListGatewayResponse { resources, endpoints }))
+        Ok(Response::new(v1::ListGatewayResponse { resources, endpoints, refusals }))
     }
 
     async fn delete_gateway(&self, request: Request<v1::DeleteGatewayRequest>) -> Result<Response<v1::DeleteGatewayResponse>, Status> {
@@ -120,6 +109,16 @@ fn checked(request: v1::ApplyGatewayRequest) -> Result<Vec<Checked>, Status> {
         _ => Err(Violations::of("documents", "exactly one of documents and resources is given")),
     };
     checked.map_err(|violations| invalid(&violations))
+}
+
+fn status_of(view: &EndpointView) -> v1::EndpointStatus {
+    let EndpointView { pool, address, weight, out_because } = view.clone();
+    v1::EndpointStatus { pool, address: address.to_string(), weight, out_because }
+}
+
+fn refusal_of(refusal: Refusal) -> v1::GatewayRefusal {
+    let Refusal { node_id, kind, name, error } = refusal;
+    v1::GatewayRefusal { node_id, r#type: kind.to_string(), name, error }
 }
 
 fn wires(given: &[Checked]) -> Vec<v1::GatewayResource> {

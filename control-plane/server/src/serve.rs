@@ -184,11 +184,9 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         helm: helm.clone(),
         store: replica.records.health(),
     };
-    let states = watch::Sender::new(Arc::default());
-    let gateway = GatewayServer::new(hub.clone(), states.subscribe());
+    let gateway = GatewayServer::new(hub.clone(), fleet.clone());
     let (filter, latencies) = (config.filter.clone(), EndpointLatencies::default());
-    let publisher =
-        GatewayPublisher { hub, devices: devices.clone(), latencies: latencies.clone(), filter, clock, fleet: fleet.clone(), states };
+    let publisher = GatewayPublisher { hub, devices: devices.clone(), latencies: latencies.clone(), filter, clock, fleet: fleet.clone() };
     publisher.publish();
     let device_reports = DeviceReports::new(devices.clone(), clock, shutdown.clone());
     let relay = DeviceRelay { board: devices.clone(), reports: device_reports.clone(), clock, name: helm.name().to_owned() };

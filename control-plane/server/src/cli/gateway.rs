@@ -96,6 +96,15 @@ struct ResourceJson {
 struct ListJson {
     resources: Vec<ResourceJson>,
     endpoints: Vec<EndpointJson>,
+    refusals: Vec<RefusalJson>,
+}
+
+#[derive(Serialize)]
+struct RefusalJson {
+    node_id: String,
+    r#type: String,
+    name: String,
+    error: String,
 }
 
 #[derive(Serialize)]
@@ -193,29 +202,54 @@ async fn get(connection: Connection, kind: &str, name: &str, format: Format) -> 
 }
 
 async fn list(connection: Connection, format: Format) -> Result<(), CliError> {
-    let v1::ListGatewayResponse { resources, endpoints } = everything(&connection).await?;
-    if matches!(format, Format::Json) {
-        let endpoint = |status: v1::EndpointStatus| {
-            let v1::EndpointStatus { pool, address, weight, out_because } = status;
-            EndpointJson { pool, address, weight, out_because }
-        };
-        let endpoints = endpoints.into_iter().map(endpoint).collect();
-        return print_json(&ListJson { resources: resources.iter().map(json_of).collect(), endpoints });
+    let listed = everything(&connection).await?;
+    match format {
+        Format::Json => print_json(&ListJson::of(listed)),
+        Format::Text if listed.resources.is_empty() => print("no gateway resources"),
+        Format::Text => print(&text_of(listed)),
     }
-    if resources.is_empty() {
-        return print("no gateway resources");
-    }
+}
+
+fn text_of(listed: v1::ListGatewayResponse) -> String {
+    let v1::ListGatewayResponse { resources, endpoints, refusals } = listed;
     let mut table = Table::new(&[("KIND", Align::Left), ("NAME", Align::Left), ("VERSION", Align::Left)]);
     for resource in resources {
         table.row(vec![kind_of(&resource).to_owned(), resource.name, resource.version]);
     }
-    print(&table.render())?;
     let columns = [("POOL", Align::Left), ("ENDPOINT", Align::Left), ("WEIGHT", Align::Right), ("OUT BECAUSE", Align::Left)];
-    let mut table = Table::new(&columns);
+    let mut states = Table::new(&columns);
     for status in endpoints {
-        table.row(vec![status.pool, status.address, status.weight.to_string(), status.out_because]);
+        states.row(vec![status.pool, status.address, status.weight.to_string(), status.out_because]);
     }
-    print(&format!("\n{}", table.render()))
+    let mut text = format!("{}\n\n{}", table.render(), states.render());
+    if !refusals.is_empty() {
+        let mut table = Table::new(&[("REFUSED BY", Align::Left), ("TYPE", Align::Left), ("NAME", Align::Left), ("BECAUSE", Align::Left)]);
+        for refusal in refusals {
+            table.row(vec![refusal.node_id, refusal.r#type, refusal.name, refusal.error]);
+        }
+        text.push_str(&format!("\n\n{}", table.render()));
+    }
+    text
+}
+
+// === impl ListJson ===
+
+impl ListJson {
+    fn of(listed: v1::ListGatewayResponse) -> Self {
+        let endpoint = |status: v1::EndpointStatus| {
+            let v1::EndpointStatus { pool, address, weight, out_because } = status;
+            EndpointJson { pool, address, weight, out_because }
+        };
+        let refusal = |refusal: v1::GatewayRefusal| {
+            let v1::GatewayRefusal { node_id, r#type, name, error } = refusal;
+            RefusalJson { node_id, r#type, name, error }
+        };
+        Self {
+            resources: listed.resources.iter().map(json_of).collect(),
+            endpoints: listed.endpoints.into_iter().map(endpoint).collect(),
+            refusals: listed.refusals.into_iter().map(refusal).collect(),
+        }
+    }
 }
 
 fn json_of(resource: &v1::GatewayResource) -> ResourceJson {

@@ -104,11 +104,16 @@ impl Observer {
     pub(super) fn note(&self, event: &StreamEvent) {
         let node = &self.node_id;
         match event {
-            StreamEvent::Accepted { kind, changes } => tracing::trace!(node, %kind, resources = changes.len(), "discovery: accepted"),
+            StreamEvent::Accepted { kind, changes } => {
+                tracing::trace!(node, %kind, resources = changes.len(), "discovery: accepted");
+                self.source.fleet.refusals().accept(node, *kind, changes);
+            }
             StreamEvent::Rejected { kind, changes, error } => {
                 tracing::warn!(node, %kind, resources = ?names(changes), error, "discovery: refused by the client");
-                if *kind == ResourceType::HeadgatePolicy {
-                    self.record_refusal(changes, error);
+                match kind {
+                    ResourceType::HeadgatePolicy => self.record_refusal(changes, error),
+                    ResourceType::HeadgateLimits => {}
+                    _ => self.source.fleet.refusals().refuse(node, *kind, changes, error),
                 }
             }
             StreamEvent::AcceptedAfterRefusal { kind, changes } => {

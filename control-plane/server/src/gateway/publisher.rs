@@ -1,17 +1,15 @@
 //! The task that tells proxies the gateway: after every change of the documents, and when telemetry moves an endpoint.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::hub::{GatewayHub, Stored};
 use super::latency::EndpointLatencies;
 use super::render::{Rendered, render};
-use super::telemetry::{EndpointStates, TelemetryMemory};
+use super::telemetry::{EndpointView, TelemetryMemory};
 use crate::clock::Clock;
 use crate::config::FilterDelivery;
 use crate::device::DeviceBoard;
@@ -34,10 +32,8 @@ pub struct GatewayPublisher {
     pub filter: FilterDelivery,
     /// The monotonic clock.
     pub clock: Clock,
-    /// Where the rendered configuration goes.
+    /// Where the rendered configuration and the endpoints' states go.
     pub fleet: Fleet,
-    /// Where the endpoints' states go, for people.
-    pub states: watch::Sender<Arc<EndpointStates>>,
 }
 
 // === impl GatewayPublisher ===
@@ -89,7 +85,8 @@ impl GatewayPublisher {
             // A valid set renders, so this is a bug; what is told stays in force.
             Err(error) => tracing::error!(%error, "gateway: no configuration"),
         }
-        self.states.send_replace(Arc::new(states));
+        self.fleet.refusals().retain(|kind, name| rendered.tells(kind, name));
+        self.fleet.publish_endpoints(EndpointView::all(&stored.set, &states));
         *told = Some(rendered);
     }
 }

@@ -132,6 +132,18 @@ impl Rendered {
         Ok(RenderedResources::try_new(common.clone(), by_cluster.collect::<Vec<_>>())?)
     }
 
+    /// Whether these are told to any proxy. Of types that are not rendered here nothing is known: they count as told.
+    pub fn tells(&self, kind: ResourceType, name: &str) -> bool {
+        let own = |cluster: &Cluster| cluster.name == name;
+        match kind {
+            ResourceType::Cluster => self.clusters.iter().chain(self.gateways.iter().flat_map(|gateway| &gateway.clusters)).any(own),
+            ResourceType::Endpoint => self.assignments.iter().any(|assignment| assignment.cluster_name == name),
+            ResourceType::Route => self.gateways.iter().any(|gateway| gateway.routes.name == name),
+            ResourceType::Listener => self.gateways.iter().flat_map(|gateway| &gateway.listeners).any(|listener| listener.name == name),
+            _ => true,
+        }
+    }
+
     /// As a bootstrap that needs no control plane, protobuf-encoded: `envoy --mode validate -c FILE.pb` checks it. The filter is
     /// `filter`, the `Wasm` message of ECDS; without one there is none.
     pub fn bootstrap(&self, filter: Option<&envoy_types::pb::google::protobuf::Any>) -> Vec<u8> {

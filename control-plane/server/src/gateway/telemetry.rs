@@ -37,6 +37,19 @@ pub struct EndpointState {
     pub out_because: String,
 }
 
+/// An endpoint with its state, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointView {
+    /// Its pool.
+    pub pool: String,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Its part against the others of its tier.
+    pub weight: u32,
+    /// Why it is out; empty: it is in.
+    pub out_because: String,
+}
+
 /// The states that differ from what the documents say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EndpointStates(BTreeMap<(String, SocketAddr), EndpointState>);
@@ -56,6 +69,17 @@ impl EndpointStates {
     pub fn of(&self, pool: &Pool, endpoint: &Endpoint) -> EndpointState {
         let known = self.0.get(&(pool.name.clone(), endpoint.address)).cloned();
         known.unwrap_or_else(|| EndpointState { weight: endpoint.weight, out_because: String::new() })
+    }
+}
+
+impl EndpointView {
+    /// All endpoints of a set.
+    pub(super) fn all(set: &GatewaySet, states: &EndpointStates) -> Vec<Self> {
+        let view = |pool: &Pool, endpoint: &Endpoint| {
+            let EndpointState { weight, out_because } = states.of(pool, endpoint);
+            Self { pool: pool.name.clone(), address: endpoint.address, weight, out_because }
+        };
+        set.pools().flat_map(|pool| pool.endpoints.iter().map(move |endpoint| view(pool, endpoint))).collect()
     }
 }
 

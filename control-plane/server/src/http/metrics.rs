@@ -4,6 +4,7 @@
 //! or a tenant, and of the models that requests name a bounded number has one. `METRICS.md` lists all names.
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use headgate_protos::v1;
@@ -17,10 +18,12 @@ use prometheus_client::registry::Registry;
 
 use super::Observatory;
 use crate::fleet::PolicyReach;
+use crate::gateway::EndpointView;
 use crate::status::{ClassStatus, LevelView, PoolStatus, StatusDocument};
 
 mod access_log;
 mod engines;
+mod gateway;
 mod gpus;
 mod latency;
 mod overload;
@@ -45,6 +48,8 @@ struct Scrape {
     step_seconds: f64,
     steps: u64,
     access_logs: access_log::AccessLogCounts,
+    endpoints: Arc<Vec<EndpointView>>,
+    refusals: usize,
     gpu_telemetry_up: bool,
     gpu_ages: Histogram,
     gpu_report_bytes: u64,
@@ -76,6 +81,8 @@ impl Scrape {
             unreadable_reports: ledger.unreadable(),
             step_seconds: control.step.as_secs_f64(),
             steps: control.steps,
+            endpoints: observatory.fleet.endpoints(),
+            refusals: observatory.fleet.refusals().list().len(),
             gpu_telemetry_up: observatory.devices.view(observatory.clock.now()).is_up(),
             gpu_ages: observatory.devices.ages(),
             gpu_report_bytes: observatory.devices.report_bytes(),
@@ -196,6 +203,7 @@ impl Collector for Scrape {
         access_log::encode(&self.access_logs, &mut out)?;
         overload::encode(&self.status.pools, &mut out)?;
         engines::encode(&self.status.pools, &mut out)?;
+        gateway::encode(&self.endpoints, self.refusals, &mut out)?;
         gpus::encode(&self.status, self.gpu_telemetry_up, &mut out)?;
         out.histogram("headgate_gpu_sample_age_seconds", "Age of a sample when it first reached a decision", &self.gpu_ages)?;
         out.counters("headgate_gpu_report_bytes", "Bytes that agents have sent", [(Labels::new(), self.gpu_report_bytes)].into_iter())?;

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use headgate_core::fleet::{MAX_MODELS, PolicySet, StoredPolicy};
@@ -63,6 +62,9 @@ fn full() -> Scrape {
     };
     let status = StatusDocument { pools: vec![pool], gpus: vec![gpu], ..StatusDocument::default() };
     let mut scrape = Scrape::of(&status, &observatory(&SharedLedger::default(), &Fleet::new()));
+    let address = std::net::SocketAddr::from(([10, 0, 0, 1], 8000));
+    let endpoint = EndpointView { pool: "p".to_owned(), address, weight: 1, out_because: String::new() };
+    scrape.endpoints = Arc::new(vec![endpoint]);
     scrape.policies = vec![("p".to_owned(), PolicyReach::default())];
     scrape
 }
