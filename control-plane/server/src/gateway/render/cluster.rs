@@ -33,6 +33,8 @@ pub(super) fn of_pool(pool: &Pool) -> Cluster {
         // Without it Envoy would send to endpoints that are out once too many are: a GPU that computes wrong is no way out.
         common_lb_config: Some(cluster::cluster::CommonLbConfig {
             healthy_panic_threshold: percent(0),
+            // Envoy would hold changes of weight and health back for up to a second after the last one; the control plane spaces them itself.
+            update_merge_window: duration(Duration::ZERO),
             ..cluster::cluster::CommonLbConfig::default()
         }),
         health_checks: pool.health_check.iter().map(|check| health_check(check, pool.is_http2)).collect(),
