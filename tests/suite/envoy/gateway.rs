@@ -262,13 +262,14 @@ pub(crate) async fn an_endpoint_whose_gpu_is_ejected_leaves_the_balancing(versio
         endpoint["gpus"] = json!([gpu.uuid]);
         endpoint
     };
-    let parts = [
-        pool("llm", &[on(&one, &sound), on(&other, &breaks)]),
-        document("Route", "all", &json!({"rules": [{"backends": [{"pool": "llm"}]}]})),
-        entry(json!({}))?,
-    ];
+    let mut weighted = pool("llm", &[on(&one, &sound), on(&other, &breaks)]);
+    // Without health checks nothing but the requests of this test is counted.
+    weighted["spec"]["healthCheck"] = json!({"enabled": false});
+    weighted["spec"]["balancing"] = json!({"algorithm": "weighted", "weights": "telemetry", "slowStartMs": 0});
+    let parts = [weighted, document("Route", "all", &json!({"rules": [{"backends": [{"pool": "llm"}]}]})), entry(json!({}))?];
     let gateway = Gateway::start(version, Some(&gpus), &parts).await?;
     gateway.wait_for_endpoints("both endpoints", |page| healthy(page, "llm", 2)).await?;
+    let other_address = other.address();
     let share = async || {
         let before = other.total();
         for _ in 0..40 {
@@ -277,24 +278,54 @@ pub(crate) async fn an_endpoint_whose_gpu_is_ejected_leaves_the_balancing(versio
         }
         Ok(other.total() - before)
     };
-    ensure!(share().await? >= 10, "both GPUs serve at first");
+    let weighs = |weight: u32| move |page: &str| page.contains(&format!("::{}::weight::{weight}", other_address));
+    // A tenth less is not told.
+    gateway.wait_for_endpoints("weight of a GPU that is 10 % busy", weighs(100)).await?;
+    ensure!((15..=25).contains(&share().await?), "equal GPUs serve alike");
+    gpus.set(&[sound.clone(), NvmlDevice { gpu_utilization_percent: 90, ..breaks.clone() }])?;
+    gateway.wait_for_endpoints("weight of a GPU that is 90 % busy", weighs(30)).await?;
+    let busy = share().await?;
+    ensure!((4..=16).contains(&busy), "{busy} of 40 at weights of 100 to 30");
     gpus.set(&[sound.clone(), NvmlDevice { xid_errors: vec![79], ..breaks.clone() }])?;
     let flag = |page: &str| page.contains("/failed_eds_health") || page.contains("::failed_eds_health");
     gateway.wait_for_endpoints("endpoint told to be out", flag).await?;
-    let checks = other.total();
+    let before = [one.total(), other.total()];
     let listed = gateway.control.command(&["gateway", "list", "--json"])?;
     let listed: Value = serde_json::from_slice(&listed.stdout)?;
     let because: Vec<&str> = listed["endpoints"].as_array().into_iter().flatten().filter_map(|one| one["out_because"].as_str()).collect();
     ensure!(because.iter().any(|text| text.contains("XID 79")), "{because:?}");
-    let before = one.total();
-    for _ in 0..40 {
-        let response = gateway.get("/v1/chat").await?;
-        ensure!(response.status == 200, "{}", response.status);
-    }
-    // Health checks go on meanwhile: they are not of these paths and come every 100 ms.
-    ensure!(one.total() - before >= 40, "the sound GPU serves everything, {} requests", one.total() - before);
-    ensure!(other.total() - checks < 40, "the ejected one gets no more than its health checks: {}", other.total() - checks);
+    share().await?;
+    let after = [one.total() - before[0], other.total() - before[1]];
+    ensure!(after == [40, 0], "the sound GPU serves everything: {after:?}");
     Ok(())
+}
+
+pub(crate) async fn what_a_proxy_refuses_is_seen_and_changes_nothing(version: EnvoyVersion) -> Result<()> {
+    let upstream = Upstream::start().await?;
+    let parts = [
+        pool("llm", &[endpoint(upstream.address())]),
+        document("Route", "all", &json!({"rules": [{"backends": [{"pool": "llm"}]}]})),
+        entry(json!({}))?,
+    ];
+    let gateway = Gateway::start(version, None, &parts).await?;
+    gateway.wait_for_endpoints("the endpoint", |page| healthy(page, "llm", 1)).await?;
+    let refusals = async || {
+        let listed = gateway.control.command(&["gateway", "list", "--json"])?;
+        let listed: Value = serde_json::from_slice(&listed.stdout)?;
+        Ok::<_, anyhow::Error>(listed["refusals"].as_array().cloned().unwrap_or_default())
+    };
+    // The control plane cannot know which files the proxy has.
+    let mut broken = entry(json!({"tls": {"certificateFile": "/none/tls.pem", "keyFile": "/none/tls.key"}}))?;
+    broken["metadata"]["name"] = json!("broken");
+    gateway.apply(&[broken])?;
+    let refusal = wait_until("refusal", PATIENCE, || async { Ok(refusals().await?.first().cloned()) }).await?;
+    ensure!(refusal["name"] == "broken" && refusal["node_id"] == "gateway-1", "{refusal}");
+    ensure!(refusal["error"].as_str().is_some_and(|error| error.contains("/none/tls")), "{refusal}");
+    let status = gateway.get("/v1/models").await?.status;
+    ensure!(status == 200, "the other gateway serves on: {status}");
+    let deleted = gateway.control.command(&["gateway", "delete", "Gateway", "broken"])?;
+    ensure!(deleted.status.success(), "{}", String::from_utf8_lossy(&deleted.stderr));
+    wait_until("end of the refusal", PATIENCE, || async { Ok(refusals().await?.is_empty().then_some(())) }).await
 }
 
 /// The RSA key of these tests.

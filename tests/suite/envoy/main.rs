@@ -57,6 +57,7 @@ on_every_envoy!(
     gateway::an_envoy_with_nothing_but_a_bootstrap_routes_by_model_version_and_length,
     gateway::an_endpoint_that_dies_fails_no_request_but_those_in_flight,
     gateway::an_endpoint_whose_gpu_is_ejected_leaves_the_balancing,
+    gateway::what_a_proxy_refuses_is_seen_and_changes_nothing,
     gateway::who_shows_no_token_or_signature_gets_nothing,
     identity::a_proxy_is_the_node_that_its_certificate_names_and_no_other,
     queue::who_finds_no_room_waits_and_the_important_go_first,
