@@ -55,18 +55,13 @@ pub fn classify(policy: &Policy, request: &RequestInfo<'_>, claim_slots: &[usize
 }
 
 fn tenant_by_certificate(policy: &Policy, request: &RequestInfo<'_>) -> Option<TenantId> {
-    let id = request.identity.spiffe?;
-    let ids = &policy.identities.spiffe;
-    let position = ids.binary_search_by(|(known, _)| known.as_bytes().cmp(id)).ok()?;
-    ids.get(position).map(|(_, tenant)| *tenant)
+    policy.identities.spiffe.find(0, request.identity.spiffe?)
 }
 
 fn tenant_by_claim(policy: &Policy, request: &RequestInfo<'_>, claim_slots: &[usize]) -> Option<TenantId> {
-    let values = &policy.identities.claim_values;
     claim_slots.iter().enumerate().find_map(|(claim, slot)| {
         let got = request.identity.jwt_claims.get(*slot).copied().flatten()?;
-        let position = values.binary_search_by(|((known, value), _)| known.cmp(&claim).then_with(|| value.as_bytes().cmp(got))).ok()?;
-        values.get(position).map(|(_, tenant)| *tenant)
+        policy.identities.claim_values.find(claim, got)
     })
 }
 

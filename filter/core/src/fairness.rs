@@ -153,7 +153,9 @@ impl Usage {
             return scaled(self.spread(now, tenant));
         }
         let below = ranks.partition_point(|other| other.counter < counter);
-        let alike = ranks.partition_point(|other| other.counter <= counter).saturating_sub(below).max(1);
+        // Counters are sums of many requests: two alike are the exception.
+        let is_alone = ranks.get(below + 1).is_none_or(|next| next.counter > counter);
+        let alike = if is_alone { 1 } else { ranks.partition_point(|other| other.counter <= counter).saturating_sub(below) };
         let rank = below as f64 + self.spread(now, tenant) * alike as f64;
         scaled(rank / ranks.len().max(below + alike) as f64)
     }

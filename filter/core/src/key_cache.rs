@@ -3,6 +3,7 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
+use crate::hash::{hash, tail};
 use crate::policy::TenantId;
 
 /// Sets of known keys; each holds [`WAYS`].
@@ -48,7 +49,7 @@ impl KeyCache {
     /// The tenant of `key`, `Some(None)` for nobody's key, `None` when it is not remembered.
     #[must_use]
     pub fn get(&self, key: &[u8]) -> Option<Option<TenantId>> {
-        let hash = self.hash(key) as usize;
+        let hash = hash(self.seed, key) as usize;
         let find = |set: Option<&Set>| set?.iter().flatten().find(|entry| same(&entry.key, key)).map(|entry| entry.tenant);
         find(self.known.get(hash % KNOWN_SETS)).or_else(|| find(self.strangers.get(hash % STRANGER_SETS)))
     }
@@ -58,7 +59,7 @@ impl KeyCache {
         if key.len() > MAX_REMEMBERED_BYTES {
             return;
         }
-        let hash = self.hash(key);
+        let hash = hash(self.seed, key);
         let (sets, count) = match tenant {
             Some(_) => (&mut self.known, KNOWN_SETS),
             None => (&mut self.strangers, STRANGER_SETS),
@@ -71,30 +72,14 @@ impl KeyCache {
             }
         }
     }
-
-    /// Eight bytes at a time, each mixed by the first half of SplitMix64's finalizer, from a secret start. It only chooses a set;
-    /// entries are compared in full.
-    fn hash(&self, key: &[u8]) -> u32 {
-        let (words, rest) = key.as_chunks::<8>();
-        let mix = |hash: u64, word: u64| {
-            let mixed = (hash ^ word).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            (mixed ^ (mixed >> 32)).wrapping_mul(0x94d0_49bb_1331_11eb)
-        };
-        let whole = words.iter().fold(self.seed ^ key.len() as u64, |hash, word| mix(hash, u64::from_le_bytes(*word)));
-        (mix(whole, tail(rest)) >> 32) as u32
-    }
-}
-
-/// Fewer than eight bytes as a number.
-fn tail(rest: &[u8]) -> u64 {
-    rest.iter().fold(0, |word, byte| word << 8 | u64::from(*byte))
 }
 
 /// Whether two keys are the same, in a time that does not depend on where they differ.
+#[inline(always)]
 fn same(one: &[u8], other: &[u8]) -> bool {
-    let ((ours, our_rest), (theirs, their_rest)) = (one.as_chunks::<8>(), other.as_chunks::<8>());
+    let ((ours, _), (theirs, _)) = (one.as_chunks::<8>(), other.as_chunks::<8>());
     let differs = |(a, b): (&[u8; 8], &[u8; 8])| u64::from_le_bytes(*a) ^ u64::from_le_bytes(*b);
-    let difference = ours.iter().zip(theirs).map(differs).fold(tail(our_rest) ^ tail(their_rest), |all, one| all | one);
+    let difference = ours.iter().zip(theirs).map(differs).fold(tail(one) ^ tail(other), |all, one| all | one);
     one.len() == other.len() && difference == 0
 }
 
@@ -115,6 +100,20 @@ mod tests {
         assert_eq!(cache.get(b"acme-key"), Some(Some(TenantId::new(4))));
         assert_eq!(cache.strangers.iter().flatten().flatten().count(), STRANGER_SETS * WAYS);
         assert_eq!(cache.get(b"invented-99999"), Some(None), "the newest stranger is remembered");
+    }
+
+    #[test]
+    fn keys_that_differ_anywhere_are_not_the_same() {
+        for len in 0..40_usize {
+            let key: Vec<u8> = (0..len as u8).collect();
+            assert!(same(&key, &key.clone()));
+            for at in 0..len {
+                let mut other = key.clone();
+                other[at] ^= 0x40;
+                assert!(!same(&key, &other) && !same(&key, &key[..at]), "{at} of {len}");
+            }
+        }
+        assert!(!same(b"aaaaaaaa", b"aaaaaaaaa"), "the last eight bytes alone do not tell");
     }
 
     #[test]

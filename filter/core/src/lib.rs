@@ -21,6 +21,7 @@ pub mod envoy;
 pub mod estimator;
 mod fairness;
 pub mod fleet;
+mod hash;
 pub mod histogram;
 #[cfg(test)]
 mod invariants;

@@ -14,6 +14,7 @@ mod config;
 mod error;
 mod overload;
 mod stage;
+mod tenant_table;
 mod validate;
 mod validate_breaker;
 mod validate_classes;
@@ -29,6 +30,7 @@ pub use config::{
 pub use error::{FieldError, PolicyErrors, Problem};
 pub use overload::{Fusion, OverloadConfig, QueueConfig, RetryConfig, RungConfig, RungKind};
 pub use stage::{Canary, CanaryPart, RolloutConfig, Stage, books_name, serving_pool};
+pub use tenant_table::TenantTable;
 
 /// Index of a class in [`Policy::classes`]; 0 is the most important, so a smaller id is a higher class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -119,17 +121,17 @@ pub struct Classification {
     pub caps: Vec<Cap>,
 }
 
-/// All identities of all tenants, each list sorted for binary search.
+/// All identities of all tenants.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct IdentityIndex {
-    /// SHA-256 of API keys.
+    /// SHA-256 of API keys, sorted for binary search.
     pub(crate) api_keys: Vec<([u8; 32], TenantId)>,
     /// SPIFFE ids.
-    pub(crate) spiffe: Vec<(String, TenantId)>,
+    pub(crate) spiffe: TenantTable,
     /// Distinct claims that any tenant uses.
     pub(crate) claims: Vec<ClaimName>,
-    /// (index in `claims`, value).
-    pub(crate) claim_values: Vec<((usize, String), TenantId)>,
+    /// Values of claims; their kind is the position in `claims`.
+    pub(crate) claim_values: TenantTable,
 }
 
 /// An admission policy that has been checked; immutable.

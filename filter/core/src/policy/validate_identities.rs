@@ -88,7 +88,7 @@ impl Identities {
                 self.index.claims.len().saturating_sub(1)
             }
         };
-        self.index.claim_values.push(((position, value.clone()), tenant));
+        self.index.claim_values.push(position, value, tenant);
     }
 
     fn add_spiffe(&mut self, check: &mut Checker, at: &str, id: &str, tenant: TenantId) {
@@ -97,15 +97,15 @@ impl Identities {
             check.report(join(at, "spiffeId"), Problem::Malformed { got: quoted(id), expected: SPIFFE_EXPECTED });
         }
         check.unique(join(at, "spiffeId"), id, &mut self.seen);
-        self.index.spiffe.push((String::from(id), tenant));
+        self.index.spiffe.push(0, id, tenant);
     }
 
-    /// The finished index: each list sorted by what is looked up.
+    /// The finished index.
     pub(super) fn into_index(self) -> IdentityIndex {
         let Self { mut index, seen: _ } = self;
         index.api_keys.sort_unstable();
-        index.spiffe.sort_unstable();
-        index.claim_values.sort_unstable();
+        index.spiffe.index();
+        index.claim_values.index();
         index
     }
 }
