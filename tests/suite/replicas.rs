@@ -9,6 +9,7 @@ use headgate_test_support::chaos::writer::kill_and_look;
 use headgate_test_support::chaos::{self, Findings, Plan};
 use headgate_test_support::control_plane::ControlPlaneOptions;
 use headgate_test_support::envoy::{EnvoyOptions, Upstream, WasmFilter};
+use headgate_test_support::http_client;
 use headgate_test_support::nvml::STATE_VARIABLE;
 use headgate_test_support::{
     Bootstrap, ControlPlaneProcess, EnvoyProcess, HttpFilter, NvmlDevice, NvmlState, Process, Replicas, wait_until,
@@ -64,6 +65,48 @@ async fn a_write_to_any_replica_is_read_from_all_and_refused_clearly_while_the_s
     ensure!(ready.status.is_success(), "what is in force is served on: {}", ready.text());
     ensure!(replicas.control[1].command(&["policy", "get", "a"])?.status.success(), "what is in force can be read");
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_was_cut_off_for_longer_than_etcd_remembers_reads_everything_anew() -> Result<()> {
+    let replicas = Replicas::start(2, &ControlPlaneOptions::new(None)?).await?;
+    let of_pool = |pool: &str| {
+        let mut spec = spec();
+        spec["pool"] = pool.into();
+        document("kept", &spec)
+    };
+    replicas.control[0].apply(&of_pool("first"))?;
+    replicas.control[0].apply(&document(
+        "gone",
+        &serde_json::json!({"pool": "gone", "routes": [{"pathPrefix": "/gone/"}], "classes": [{"name": "low", "whenTripped": "refuse"}]}),
+    ))?;
+    let shown = |name: &str| {
+        replicas.control[1].command(&["policy", "get", name]).map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    wait_until("both policies", PATIENCE, || std::future::ready(shown("gone").map(|text| text.contains("/gone/").then_some(())))).await?;
+    let problem = async || anyhow::Ok(replicas.control[1].status().await?["replica"]["store_problem"].as_str().unwrap_or("").to_owned());
+    replicas.to_etcd[1].iter().for_each(|link| link.cut());
+    wait_until("a replica that knows that it is cut off", PATIENCE, || async { Ok((!problem().await?.is_empty()).then_some(())) }).await?;
+    replicas.control[0].apply(&of_pool("second"))?;
+    ensure!(replicas.control[0].command(&["policy", "delete", "gone"])?.status.success(), "the deletion is refused");
+    let etcd = replicas.etcd.client(0);
+    let ask = async |path: &str, body: serde_json::Value| {
+        let request = http::Request::post(path).body(bytes::Bytes::from(body.to_string()))?;
+        http_client::send(etcd, request).await?.json()
+    };
+    let revision = ask("/v3/kv/range", serde_json::json!({"key": "AA=="})).await?["header"]["revision"].clone();
+    let compacted = ask("/v3/kv/compaction", serde_json::json!({"revision": revision, "physical": true})).await?;
+    ensure!(compacted["header"].is_object(), "etcd compacts nothing: {compacted}");
+    replicas.to_etcd[1].iter().for_each(|link| link.mend());
+    wait_until("what was changed meanwhile", PATIENCE, || {
+        std::future::ready(shown("kept").map(|text| text.contains("second").then_some(())))
+    })
+    .await?;
+    ensure!(shown("gone")?.is_empty(), "a deletion that etcd has forgotten is one all the same");
+    // From there on it follows again.
+    replicas.control[0].apply(&of_pool("third"))?;
+    wait_until("what was changed then", PATIENCE, || std::future::ready(shown("kept").map(|text| text.contains("third").then_some(()))))
+        .await
 }
 
 /// A replica that does not lead, and is none of `others`.

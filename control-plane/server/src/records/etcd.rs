@@ -166,7 +166,8 @@ async fn try_watch(etcd: &Etcd, inner: &Inner, revision: &mut i64) -> Result<(),
             let (view, read_at) = load(etcd).await?;
             inner.replace(view);
             *revision = read_at;
-            return Ok(());
+            answers = etcd.watch(&Span::prefix(STORE), *revision + 1).await?;
+            continue;
         }
         if answer.canceled {
             return Err(StoreError::Unavailable(format!("etcd has ended the watch: {}", answer.cancel_reason)));
