@@ -150,7 +150,7 @@ impl ControlLoop {
                         self.inherited = self.fleet.limits().borrow().clone();
                         self.take_policies(&mut controls, term, &policies.borrow_and_update().clone());
                     }
-                    self.step(&mut controls, steps);
+                    self.step(&mut controls, term, steps);
                 }
                 // What is known of pools is what the leader knows.
                 None => drop(self.view.send_replace(Arc::new(ControlView { at: self.clock.now(), steps, ..ControlView::default() }))),
@@ -174,22 +174,23 @@ impl ControlLoop {
         self.devices.set_period(controls.device_period().unwrap_or(DEFAULT_PERIOD));
         self.engines.set(controls.engines().flat_map(|(_, urls)| urls).map(String::as_str));
         // Pools that are gone leave at once; a filter must not go on with the limits of a policy that was deleted.
-        self.publish(controls, controls.table());
+        self.publish(controls, term, controls.table());
     }
 
     /// Publishes the limits, unless this replica may no longer act.
-    fn publish(&self, controls: &Controls, mut table: LimitsTable) {
+    fn publish(&self, controls: &Controls, term: Option<Term>, mut table: LimitsTable) {
         for (pool, limits) in &self.inherited.pools {
             if controls.protects(pool) {
                 table.pools.entry(pool.clone()).or_insert_with(|| limits.clone());
             }
         }
-        if self.helm.acting_term().is_some() {
+        // A replica that leads again must not push what it had computed when it led before.
+        if term.is_some() && self.helm.acting_term() == term {
             self.fleet.publish_limits(table);
         }
     }
 
-    fn step(&mut self, controls: &mut Controls, steps: u64) {
+    fn step(&mut self, controls: &mut Controls, term: Option<Term>, steps: u64) {
         let began = Instant::now();
         let at = self.clock.now();
         let loads = self.ledger.lock().view(at);
@@ -219,7 +220,7 @@ impl ControlLoop {
             .step(at, &StepInputs { loads: &loads, gpu_memory: &gpu_memory, capacity: &capacity, engines: &sample, shares: &shares });
         let (_, memory_sources) = memories.into_inner();
         if let Some(table) = table {
-            self.publish(controls, table);
+            self.publish(controls, term, table);
         }
         let capacities =
             controls.gpu_memory().map(|(pool, config)| (pool.to_owned(), devices.capacity(serving_pool(pool), config))).collect();
