@@ -60,6 +60,10 @@ impl PolicyServer {
         let name = checked.wire().name.clone();
         change.policy = Some(name.clone());
         caller.require(Role::Operate, &name)?;
+        // A candidate is tried on the requests of another policy.
+        if let Some(of) = checked.policy().stage().of() {
+            caller.require(Role::Operate, of)?;
+        }
         change.previous_version = self.version_of(&name);
         let expected = Expected::parse(&expected_version);
         let author = caller.name().to_owned();

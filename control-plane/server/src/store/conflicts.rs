@@ -1,6 +1,6 @@
 //! Policies that are each valid but cannot be in force together.
 
-use headgate_core::policy::{CanaryPart, Policy, Route, Stage, serving_pool};
+use headgate_core::policy::{Policy, Route, Stage, serving_pool};
 
 use crate::document::{Violation, Violations};
 
@@ -33,7 +33,7 @@ pub(super) fn with_others<'a>(policy: &Policy, others: impl Iterator<Item = &'a 
         }
     }
     violations.extend(policy.stage().of().and_then(|of| without_its_policy(policy, of, others)));
-    violations.extend(all_of_it(policy));
+    violations.extend(acting(policy));
     Violations::try_new(violations)
 }
 
@@ -48,11 +48,10 @@ fn without_its_policy<'a>(policy: &Policy, of: &str, mut others: impl Iterator<I
     Some(Violation { field: "candidate.of".into(), problem })
 }
 
-/// A canary of everything is no comparison.
-fn all_of_it(policy: &Policy) -> Option<Violation> {
-    let Stage::Canary(canary) = policy.stage() else { return None };
-    let problem = "100 is outside 1..=99; what is to govern everything is promoted".to_owned();
-    (canary.part == CanaryPart::Requests(100)).then(|| Violation { field: "candidate.requestsPercent".into(), problem })
+/// A candidate that governs anything: nobody compares it yet, nor shares the pool's budgets between it and its policy.
+fn acting(policy: &Policy) -> Option<Violation> {
+    let problem = "a candidate can only watch so far: give `enforcement: shadow` and no percentage".to_owned();
+    matches!(policy.stage(), Stage::Canary(_)).then(|| Violation { field: "candidate".into(), problem })
 }
 
 fn shown(route: &Route) -> String {
