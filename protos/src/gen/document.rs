@@ -12,6 +12,7 @@ pub(super) static POLICY_SPEC: Message = Message {
         Field { name: "refusal", number: 9, list: false, kind: Kind::Message(&REFUSAL) },
         Field { name: "overload", number: 10, list: false, kind: Kind::Message(&OVERLOAD) },
         Field { name: "engines", number: 11, list: true, kind: Kind::Message(&ENGINE) },
+        Field { name: "orca", number: 60, list: false, kind: Kind::Bool },
         Field { name: "enforcement", number: 40, list: false, kind: Kind::Enum(&[("enforce", 1), ("shadow", 2)]) },
         Field { name: "candidate", number: 41, list: false, kind: Kind::Message(&CANDIDATE) },
     ],
@@ -182,6 +183,7 @@ pub(super) static OVERLOAD: Message = Message {
         Field { name: "retries", number: 9, list: false, kind: Kind::Message(&RETRY_BUDGET) },
         Field { name: "ladder", number: 10, list: true, kind: Kind::Message(&RUNG) },
         Field { name: "fairTenants", number: 11, list: false, kind: Kind::Bool },
+        Field { name: "usage", number: 60, list: false, kind: Kind::Bool },
     ],
 };
 pub(super) static ADMISSION_QUEUE: Message = Message {

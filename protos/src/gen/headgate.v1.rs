@@ -2982,6 +2982,9 @@ pub struct PoolReport {
     /// Whether the policy only watches: then its counters say what it would have done.
     #[prost(bool, tag = "40")]
     pub is_shadow: bool,
+    /// What the engines' responses said of their loads over the last two seconds; only where the policy asks for it. At most 64.
+    #[prost(message, repeated, tag = "60")]
+    pub endpoint_loads: ::prost::alloc::vec::Vec<EndpointLoad>,
 }
 impl ::prost::Name for PoolReport {
     const NAME: &'static str = "PoolReport";
@@ -2991,6 +2994,44 @@ impl ::prost::Name for PoolReport {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "/headgate.v1.PoolReport".into()
+    }
+}
+/// The newest load that an endpoint has told in its responses (ORCA). A figure that it does not tell is absent.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct EndpointLoad {
+    /// Address of the endpoint, `IP:PORT`.
+    #[prost(string, tag = "1")]
+    pub endpoint: ::prost::alloc::string::String,
+    /// Reports of this endpoint that this worker has read.
+    #[prost(uint64, tag = "2")]
+    pub epoch: u64,
+    /// Reports of this endpoint that could not be read.
+    #[prost(uint64, tag = "3")]
+    pub unreadable: u64,
+    /// The report was made after this time on the monotonic clock of `atNs`, in nanoseconds: what was admitted later is not in it.
+    #[prost(uint64, tag = "4")]
+    pub made_after_ns: u64,
+    /// Part of the KV cache in use. Range: 0..=1.
+    #[prost(double, optional, tag = "5")]
+    pub kv_cache_use: ::core::option::Option<f64>,
+    /// Requests in the engine's own queue.
+    #[prost(uint64, optional, tag = "6")]
+    pub waiting: ::core::option::Option<u64>,
+    /// Requests in the engine's batch.
+    #[prost(uint64, optional, tag = "7")]
+    pub running: ::core::option::Option<u64>,
+    /// Tokens that the KV cache holds.
+    #[prost(uint64, optional, tag = "8")]
+    pub kv_total_tokens: ::core::option::Option<u64>,
+}
+impl ::prost::Name for EndpointLoad {
+    const NAME: &'static str = "EndpointLoad";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.EndpointLoad".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.EndpointLoad".into()
     }
 }
 /// Latencies of one policy in one worker. Cumulative.
@@ -3771,6 +3812,15 @@ pub struct PolicySpec {
         serde(skip_serializing_if = "crate::document::is_default")
     )]
     pub engines: ::prost::alloc::vec::Vec<Engine>,
+    /// Whether admitted requests ask the engine for its load (`endpoint-load-metrics-format: text`, unless the client asks itself), and what
+    /// the response's headers say of it (ORCA: `endpoint-load-metrics`, `endpoint-load-metrics-bin`) is read: use of the KV cache and queue
+    /// without a metrics page. vLLM and Triton with TensorRT-LLM answer so. Default: false.
+    #[prost(bool, tag = "60")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub orca: bool,
     /// Whether the policy acts. Default: enforce.
     #[prost(enumeration = "Enforcement", tag = "40")]
     #[cfg_attr(
@@ -4870,6 +4920,14 @@ pub struct Overload {
         serde(skip_serializing_if = "crate::document::is_default")
     )]
     pub fair_tenants: ::core::option::Option<bool>,
+    /// Whether the token counts that engines put at the end of a response (`usage`) are read, to learn how many tokens a piece of a stream
+    /// holds: at each piece of some responses, at none of the others. Default: true.
+    #[prost(bool, optional, tag = "60")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub usage: ::core::option::Option<bool>,
 }
 impl ::prost::Name for Overload {
     const NAME: &'static str = "Overload";
