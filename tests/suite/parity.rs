@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use headgate_core::in_band::{LoadHeader, LoadSeen, TAIL_BYTES};
 use headgate_core::lease::{self, LeaseRecord};
 use headgate_core::policy::Policy;
 use headgate_core::request::{HeaderView, RequestInfo, VerifiedIdentity};
@@ -72,6 +73,7 @@ fn overload_spec() -> Value {
             {"kind": "cache_first", "engageAt": 1.5, "classes": ["low"]},
         ],
     });
+    spec["orca"] = json!(true);
     spec
 }
 
@@ -267,10 +269,12 @@ impl Built {
                 if *failed_dependency {
                     headers.push((b"x-headgate-failed-dependency".to_vec(), b"tokenizer".to_vec()));
                 }
+                headers.push((LoadHeader::Text.name().as_bytes().to_vec(), load(*id)));
                 // Envoy shows them again in the log; the module has no callback for them.
                 self.responses.insert(*id, headers);
             }
             Happening::ResponseBody { id, len, is_last } => {
+                host.world().buffer = body(*id, *len as usize);
                 host.call("proxy_on_response_body", &[*id + ROOT, *len, u32::from(*is_last)])?;
             }
             Happening::Over { id, flags } => {
@@ -298,6 +302,22 @@ fn line(stream: &Stream) -> Option<Effect> {
 
 fn endpoint(id: u32) -> Vec<u8> {
     format!("10.0.0.{}:8000", id % 3).into_bytes()
+}
+
+/// The piece of a response's body: the end of an event, which for some requests says how many tokens there were.
+fn body(id: u32, len: usize) -> Vec<u8> {
+    let text =
+        if id.is_multiple_of(3) { format!("{{\"usage\":{{\"completion_tokens\":{}}}}}\n\n", id % 90 + 1) } else { "\n\n".to_owned() };
+    let mut body = vec![b'.'; len.saturating_sub(text.len())];
+    body.extend_from_slice(text.as_bytes());
+    body.truncate(len);
+    body
+}
+
+/// What the engine of a request says of its load; some say nonsense.
+fn load(id: u32) -> Vec<u8> {
+    format!("TEXT named_metrics.kv_cache_usage_perc={},named_metrics.num_requests_waiting={id}", f64::from(id % 11) / 10.0 - 0.05)
+        .into_bytes()
 }
 
 fn discovery_response(limits: &v1::Limits) -> Vec<u8> {
@@ -385,6 +405,10 @@ impl Native {
                 exchange.has_ended |= is_last;
                 let len = *len as usize;
                 if len > 0 && exchange.ended_at.is_none() {
+                    if exchange.stream.looks_at_pieces() {
+                        let body = body(*id, len);
+                        exchange.stream.note_tail(&body[len - len.min(TAIL_BYTES)..]);
+                    }
                     if !exchange.stream.awaits_first_byte() {
                         exchange.stream.count_pieces(1, len as u64);
                     } else if *is_last {
@@ -441,6 +465,9 @@ impl Native {
             _ => StreamEnd::Complete,
         };
         let endpoint = endpoint(id);
+        if response.is_some() && stream.wants_load(&mut self.worker, now, LoadSeen::AtEnd) {
+            stream.note_load(&mut self.worker, now, LoadSeen::AtEnd, &endpoint, (LoadHeader::Text, &load(id)));
+        }
         stream.handle(&mut self.worker, now, Event::Log { endpoint: Some(&endpoint), end });
         line(&stream).into_iter().chain(self.resume(callback_at, resumed)).collect()
     }

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, unix_ms};
 use crate::device::{DEFAULT_PERIOD, DeviceBoard, PoolCapacity};
-use crate::engine::{EngineKind, Engines, FreezeWatch, PoolEngines};
+use crate::engine::{EngineBoard, EngineKind, Engines, FreezeWatch, PoolEngines};
 use crate::fleet::{Fleet, LimitsTable, PolicySet};
 use crate::replica::Helm;
 
@@ -113,6 +113,11 @@ impl ControlLoop {
         Self { fleet, ledger, devices, engines, memories, clock, lifetime, view, helm, inherited }
     }
 
+    /// Where what is known of the engines stands.
+    pub fn engine_board(&self) -> EngineBoard {
+        self.engines.board()
+    }
+
     /// Runs until `shutdown`.
     pub async fn run(mut self, shutdown: CancellationToken) {
         let mut policies = self.fleet.policies();
@@ -173,6 +178,7 @@ impl ControlLoop {
         self.memories.clear();
         self.devices.set_period(controls.device_period().unwrap_or(DEFAULT_PERIOD));
         self.engines.set(controls.engines().flat_map(|(_, urls)| urls).map(String::as_str));
+        self.engines.board().keep_in_band(controls.in_band());
         // Pools that are gone leave at once; a filter must not go on with the limits of a policy that was deleted.
         self.publish(controls, term, controls.table());
     }
@@ -199,7 +205,7 @@ impl ControlLoop {
         let mut read = |(pool, urls): (&str, &[String])| {
             let completed = loads.get(pool).map_or(0, completed);
             let memories = self.memories.entry(pool.to_owned()).or_default();
-            (pool.to_owned(), PoolEngines::read(&board, at, urls, completed, &mut memories.freezes))
+            (pool.to_owned(), PoolEngines::read(&board, at, (pool, urls), completed, &mut memories.freezes))
         };
         let engines: BTreeMap<String, PoolEngines> = controls.engines().map(&mut read).collect();
         let sample = |pool: &str| engines.get(pool).and_then(|engines| engines.sample);

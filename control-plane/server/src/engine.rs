@@ -15,7 +15,7 @@ mod scraper;
 #[cfg(test)]
 mod tests;
 
-pub use self::board::{EngineBoard, EngineState, Health, MAX_ENGINES, PERIOD, PageEndpoints, STALE_AFTER};
+pub use self::board::{EngineBoard, EngineState, Health, IN_BAND_STALE_AFTER, LoadSource, MAX_ENGINES, PERIOD, PageEndpoints, STALE_AFTER};
 pub use self::dialect::EngineKind;
 pub use self::line::SampleError;
 pub use self::pool::{EngineView, FreezeWatch, PoolEngines};

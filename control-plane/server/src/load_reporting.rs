@@ -14,6 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::clock::Clock;
 use crate::control_loop::SharedLedger;
+use crate::engine::EngineBoard;
 use crate::fleet::Fleet;
 use crate::identity::Caller;
 
@@ -29,6 +30,8 @@ pub struct Books {
     pub fleet: Fleet,
     /// Takes what it says of its load.
     pub ledger: SharedLedger,
+    /// Takes what it says of the loads of engines.
+    pub engines: EngineBoard,
     /// The monotonic clock.
     pub clock: Clock,
 }
@@ -53,7 +56,9 @@ impl Books {
     /// `INVALID_ARGUMENT` when it does not say whose it is.
     pub fn take(&self, report: &v1::LoadReport) -> Result<(), Status> {
         checked_node_id(&report.node_id)?;
-        self.ledger.lock().record(self.clock.now(), report);
+        let now = self.clock.now();
+        self.ledger.lock().record(now, report);
+        self.engines.take_report(now, report);
         self.fleet.proxies().record_report(Instant::now(), report);
         Ok(())
     }

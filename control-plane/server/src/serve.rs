@@ -171,6 +171,7 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
     let (view, control) = watch::channel(Arc::new(ControlView::default()));
     let shared = (fleet.clone(), ledger.clone(), devices.clone());
     let control_loop = ControlLoop::new(shared, clock, config.lifetime, view, helm.clone());
+    let engines = control_loop.engine_board();
     let access_logs = Arc::new(crate::access_log::Counters::default());
     let ready = Arc::new(AtomicBool::new(false));
     let observatory = Observatory {
@@ -197,6 +198,7 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         fleet: fleet.clone(),
         ledger,
         devices: device_reports,
+        engines,
         clock,
         helm,
         reports: replica.reports.clone(),

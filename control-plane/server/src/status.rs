@@ -75,8 +75,11 @@ pub struct PoolStatus {
 /// One engine behind a pool.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct EngineStatus {
-    /// Address of its metrics page.
+    /// Address of its metrics page; `orca` where it is known by its responses alone.
     pub url: String,
+    /// Where the newest figures come from: `scrape`, or `orca` (the engine's responses).
+    #[serde(default)]
+    pub source: String,
     /// Network address; empty while the name in `url` stands for none.
     #[serde(default)]
     pub address: String,
@@ -254,6 +257,7 @@ impl EngineStatus {
         };
         Self {
             url: view.url.clone(),
+            source: view.state.source.as_str().to_owned(),
             address: view.address.map(|address| address.to_string()).unwrap_or_default(),
             engine: reading.engine.map_or("", EngineKind::as_str).to_owned(),
             state: view.word().to_owned(),

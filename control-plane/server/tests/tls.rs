@@ -102,6 +102,36 @@ async fn only_certificates_of_the_client_authority_get_in() {
 }
 
 #[tokio::test]
+async fn a_certificate_that_was_revoked_gets_in_no_more_once_the_list_says_so() {
+    let mut bench = Bench::new("required");
+    let list = bench.file("crl.pem");
+    fs::write(&list, bench.authority.revocation_list(&[7])).unwrap();
+    bench.raw.client_crl = Some(list.clone());
+    let running = bench.serve().await;
+    let name = "spiffe://headgate/proxy/a";
+    let [revoked, sound] = [7, 8].map(|serial| bench.authority.numbered_client(name, serial));
+    assert!(!reaches(running.grpc, &bench.authority, Some(&revoked)).await);
+    assert!(reaches(running.grpc, &bench.authority, Some(&sound)).await);
+
+    fs::write(&list, bench.authority.revocation_list(&[8])).unwrap();
+    let began = Instant::now();
+    while reaches(running.grpc, &bench.authority, Some(&sound)).await {
+        assert!(began.elapsed() < PATIENCE, "the new list is not in use after {PATIENCE:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(reaches(running.grpc, &bench.authority, Some(&revoked)).await, "the list is the whole list");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_file_without_revocation_lists_stops_the_start() {
+    let mut bench = Bench::new("required");
+    bench.raw.client_crl = Some(bench.file("ca.pem"));
+    let error = start(Config::try_from(bench.raw.clone()).unwrap()).await.err().unwrap();
+    assert!(error.to_string().starts_with("--client-crl: ") && error.to_string().contains("ca.pem"), "{error}");
+}
+
+#[tokio::test]
 async fn a_client_refuses_a_server_that_it_does_not_trust() {
     let bench = Bench::new("optional");
     let running = bench.serve().await;

@@ -58,8 +58,8 @@ impl App {
 
     fn add_load_report(&self, asked: &HeaderMap, response: &mut Response) {
         if let Some(format) = orca::Format::requested(asked) {
-            let report = self.serving.read(|engine| orca::report(format, engine));
-            response.headers_mut().insert(orca::REPORT_HEADER, report);
+            let (header, report) = self.serving.read(|engine| orca::report(format, engine));
+            response.headers_mut().insert(header, report);
         }
     }
 }

@@ -23,6 +23,7 @@ mod fairness;
 pub mod fleet;
 mod hash;
 pub mod histogram;
+pub mod in_band;
 #[cfg(test)]
 mod invariants;
 pub mod key_cache;

@@ -21,6 +21,10 @@ pub struct Needs {
     pub early_status: bool,
     /// The pieces of the response's body, for overload control.
     pub pieces: bool,
+    /// The ends of some of those pieces, for `usage`.
+    pub usage: bool,
+    /// What the engine says of its load in the response's headers.
+    pub load: bool,
 }
 
 impl Needs {
@@ -30,6 +34,8 @@ impl Needs {
         for policy in policies {
             needs.spiffe |= policy.uses_spiffe();
             needs.pieces |= policy.overload().is_some();
+            needs.usage |= policy.overload().is_some_and(|config| config.reads_usage);
+            needs.load |= policy.orca();
             if let Some(breaker) = policy.breaker() {
                 needs.early_status = true;
                 needs.endpoint |= breaker.per_endpoint;

@@ -11,6 +11,7 @@ use crate::breaker::{Breaker, KeyedBreakers};
 use crate::control::{ClassAction, ClassLoad, PoolController, Signals};
 use crate::fleet::term_of;
 use crate::histogram::Histogram;
+use crate::in_band::EndpointLoads;
 use crate::key_cache::KeyCache;
 use crate::level::SignalSource;
 use crate::limits::{self, Age, HeldLimits, InForce};
@@ -143,6 +144,8 @@ pub(crate) struct Pool {
     pub(crate) demand: Demand,
     pub(crate) ttft_us: Histogram,
     pub(crate) latency: LatencyBook,
+    /// What the endpoints said of their loads.
+    pub(crate) engine_loads: EndpointLoads,
     /// Overload control, when the policy has it.
     pub(crate) overload: Option<PoolOverload>,
     overloads_made: u64,
@@ -168,6 +171,7 @@ impl Pool {
             demand: Demand::default(),
             ttft_us: Histogram::new(),
             latency: LatencyBook::default(),
+            engine_loads: EndpointLoads::default(),
             overload: PoolOverload::new(now, &policy, 0),
             overloads_made: 0,
             rate_share: 1.0,

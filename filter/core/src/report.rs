@@ -29,6 +29,7 @@ pub(crate) fn pool(now: Timestamp, pool: &Pool) -> v1::PoolReport {
         overload: pool.overload.as_ref().map(|load| load.report(pool.limits.as_ref().map_or(0, |limits| limits.epoch))),
         latency: pool.report_latencies(now),
         is_shadow: policy.stage().is_shadow(),
+        endpoint_loads: pool.engine_loads.report(now),
     }
 }
 

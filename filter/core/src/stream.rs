@@ -19,6 +19,7 @@ use crate::worker::{Collected, Decided, PoolRef, Worker};
 
 mod effect;
 mod flight;
+mod in_band;
 mod load;
 mod shadow;
 mod summary;
@@ -348,7 +349,7 @@ impl Stream {
 
     fn decide(&mut self, worker: &mut Worker, now: Timestamp, request: &RequestInfo<'_>) -> Outcome {
         self.phase = Phase::Done;
-        let headers = forged_headers(request);
+        let mut headers = forged_headers(request);
         let Some(decided) = worker.decide(now, self.id, request) else { return continue_with(headers) };
         if decided.policy.stage().is_shadow() {
             self.shadow = Some(Box::new(Shadow::of(decided, now)));
@@ -356,6 +357,9 @@ impl Stream {
         }
         let has_candidate = decided.has_candidate;
         let Decided { pool, policy, state, classified, admission, place, has_candidate: _ } = decided;
+        if policy.orca() {
+            headers.extend(in_band::load_request(request));
+        }
         let asked = Asked { pool, state, arrival: Arrival { at: now, place }, policy: &policy, format: ApiFormat::of_path(request.path) };
         let (decision, outcome) = self.carry_out(now, &asked, admission, headers);
         self.record = Some(Record { policy, classified, decision, ttft: None });

@@ -51,6 +51,8 @@ pub(crate) enum MetricKind {
 #[derive(Clone, Copy)]
 #[repr(u32)]
 pub(crate) enum BufferKind {
+    /// The piece of a response's body that a callback is about.
+    ResponseBody = 1,
     /// Message of a gRPC stream.
     GrpcMessage = 5,
     /// Configuration of the plugin.
@@ -173,8 +175,18 @@ pub(crate) fn set_tick_period(period_ms: u32) -> Result<(), HostError> {
 
 /// The first `size` bytes of a buffer.
 pub(crate) fn buffer(kind: BufferKind, size: usize) -> Result<Bytes, HostError> {
+    part(kind, 0, size)
+}
+
+/// The last `size` bytes of a buffer of `len`.
+pub(crate) fn tail(kind: BufferKind, len: usize, size: usize) -> Result<Bytes, HostError> {
+    let size = size.min(len);
+    part(kind, len - size, size)
+}
+
+fn part(kind: BufferKind, start: usize, size: usize) -> Result<Bytes, HostError> {
     // SAFETY: pointers as said above.
-    value(|data, len| unsafe { abi::proxy_get_buffer_bytes(kind as u32, 0, size, data, len) })
+    value(|data, len| unsafe { abi::proxy_get_buffer_bytes(kind as u32, start, size, data, len) })
 }
 
 /// All request headers in the host's encoding, which `HeaderView::from_serialized` reads in place.

@@ -231,6 +231,7 @@ fn full() -> Policy {
         engines: vec![Engine { metrics_url: "http://127.0.0.1:8000/metrics".into() }],
         enforcement: Enforcement::Shadow.into(),
         candidate: Some(candidate()),
+        orca: true,
     };
     Policy { name: "demo".into(), spec: Some(spec), version: String::new() }
 }
@@ -271,6 +272,7 @@ fn overload() -> Overload {
             max_tokens: Some(64),
         }],
         fair_tenants: Some(false),
+        usage: Some(false),
     }
 }
 

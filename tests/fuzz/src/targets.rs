@@ -6,6 +6,7 @@ mod callers;
 mod discovery_client;
 mod engine_page;
 mod fleet_totals;
+mod in_band;
 mod last_good;
 mod lease_sharing;
 mod load_accounts;
@@ -42,6 +43,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "worker", run: worker::run, seeds: worker::seeds, words: &["high", "low", "llm"] },
     Target { name: "xds_server", run: xds_server::run, seeds: xds_server::seeds, words: xds_server::WORDS },
     Target { name: "engine_page", run: engine_page::run, seeds: engine_page::seeds, words: engine_page::WORDS },
+    Target { name: "in_band", run: in_band::run, seeds: in_band::seeds, words: in_band::WORDS },
     Target { name: "callers", run: callers::run, seeds: callers::seeds, words: callers::WORDS },
     // Structured: the input decides what happens, and a model says what must come of it.
     Target { name: "built_policy", run: built_policy::run, seeds: built_policy::seeds, words: &[] },

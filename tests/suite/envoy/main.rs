@@ -11,6 +11,7 @@ mod files;
 mod gateway;
 mod hostile;
 mod identity;
+mod in_band;
 mod nack;
 mod policy_errors;
 mod queue;
@@ -60,6 +61,8 @@ on_every_envoy!(
     gateway::what_a_proxy_refuses_is_seen_and_changes_nothing,
     gateway::who_shows_no_token_or_signature_gets_nothing,
     identity::a_proxy_is_the_node_that_its_certificate_names_and_no_other,
+    in_band::engines_tell_their_load_in_their_responses_without_any_page,
+    in_band::a_policy_that_does_not_ask_changes_and_reads_nothing,
     queue::who_finds_no_room_waits_and_the_important_go_first,
     queue::who_cannot_start_in_time_is_refused_in_time,
     queue::clients_that_leave_the_queue_leave_nothing,

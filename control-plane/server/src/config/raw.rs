@@ -76,6 +76,9 @@ pub struct RawConfig {
     /// PEM file with the authorities that sign the certificates of proxies and other clients
     #[arg(long, env = "HEADGATE_CLIENT_CA", value_name = "FILE")]
     pub client_ca: Option<PathBuf>,
+    /// PEM file with the revocation lists of those authorities, one of each; read again when it changes
+    #[arg(long, env = "HEADGATE_CLIENT_CRL", value_name = "FILE")]
+    pub client_crl: Option<PathBuf>,
     /// Whether a gRPC client must have a certificate: optional or required [default: optional]
     #[arg(long, env = "HEADGATE_CLIENT_CERTIFICATES", value_name = "MODE")]
     pub client_certificates: Option<String>,
@@ -159,6 +162,7 @@ impl RawConfig {
             tls_cert: self.tls_cert.or(fallback.tls_cert),
             tls_key: self.tls_key.or(fallback.tls_key),
             client_ca: self.client_ca.or(fallback.client_ca),
+            client_crl: self.client_crl.or(fallback.client_crl),
             client_certificates: self.client_certificates.or(fallback.client_certificates),
             insecure_plaintext: self.insecure_plaintext.or(fallback.insecure_plaintext),
             access: self.access.or(fallback.access),

@@ -39,6 +39,7 @@ pub(super) struct RawSecurity {
     pub(super) tls_cert: Option<PathBuf>,
     pub(super) tls_key: Option<PathBuf>,
     pub(super) client_ca: Option<PathBuf>,
+    pub(super) client_crl: Option<PathBuf>,
     pub(super) client_certificates: Option<String>,
     pub(super) insecure_plaintext: bool,
     pub(super) access: Option<PathBuf>,
@@ -57,7 +58,7 @@ impl Errors {
         if raw.access.is_none() && !raw.insecure_open {
             self.0.extend(exposed().map(|(flag, address)| ConfigError::OpenToAll { flag, address: *address }));
         }
-        let clients = self.clients(raw.client_ca, raw.client_certificates.as_deref());
+        let clients = self.clients(raw.client_ca, raw.client_crl, raw.client_certificates.as_deref());
         let tls = match (raw.tls_cert, raw.tls_key) {
             (Some(certificate), Some(key)) => Some(TlsFiles { certificate, key, clients }),
             (None, None) => {
@@ -93,7 +94,7 @@ impl Errors {
         None
     }
 
-    fn clients(&mut self, file: Option<PathBuf>, certificates: Option<&str>) -> Option<ClientAuthority> {
+    fn clients(&mut self, file: Option<PathBuf>, revoked: Option<PathBuf>, certificates: Option<&str>) -> Option<ClientAuthority> {
         let certificates = match certificates {
             None => None,
             Some("optional") => Some(ClientCertificates::Optional),
@@ -104,8 +105,11 @@ impl Errors {
             }
         };
         match file {
-            Some(file) => Some(ClientAuthority { file, certificates: certificates.unwrap_or_default() }),
-            None => certificates.and_then(|_| self.needs("client-certificates", "--client-ca")),
+            Some(file) => Some(ClientAuthority { file, revoked, certificates: certificates.unwrap_or_default() }),
+            None => {
+                let _: Option<()> = revoked.and_then(|_| self.needs("client-crl", "--client-ca"));
+                certificates.and_then(|_| self.needs("client-certificates", "--client-ca"))
+            }
         }
     }
 }
@@ -150,6 +154,8 @@ mod tests {
         assert_eq!(Config::try_from(clients).unwrap_err().to_string(), "--client-ca: needs --tls-cert and --tls-key");
         let mode = RawConfig { client_certificates: Some("required".to_owned()), ..RawConfig::default() };
         assert_eq!(Config::try_from(mode).unwrap_err().to_string(), "--client-certificates: needs --client-ca");
+        let revoked = RawConfig { client_crl: Some("crl.pem".into()), ..RawConfig::default() };
+        assert_eq!(Config::try_from(revoked).unwrap_err().to_string(), "--client-crl: needs --client-ca");
     }
 
     #[test]

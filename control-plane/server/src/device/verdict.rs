@@ -5,6 +5,9 @@
 //! - **Derated**: heat, the power brake or the hardware's own protection hold the clocks down. What is left is the clock over the one
 //!   that the device had lately when it was busy and not held down so. The highest clock is no measure: a busy H200 runs at three
 //!   quarters of it all day, held by its power limit.
+//! - **A row that waits to be replaced** is neither. The driver has taken its page out of use, so until the reset that replaces it the device
+//!   computes right and at full speed; where the error behind it was not corrected, that error ejects. Ejecting for the rest would take a
+//!   sound device out for what a reset in a quiet hour mends. Source: NVIDIA, "GPU Memory Error Management", row remapping.
 
 use std::fmt;
 
@@ -227,5 +230,14 @@ mod tests {
         assert_eq!(judge(&sound, &row), Verdict::Ejected(Ejection::RowRemapFailed));
         sound.activity.fatal_xid = Some(79);
         assert_eq!(judge(&sound, &DeviceDetail::default()).reason(), "XID 79");
+    }
+
+    #[test]
+    fn a_row_that_waits_to_be_replaced_costs_nothing_unless_its_error_was_not_corrected() {
+        let sound = sample(1500, ThrottleReasons::default());
+        let judge = |detail: DeviceDetail| ClockMemory::default().judge(&sound, Some(&detail));
+        let pending = DeviceDetail { row_remap_pending: Some(true), rows_remapped_correctable: Some(1), ..DeviceDetail::default() };
+        assert_eq!(judge(pending.clone()), Verdict::Sound);
+        assert_eq!(judge(DeviceDetail { ecc_uncorrected: Some(1), ..pending }), Verdict::Ejected(Ejection::Ecc(1)));
     }
 }

@@ -10,10 +10,17 @@ use headgate_core::time::Timestamp;
 use super::page::Reading;
 use super::scrape::ScrapeError;
 
+mod in_band;
+
+use self::in_band::LoadListener;
+
 /// Time between two readings of an engine.
 pub const PERIOD: Duration = Duration::from_millis(100);
 /// Age at which a reading leaves the decision: three periods.
 pub const STALE_AFTER: Duration = Duration::from_millis(300);
+/// Age at which what an engine said in a response leaves the decision. It is as old as the response at most, and as many come as there are
+/// responses: an engine that answers nobody for a second says nothing.
+pub const IN_BAND_STALE_AFTER: Duration = Duration::from_secs(1);
 /// Engines that are read at once, over all policies.
 pub const MAX_ENGINES: usize = 1024;
 /// Periods of its own that an engine's figures may stand still before it may be frozen.
@@ -24,6 +31,8 @@ const STILL_MEMORY: f64 = 0.98;
 /// What is known of one engine.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct EngineState {
+    /// How it is known.
+    pub source: LoadSource,
     /// How the last reading went.
     pub health: Health,
     /// The last good reading. It stays after a failure and ages.
@@ -53,6 +62,16 @@ pub struct EngineState {
     pub failures: u64,
 }
 
+/// How an engine's load is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LoadSource {
+    /// By its metrics page.
+    #[default]
+    Page,
+    /// By its responses (ORCA), which are newer than its page or take its place.
+    InBand,
+}
+
 /// How the last reading went.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum Health {
@@ -72,6 +91,10 @@ pub struct EngineBoard(Arc<Mutex<Board>>);
 #[derive(Debug, Default)]
 struct Board {
     pages: BTreeMap<String, PageEndpoints>,
+    /// By pool: what engines have said in their responses.
+    in_band: BTreeMap<String, BTreeMap<SocketAddr, EngineState>>,
+    /// By `node.id`: who reads the loads in the proxy's reports.
+    listeners: BTreeMap<String, LoadListener>,
     epoch: u64,
 }
 
@@ -89,6 +112,18 @@ pub(super) struct Scrape {
     pub(super) asked_at: Timestamp,
     pub(super) took: Duration,
     pub(super) result: Result<Reading, ScrapeError>,
+}
+
+// === impl LoadSource ===
+
+impl LoadSource {
+    /// Its name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Page => "scrape",
+            Self::InBand => "orca",
+        }
+    }
 }
 
 // === impl EngineBoard ===
@@ -153,13 +188,37 @@ impl EngineBoard {
 impl EngineState {
     /// Whether the last good reading is too old to decide on.
     pub fn is_stale(&self, now: Timestamp) -> bool {
-        self.reading.is_none() || now.since(self.read_at) > STALE_AFTER
+        let most = match self.source {
+            LoadSource::Page => STALE_AFTER,
+            LoadSource::InBand => IN_BAND_STALE_AFTER,
+        };
+        self.reading.is_none() || now.since(self.read_at) > most
     }
 
     /// Whether its figures have stood still for three of its own periods. That alone is no fault: an engine without work has nothing to
-    /// change, and one in a long step neither.
+    /// change, and one in a long step neither. What comes with a response is written for it, and the same where requests come one by one.
     pub fn stands_still(&self) -> bool {
-        self.reading.is_some() && self.read_at.since(self.changed_at) > STILL_PERIODS * self.longest_still.max(PERIOD)
+        self.source == LoadSource::Page
+            && self.reading.is_some()
+            && self.read_at.since(self.changed_at) > STILL_PERIODS * self.longest_still.max(PERIOD)
+    }
+
+    /// The same engine by its page and by its responses: what the newer one says, and what only a page says as long as that is fresh.
+    pub fn merged(self, in_band: &Self, now: Timestamp) -> Self {
+        let Some(said) = in_band.reading.as_ref().filter(|_| in_band.read_at > self.read_at && !in_band.is_stale(now)) else {
+            return self;
+        };
+        let page = if self.is_stale(now) { Reading::default() } else { self.reading.unwrap_or_default() };
+        let reading = Reading {
+            kv_use: said.kv_use.or(page.kv_use),
+            kv_fullest: said.kv_fullest.or(page.kv_fullest),
+            waiting: said.waiting.or(page.waiting),
+            running: said.running.or(page.running),
+            kv_total_tokens: said.kv_total_tokens.or(page.kv_total_tokens),
+            ..page
+        };
+        let (source, health, asked_at, read_at) = (LoadSource::InBand, Health::Reading, in_band.asked_at, in_band.read_at);
+        Self { source, health, reading: Some(reading), asked_at, read_at, epoch: in_band.epoch, ..self }
     }
 
     fn take(&mut self, url: &str, address: SocketAddr, scrape: Scrape, epoch: u64) {

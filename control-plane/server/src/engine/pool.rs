@@ -8,12 +8,15 @@ use headgate_core::level::{EngineFacts, EngineMemory};
 use headgate_core::overload::EngineSample;
 use headgate_core::time::Timestamp;
 
-use super::board::{EngineBoard, EngineState, Health};
+use super::board::{EngineBoard, EngineState, Health, PageEndpoints};
 use super::page::Reading;
 
 /// Requests of the pool that must have ended for each of its engines, while one of them stood still, before that one counts as frozen:
 /// were they balanced, its part of them would have been none only once in e^10 times.
 const FROZEN_AFTER_EACH: u64 = 10;
+
+/// What stands in place of a page's address and of a kind of engine where only responses say anything.
+const IN_BAND: &str = "orca";
 
 /// One reading of all engines of a pool.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -29,7 +32,7 @@ pub struct PoolEngines {
 /// One engine, for people.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EngineView {
-    /// Address of its page.
+    /// Address of its page; `orca` where it is known by its responses alone.
     pub url: String,
     /// Its network address; `None` while the name in the URL stands for none.
     pub address: Option<SocketAddr>,
@@ -59,9 +62,12 @@ pub struct FreezeWatch {
 // === impl PoolEngines ===
 
 impl PoolEngines {
-    /// The engines at `urls`, as the board knows them. `completed` are the requests of the pool that ended well, cumulative.
-    pub fn read(board: &EngineBoard, now: Timestamp, urls: &[String], completed: u64, watch: &mut FreezeWatch) -> Self {
-        let mut engines: Vec<EngineView> = urls.iter().flat_map(|url| EngineView::of_page(board, now, url)).collect();
+    /// The engines of `pool`, by their pages at `urls` and by their responses, as the board knows them. `completed` are the requests of the
+    /// pool that ended well, cumulative.
+    pub fn read(board: &EngineBoard, now: Timestamp, (pool, urls): (&str, &[String]), completed: u64, watch: &mut FreezeWatch) -> Self {
+        let mut in_band = board.in_band(pool);
+        let mut engines: Vec<EngineView> = urls.iter().flat_map(|url| EngineView::of_page(board, now, url, &mut in_band)).collect();
+        engines.extend(in_band.into_iter().map(|(address, state)| EngineView::new(now, IN_BAND, Some(address), state)));
         watch.look(&mut engines, completed);
         let worst = engines.iter().enumerate().filter(|(_, engine)| engine.counts()).max_by(|(_, a), (_, b)| load(a).total_cmp(&load(b)));
         Self { sample: sum(&engines), worst: worst.map(|(index, _)| index), engines }
@@ -74,13 +80,11 @@ impl PoolEngines {
         let kinds = || read.iter().filter_map(|reading| reading.engine);
         // One that allocates up front makes its device's figure worthless, whatever the others do.
         let up_front = kinds().find(|kind| kind.preallocates() == Some(true)).or_else(|| kinds().next());
-        let (Some(kind), Some(sample)) = (up_front, &self.sample) else { return EngineFacts::Unread };
+        let Some(sample) = &self.sample else { return EngineFacts::Unread };
         let tells = read.iter().any(|reading| reading.kv_fullest.is_some());
-        EngineFacts::Read(EngineMemory {
-            engine: kind.as_str(),
-            preallocates: kind.preallocates(),
-            kv_fullest: tells.then_some((sample.at, sample.kv_fullest)),
-        })
+        // A response does not say of what kind the engine is; one that tells how full its cache is has allocated it.
+        let (engine, preallocates) = up_front.map_or((IN_BAND, None), |kind| (kind.as_str(), kind.preallocates()));
+        EngineFacts::Read(EngineMemory { engine, preallocates, kv_fullest: tells.then_some((sample.at, sample.kv_fullest)) })
     }
 
     /// The engine that is worst off.
@@ -134,21 +138,34 @@ fn sum(engines: &[EngineView]) -> Option<EngineSample> {
 // === impl EngineView ===
 
 impl EngineView {
-    fn of_page(board: &EngineBoard, now: Timestamp, url: &str) -> Vec<Self> {
-        let page = board.get(url).unwrap_or_default();
-        let view = |address: Option<SocketAddr>, state: EngineState| Self {
+    fn new(now: Timestamp, url: &str, address: Option<SocketAddr>, state: EngineState) -> Self {
+        Self {
             url: url.to_owned(),
             address,
             is_stale: state.is_stale(now),
             age: state.reading.as_ref().map(|_| now.since(state.read_at)),
-            unresolved: page.unresolved.clone(),
+            unresolved: None,
             is_frozen: false,
             state,
-        };
-        if page.engines.is_empty() {
+        }
+    }
+
+    /// The engines of a page, each with what it said in its responses, which is taken out of `in_band`.
+    fn of_page(board: &EngineBoard, now: Timestamp, url: &str, in_band: &mut BTreeMap<SocketAddr, EngineState>) -> Vec<Self> {
+        let PageEndpoints { unresolved, engines } = board.get(url).unwrap_or_default();
+        let view = |address, state| Self { unresolved: unresolved.clone(), ..Self::new(now, url, address, state) };
+        if engines.is_empty() {
             return vec![view(None, EngineState::default())];
         }
-        page.engines.iter().map(|(address, state)| view(Some(*address), state.clone())).collect()
+        let mut merged = |(address, state): (SocketAddr, EngineState)| {
+            let said = in_band.remove(&address);
+            let state = match said {
+                Some(said) => state.merged(&said, now),
+                None => state,
+            };
+            view(Some(address), state)
+        };
+        engines.into_iter().map(&mut merged).collect()
     }
 
     /// Whether the reading takes part in the decision.

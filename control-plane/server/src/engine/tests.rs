@@ -130,7 +130,7 @@ async fn an_engine_that_turns_to_a_hundred_mebibytes_of_garbage_leaves_the_decis
     assert_eq!(failing.failures, failing.readings, "no piece of it was believed");
     let healthy = until(&board, &urls[0], |state| state.readings > 10).await;
     assert!(healthy.failures == 0, "{healthy:?}");
-    let pool = PoolEngines::read(&board, clock.now(), &urls, 0, &mut FreezeWatch::default());
+    let pool = PoolEngines::read(&board, clock.now(), ("llm", &urls), 0, &mut FreezeWatch::default());
     assert_eq!((pool.sample.unwrap().waiting, pool.engines[1].word()), (2, "failing"));
 }
 
@@ -190,7 +190,7 @@ async fn a_name_that_stands_for_nothing_is_shown_with_the_reason() {
         }
     };
     tokio::time::timeout(LIMIT, shown).await.expect("it is tried");
-    let pool = PoolEngines::read(&board, Timestamp::ZERO, &urls, 0, &mut FreezeWatch::default());
+    let pool = PoolEngines::read(&board, Timestamp::ZERO, ("llm", &urls), 0, &mut FreezeWatch::default());
     assert_eq!(pool.engines[0].word(), "unresolved");
     assert_eq!(pool.engines[0].unresolved.as_deref(), Some("engines.test: stands for no address"));
 }
@@ -238,7 +238,7 @@ impl Hand {
     }
 
     fn at(&mut self, ms: u64, completed: u64) -> PoolEngines {
-        PoolEngines::read(&self.board, Timestamp::from_millis(ms), &self.urls, completed, &mut self.watch)
+        PoolEngines::read(&self.board, Timestamp::from_millis(ms), ("llm", &self.urls), completed, &mut self.watch)
     }
 }
 

@@ -1,4 +1,4 @@
-//! TLS of the listeners: certificate, key and client CA from files, read again when they change.
+//! TLS of the listeners: certificate, key, client CA and revocation lists from files, read again when they change.
 //!
 //! A change makes a new configuration for connections that come; those that are open keep the one that they began with. Files that
 //! cannot be used change nothing: the last good ones go on serving, and the log says why.
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use tokio::sync::watch;
@@ -32,6 +32,9 @@ pub enum ClientCertificates {
 pub struct ClientAuthority {
     /// PEM file with the authorities.
     pub file: PathBuf,
+    /// PEM file with the revocation lists of the authorities: a client whose authority has none in it is refused, since nobody knows then.
+    /// A list counts on after its time; whoever lets it run out locks nobody out. `None`: nothing is revoked.
+    pub revoked: Option<PathBuf>,
     /// Whether a certificate is required.
     pub certificates: ClientCertificates,
 }
@@ -62,6 +65,7 @@ pub(super) struct Contents {
     certificate: Vec<u8>,
     key: Vec<u8>,
     authority: Option<Vec<u8>>,
+    revoked: Option<Vec<u8>>,
 }
 
 /// The only cryptography in the program; naming it keeps a second one that some dependency brings from being chosen.
@@ -101,16 +105,14 @@ impl Source for TlsFiles {
     const NAME: &'static str = "TLS";
 
     async fn read(&self) -> Result<Contents, FileErrors> {
-        let authority = async {
-            match &self.clients {
-                Some(clients) => files::read("client-ca", &clients.file).await.map(Some),
-                None => Ok(None),
-            }
-        };
-        match tokio::join!(files::read("tls-cert", &self.certificate), files::read("tls-key", &self.key), authority) {
-            (Ok(certificate), Ok(key), Ok(authority)) => Ok(Contents { certificate, key, authority }),
-            (certificate, key, authority) => {
-                Err(FileErrors([certificate.err(), key.err(), authority.err()].into_iter().flatten().collect()))
+        let (certificate, key) = tokio::join!(files::read("tls-cert", &self.certificate), files::read("tls-key", &self.key));
+        let authority = read_if_given("client-ca", self.clients.as_ref().map(|clients| &clients.file));
+        let revoked = read_if_given("client-crl", self.clients.as_ref().and_then(|clients| clients.revoked.as_ref()));
+        match (certificate, key, authority.await, revoked.await) {
+            (Ok(certificate), Ok(key), Ok(authority), Ok(revoked)) => Ok(Contents { certificate, key, authority, revoked }),
+            (certificate, key, authority, revoked) => {
+                let errors = [certificate.err(), key.err(), authority.err(), revoked.err()];
+                Err(FileErrors(errors.into_iter().flatten().collect()))
             }
         }
     }
@@ -123,16 +125,21 @@ impl Source for TlsFiles {
             (Some(clients), Some(pem)) => authorities("client-ca", &clients.file, pem).map(|roots| Some((Arc::new(roots), clients))),
             _ => Ok(None),
         };
-        let (chain, key, authority) = match (chain, key, authority) {
-            (Ok(chain), Ok(key), Ok(authority)) => (chain, key, authority),
-            (chain, key, authority) => {
-                return Err(FileErrors([chain.err(), key.err(), authority.err()].into_iter().flatten().collect()));
+        let revoked = match (self.clients.as_ref().and_then(|clients| clients.revoked.as_ref()), &contents.revoked) {
+            (Some(path), Some(pem)) => revocation_lists(path, pem),
+            _ => Ok(Vec::new()),
+        };
+        let (chain, key, authority, revoked) = match (chain, key, authority, revoked) {
+            (Ok(chain), Ok(key), Ok(authority), Ok(revoked)) => (chain, key, authority, revoked),
+            (chain, key, authority, revoked) => {
+                let errors = [chain.err(), key.err(), authority.err(), revoked.err()];
+                return Err(FileErrors(errors.into_iter().flatten().collect()));
             }
         };
         let configuration = |protocols: &[&[u8]], required: bool| {
             let verifier = match &authority {
                 None => WebPkiClientVerifier::no_client_auth(),
-                Some((roots, _)) => verifier(roots.clone(), required)?,
+                Some((roots, _)) => verifier(roots.clone(), revoked.clone(), required)?,
             };
             self.configuration(verifier, chain.clone(), key.clone_key(), protocols)
         };
@@ -143,10 +150,29 @@ impl Source for TlsFiles {
     }
 }
 
-fn verifier(roots: Arc<RootCertStore>, required: bool) -> Result<Arc<dyn ClientCertVerifier>, String> {
-    let builder = WebPkiClientVerifier::builder_with_provider(roots, cryptography());
+async fn read_if_given(flag: &'static str, path: Option<&PathBuf>) -> Result<Option<Vec<u8>>, String> {
+    match path {
+        Some(path) => files::read(flag, path).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+fn verifier(
+    roots: Arc<RootCertStore>,
+    revoked: Vec<CertificateRevocationListDer<'static>>,
+    required: bool,
+) -> Result<Arc<dyn ClientCertVerifier>, String> {
+    let builder = WebPkiClientVerifier::builder_with_provider(roots, cryptography()).with_crls(revoked);
     let builder = if required { builder } else { builder.allow_unauthenticated() };
-    builder.build().map_err(|error| format!("--client-ca: {error}"))
+    builder.build().map_err(|error| format!("--client-ca, --client-crl: {error}"))
+}
+
+/// The revocation lists in `pem`, which came from `path`.
+fn revocation_lists(path: &Path, pem: &[u8]) -> Result<Vec<CertificateRevocationListDer<'static>>, String> {
+    let fail = |problem: &str| format!("--client-crl: {}: no revocation list in PEM: {problem}", path.display());
+    let lists: Vec<_> =
+        CertificateRevocationListDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(|error| fail(&error.to_string()))?;
+    if lists.is_empty() { Err(fail("there is none in the file")) } else { Ok(lists) }
 }
 
 /// The certificates in `pem`, which came from `path`, the value of `--flag`.

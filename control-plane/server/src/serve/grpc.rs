@@ -23,6 +23,7 @@ use crate::config::FilterDelivery;
 use crate::control_loop::SharedLedger;
 use crate::device_reporting::DeviceReports;
 use crate::discovery::Discovery;
+use crate::engine::EngineBoard;
 use crate::fleet::Fleet;
 use crate::gateway::EndpointLatencies;
 use crate::gateway_service::GatewayServer;
@@ -50,6 +51,7 @@ pub(super) struct Services {
     pub(super) fleet: Fleet,
     pub(super) ledger: SharedLedger,
     pub(super) devices: DeviceReports,
+    pub(super) engines: EngineBoard,
     pub(super) clock: Clock,
     pub(super) helm: Helm,
     pub(super) reports: broadcast::Sender<Arc<v1::LoadReport>>,
@@ -77,7 +79,7 @@ impl Services {
         let access_logs =
             AccessLogs::new(&self.fleet, self.ledger.clone(), self.clock, self.access_logs, self.shutdown.clone()).timing(self.latencies);
         let access_logs = AccessLogServiceServer::new(access_logs).max_decoding_message_size(access_log::MAX_MESSAGE_BYTES);
-        let books = Books { fleet: self.fleet.clone(), ledger: self.ledger, clock: self.clock };
+        let books = Books { fleet: self.fleet.clone(), ledger: self.ledger, engines: self.engines, clock: self.clock };
         let replication = ReplicationServer {
             helm: self.helm,
             fleet: self.fleet.clone(),

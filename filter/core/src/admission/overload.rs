@@ -34,6 +34,8 @@ pub(crate) struct Held {
     pub(crate) tenant: u16,
     /// [`PoolOverload::number`] of whom it was taken from: nobody else may have it back.
     pub(crate) number: u64,
+    /// Whether the pieces of its response are looked at, for `usage`.
+    pub(crate) looks_at_pieces: bool,
 }
 
 /// What is done with a request.
@@ -212,7 +214,8 @@ fn room(load: &PoolOverload, policy: &Policy, candidate: &Candidate, has_permit:
 /// Reserves the work of a request that is admitted, and counts it as served to its tenant.
 fn hold(load: &mut PoolOverload, now: Timestamp, config: &OverloadConfig, size: Size, class: ClassId, tenant: u16) -> Held {
     load.usage.serve(now, class.index(), tenant, size.work_tokens(config.output_weight) as f64);
-    Held { reservation: Reservation::take(&mut load.flow, size), class, tenant, number: load.number }
+    let looks_at_pieces = config.reads_usage && load.yields.looks_at_next();
+    Held { reservation: Reservation::take(&mut load.flow, size), class, tenant, number: load.number, looks_at_pieces }
 }
 
 /// Time for which a request of a class may wait: what the policy says, or what the objective leaves after the expected time to first

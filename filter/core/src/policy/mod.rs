@@ -151,6 +151,7 @@ pub struct Policy {
     pub(crate) breaker: Option<BreakerConfig>,
     pub(crate) overload: Option<OverloadConfig>,
     pub(crate) engines: Vec<String>,
+    pub(crate) orca: bool,
     pub(crate) reveal_numbers: bool,
     pub(crate) stage: Stage,
 }
@@ -254,6 +255,12 @@ impl Policy {
     #[must_use]
     pub fn engines(&self) -> &[String] {
         &self.engines
+    }
+
+    /// Whether the engines' responses are asked for their load, and it is read.
+    #[must_use]
+    pub fn orca(&self) -> bool {
+        self.orca
     }
 
     /// Circuit breaker; `None`: none.

@@ -31,6 +31,8 @@ pub struct OverloadConfig {
     pub ladder: Vec<RungConfig>,
     /// Whether tenants share a class's work equally while it is short.
     pub fair_tenants: bool,
+    /// Whether `usage` in responses is read.
+    pub reads_usage: bool,
 }
 
 impl Default for OverloadConfig {
@@ -47,6 +49,7 @@ impl Default for OverloadConfig {
             retries: RetryConfig::default(),
             ladder: Vec::new(),
             fair_tenants: true,
+            reads_usage: true,
         }
     }
 }

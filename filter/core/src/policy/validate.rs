@@ -68,6 +68,7 @@ pub(super) fn policy(wire: &v1::Policy) -> Result<Policy, PolicyErrors> {
         engines,
         enforcement,
         candidate,
+        orca,
     } = spec_or_empty;
     if spec.is_some() {
         check.text("", "pool", pool, &POOL);
@@ -104,6 +105,7 @@ pub(super) fn policy(wire: &v1::Policy) -> Result<Policy, PolicyErrors> {
             breaker,
             overload,
             engines,
+            orca: *orca,
             reveal_numbers,
             stage,
         }),

@@ -44,6 +44,7 @@ pub(super) fn overload(check: &mut Checker, wire: &v1::Overload, classes: &[Clas
         retries,
         ladder,
         fair_tenants,
+        usage,
     } = wire;
     let defaults = OverloadConfig::default();
     OverloadConfig {
@@ -58,6 +59,7 @@ pub(super) fn overload(check: &mut Checker, wire: &v1::Overload, classes: &[Clas
         retries: retries.as_ref().map_or(defaults.retries, |wire| self::retries(check, *wire)),
         ladder: self::ladder(check, ladder, classes, own_pool),
         fair_tenants: fair_tenants.unwrap_or(defaults.fair_tenants),
+        reads_usage: usage.unwrap_or(defaults.reads_usage),
     }
 }
 

@@ -9,6 +9,7 @@ use crate::admission::Held;
 use crate::budget::Size;
 use crate::control::PoolState;
 use crate::fairness::Usage;
+use crate::in_band::Yields;
 use crate::level::{LevelState, LevelStatus};
 use crate::limits::HeldLimits;
 use crate::limits::work::{self, WorkLimits};
@@ -117,6 +118,7 @@ pub(crate) struct PoolOverload {
     pub(crate) counts: QueueCounts,
     pub(crate) usage: Usage,
     pub(crate) estimates: Estimates,
+    pub(crate) yields: Yields,
     pub(crate) retries: RetryBudget,
     pub(crate) offered: [Offered; MAX_CLASSES],
     pub(crate) levels: RecentLevels,
@@ -142,6 +144,7 @@ impl PoolOverload {
             counts: QueueCounts::default(),
             usage,
             estimates: Estimates::default(),
+            yields: Yields::default(),
             retries: RetryBudget::default(),
             offered: [Offered::default(); MAX_CLASSES],
             levels: RecentLevels::new(),

@@ -4,12 +4,18 @@ use core::time::Duration;
 
 use crate::admission::Passes;
 use crate::breaker::Verdict;
+use crate::in_band::{EndpointLoads, LoadSeen};
 use crate::latency::{Arrival, Metric};
 use crate::pool::{ClassState, Ending, Pool};
 use crate::stream::StreamEnd;
 use crate::stream::load::{self, Load};
 use crate::time::Timestamp;
 use crate::worker::{PoolRef, Worker};
+
+/// A body that ends so soon after its first byte was no stream of tokens.
+const WHOLE_WITHIN: Duration = Duration::from_millis(5);
+/// Age up to which a load says something of an engine.
+const LOAD_TELLS_FOR: Duration = Duration::from_secs(1);
 
 /// How the response went so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +37,8 @@ pub(super) struct Flight {
     state: usize,
     arrival: Arrival,
     admitted_at: Timestamp,
+    /// When the first byte of the body came.
+    first_byte_at: Option<Timestamp>,
     /// What it holds of the breakers; nothing after its verdict.
     passes: Option<Passes>,
     response: Response,
@@ -68,6 +76,7 @@ impl Flight {
             state,
             arrival,
             admitted_at: now,
+            first_byte_at: None,
             passes: Some(passes),
             response: Response::None,
             is_dependency_failure: false,
@@ -80,6 +89,38 @@ impl Flight {
         if let Some(load) = &mut self.load {
             load.count_pieces(pieces, bytes);
         }
+    }
+
+    /// Whether the ends of the body's pieces are to be handed over.
+    pub(super) fn looks_at_pieces(&self) -> bool {
+        self.load.as_ref().is_some_and(Load::looks_at_pieces)
+    }
+
+    pub(super) fn note_tail(&mut self, tail: &[u8]) {
+        if let Some(load) = &mut self.load {
+            load.note_tail(tail);
+        }
+    }
+
+    /// The latest time after which the response's headers were surely written; `None` when that is too long ago to say anything of the
+    /// engine's load. Headers may leave at any time between the request and the first byte of the body, but where the whole body comes at
+    /// once they come with it.
+    fn headers_made_after(&self, now: Timestamp, seen: LoadSeen) -> Option<Timestamp> {
+        let came_whole = self.first_byte_at.filter(|at| seen == LoadSeen::AtEnd && now.since(*at) <= WHOLE_WITHIN);
+        let at = came_whole.unwrap_or(self.admitted_at);
+        (now.since(at) <= LOAD_TELLS_FOR).then_some(at)
+    }
+
+    /// Where a load that the response's headers tell is booked, and after what time it was made; `None` when nobody asks for it.
+    pub(super) fn load_book<'a>(
+        &self,
+        worker: &'a mut Worker,
+        now: Timestamp,
+        seen: LoadSeen,
+    ) -> Option<(&'a mut EndpointLoads, Timestamp)> {
+        let made_after = self.headers_made_after(now, seen)?;
+        let pool = worker.pool_mut(self.pool).filter(|pool| pool.policy.orca())?;
+        Some((&mut pool.engine_loads, made_after))
     }
 
     /// Whether nothing of the body has come.
@@ -131,6 +172,7 @@ impl Flight {
             return None;
         }
         self.first_byte = FirstByte::Seen(now);
+        self.first_byte_at = Some(now);
         let pool = worker.pool_mut(self.pool)?;
         let state = pool.states.get_mut(self.state)?;
         state.waiting = state.waiting.saturating_sub(1);

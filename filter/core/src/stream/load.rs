@@ -3,6 +3,7 @@
 use core::time::Duration;
 
 use crate::admission::Held;
+use crate::in_band::{Counted, Usage, Yields};
 use crate::policy::OverloadConfig;
 use crate::pool::overload::PoolOverload;
 use crate::time::Timestamp;
@@ -19,6 +20,8 @@ pub(super) struct Load {
     /// Pieces of the response's body, and their bytes.
     pieces: u32,
     bytes: u64,
+    /// What those pieces said that were looked at.
+    usage: Usage,
 }
 
 /// How a request ended, for overload control.
@@ -34,7 +37,7 @@ pub(super) enum Outcome {
 
 impl Load {
     pub(super) fn new(now: Timestamp, held: Held) -> Self {
-        Self { held, admitted_at: now, first_token_at: None, pieces: 0, bytes: 0 }
+        Self { held, admitted_at: now, first_token_at: None, pieces: 0, bytes: 0, usage: Usage::default() }
     }
 
     /// Whether it holds something of `load`: the policy may have lost its overload control meanwhile and have another now.
@@ -47,15 +50,25 @@ impl Load {
         self.bytes = self.bytes.saturating_add(bytes);
     }
 
-    /// Whether the body came token by token.
-    fn is_streamed(&self) -> bool {
-        self.pieces > 1 && self.bytes <= u64::from(self.pieces) * MAX_EVENT_BYTES
+    /// Whether the ends of the body's pieces are to be handed over.
+    pub(super) const fn looks_at_pieces(&self) -> bool {
+        self.held.looks_at_pieces
     }
 
-    /// Tokens of the output: the pieces of a stream, else what the bytes suggest.
-    fn output_tokens(&self, config: &OverloadConfig) -> u32 {
-        let by_bytes = (self.bytes as f64 / config.bytes_per_token) as u32;
-        if self.is_streamed() { self.pieces } else { by_bytes.max(self.pieces) }
+    /// Takes the end of a piece of the body.
+    pub(super) fn note_tail(&mut self, tail: &[u8]) {
+        self.usage.note(tail);
+    }
+
+    /// Whether the body came in events, each with a token or some.
+    fn is_streamed(&self, yields: &Yields) -> bool {
+        let largest = MAX_EVENT_BYTES as f64 * yields.per_piece().max(1.0);
+        self.pieces > 1 && (self.usage.is_events || self.bytes as f64 <= f64::from(self.pieces) * largest)
+    }
+
+    /// Tokens of the output: what the response said, else what its pieces and bytes suggest.
+    fn output_tokens(&self, yields: &Yields, counted: Counted, config: &OverloadConfig) -> u32 {
+        self.usage.output.unwrap_or_else(|| yields.tokens(counted, config.bytes_per_token))
     }
 
     /// The first piece of the body has come, which need not be a token: either way the prompt is done with.
@@ -83,14 +96,16 @@ impl Load {
         arrived: Timestamp,
         outcome: Outcome,
     ) -> Option<Duration> {
-        let (tokens, is_streamed) = (self.output_tokens(config), self.is_streamed());
-        let Self { held, admitted_at: _, first_token_at, pieces, bytes: _ } = self;
+        let counted = Counted { pieces: self.pieces, bytes: self.bytes, is_streamed: self.is_streamed(&load.yields) };
+        let tokens = self.output_tokens(&load.yields, counted, config);
+        let Self { held, admitted_at: _, first_token_at, pieces, bytes: _, usage } = self;
         let size = held.reservation.size;
+        let prompt = usage.prompt.unwrap_or(size.prompt);
         held.reservation.end(&mut load.flow);
         let class = held.class.index();
         // What was produced is known only now; what a client that left has had counts, too.
-        let excess = f64::from(tokens) - f64::from(size.output);
-        load.usage.serve(now, class, held.tenant, config.output_weight * excess);
+        let excess = config.output_weight * (f64::from(tokens) - f64::from(size.output));
+        load.usage.serve(now, class, held.tenant, excess + f64::from(prompt) - f64::from(size.prompt));
         match outcome {
             Outcome::Failed => {
                 load.flow.failed += 1;
@@ -103,20 +118,31 @@ impl Load {
                 }
                 load.flow.output_tokens += u64::from(tokens);
                 load.flow.responses += 1;
+                if let Some(tokens) = usage.output {
+                    load.yields.learn(counted, tokens);
+                }
                 let first = first_token_at?;
-                let tpot = is_streamed.then(|| now.since(first) / pieces.saturating_sub(1).max(1));
+                let tpot = counted.is_streamed.then(|| time_per_token(now.since(first), pieces, tokens));
                 if let Some(tpot) = tpot {
                     load.flow.tpot_us.record(micros(tpot));
                 }
                 let is_good = first.since(arrived) <= config.ttft_slo && tpot.is_none_or(|tpot| tpot <= config.tpot_slo);
                 if is_good {
-                    let work = f64::from(size.prompt) + config.output_weight * f64::from(tokens);
+                    let work = f64::from(prompt) + config.output_weight * f64::from(tokens);
                     load.flow.good_work = load.flow.good_work.saturating_add(work as u64);
                 }
                 tpot
             }
         }
     }
+}
+
+/// Mean time between tokens of a stream whose first piece came `span` before its end: each piece holds equally many. A piece that holds
+/// none, as the first and last of some engines, takes no time of its own, so no piece counts for less than one.
+fn time_per_token(span: Duration, pieces: u32, tokens: u32) -> Duration {
+    let gaps = f64::from(pieces.saturating_sub(1).max(1));
+    let per_piece = (f64::from(tokens) / f64::from(pieces.max(1))).max(1.0);
+    span.div_f64(gaps * per_piece)
 }
 
 pub(super) fn micros(span: Duration) -> u64 {

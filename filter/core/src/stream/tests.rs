@@ -9,6 +9,8 @@ use super::*;
 use crate::policy::fixture;
 use crate::request::{HeaderView, VerifiedIdentity};
 
+mod in_band;
+
 /// A worker with one policy and its time.
 struct Bench {
     worker: Worker,

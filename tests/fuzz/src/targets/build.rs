@@ -66,6 +66,7 @@ pub(super) fn policy(source: &mut Source<'_>, name: &str, pool: &str) -> v1::Pol
         },
         enforcement: v1::Enforcement::Enforce.into(),
         candidate: None,
+        orca: source.is_so(64),
         classes,
     };
     v1::Policy { name: if source.is_so(4) { source.text(&["demo"]) } else { name.to_owned() }, version: String::new(), spec: Some(spec) }
@@ -187,6 +188,7 @@ fn overload(source: &mut Source<'_>, classes: usize) -> v1::Overload {
         retries: source.is_so(80).then(|| v1::RetryBudget { percent: maybe(source, 0, 100), min_rps: maybe_float(source, 0.0, 10.0) }),
         ladder: (0..ladder).map(|place| rung(source, classes, 0.6 + 0.1 * place as f64)).collect(),
         fair_tenants: source.is_so(100).then(|| source.is_so(128)),
+        usage: source.is_so(100).then(|| source.is_so(128)),
     }
 }
 
@@ -332,6 +334,20 @@ fn pool_report(source: &mut Source<'_>) -> v1::PoolReport {
         overload: source.is_so(150).then(|| overload_report(source)),
         latency: source.is_so(80).then(|| latency_report(source)),
         is_shadow: false,
+        endpoint_loads: (0..source.below(3)).map(|_| endpoint_load(source)).collect(),
+    }
+}
+
+fn endpoint_load(source: &mut Source<'_>) -> v1::EndpointLoad {
+    v1::EndpointLoad {
+        endpoint: source.text(&["10.0.0.1:80", "[::1]:80"]),
+        epoch: source.number(),
+        unreadable: source.number(),
+        made_after_ns: source.number(),
+        kv_cache_use: source.is_so(128).then(|| source.float()),
+        waiting: source.is_so(128).then(|| source.number()),
+        running: source.is_so(128).then(|| source.number()),
+        kv_total_tokens: source.is_so(128).then(|| source.number()),
     }
 }
 

@@ -35,6 +35,8 @@ pub struct Bootstrap {
     pub per_connection_buffer_limit_bytes: u32,
     /// Whether each request is logged.
     pub access_log: AccessLog,
+    /// Further filters between `filter` and the router.
+    pub inner_filters: Vec<Value>,
 }
 
 /// PEM files for mutual TLS with the control plane, whose certificate is for [`CONTROL_AUTHORITY`].
@@ -91,6 +93,7 @@ impl Bootstrap {
             stream_idle_timeout: Duration::from_secs(30),
             per_connection_buffer_limit_bytes: 64 * 1024,
             access_log: AccessLog::File,
+            inner_filters: Vec::new(),
         }
     }
 
@@ -147,6 +150,7 @@ impl Bootstrap {
 
     fn connection_manager(&self, access_log: &Path) -> Result<Value> {
         let mut filters = self.filter.render()?;
+        filters.extend(self.inner_filters.iter().cloned());
         filters.push(json!({
             "name": "envoy.filters.http.router",
             "typed_config": typed("envoy.extensions.filters.http.router.v3.Router", json!({})),

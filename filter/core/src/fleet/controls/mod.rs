@@ -139,10 +139,16 @@ impl Controls {
         self.pools.iter().map(|(name, pool)| (name.as_str(), &pool.policy.levels().gpu_memory))
     }
 
-    /// The pools whose policy names engines, each with the addresses of their metrics pages.
+    /// The pools whose engines are read, each with the addresses of their metrics pages; none where only their responses are.
     pub fn engines(&self) -> impl Iterator<Item = (&str, &[String])> {
-        let pools = self.pools.iter().map(|(name, pool)| (name.as_str(), pool.policy.engines()));
-        pools.filter(|(_, urls)| !urls.is_empty())
+        let are_read = |policy: &Policy| policy.orca() || !policy.engines().is_empty();
+        let pools = self.pools.iter().filter(move |(_, pool)| are_read(&pool.policy));
+        pools.map(|(name, pool)| (name.as_str(), pool.policy.engines()))
+    }
+
+    /// The pools whose engines' responses are asked for their load.
+    pub fn in_band(&self) -> impl Iterator<Item = &str> {
+        self.pools.iter().filter(|(_, pool)| pool.policy.orca()).map(|(name, _)| name.as_str())
     }
 
     /// Raises the numbering of `policy`'s pool above `seen`, an epoch that a filter has: after a calendar was set back, the filter
