@@ -213,22 +213,20 @@ impl TryFrom<RawConfig> for Config {
             advertise,
         } = raw;
         let mut errors = Errors::default();
-        let (insecure_plaintext, insecure_open) = (insecure_plaintext.unwrap_or(false), insecure_open.unwrap_or(false));
         let security = RawSecurity {
             tls_cert,
             tls_key,
             client_ca,
             client_crl,
             client_certificates,
-            insecure_plaintext,
+            insecure_plaintext: insecure_plaintext.unwrap_or(false),
             access,
-            insecure_open,
+            insecure_open: insecure_open.unwrap_or(false),
             audit_log,
             audit_max_mib,
         };
         let (grpc, http) = (errors.address("grpc", grpc, "127.0.0.1:18000"), errors.address("http", http, "127.0.0.1:18080"));
         let data_dir = errors.path("data-dir", data_dir, "headgate-data");
-        let store = RawStore { store, store_ca, store_cert, store_key, replica, advertise };
         let mut config = Self {
             grpc,
             http,
@@ -245,7 +243,7 @@ impl TryFrom<RawConfig> for Config {
             },
             security: errors.security(security, &data_dir, &[("grpc", grpc), ("http", http)]),
         };
-        config.store = errors.store(store, config.security.tls.as_ref());
+        config.store = errors.store(RawStore { store, store_ca, store_cert, store_key, replica, advertise }, config.security.tls.as_ref());
         if config.grpc == config.http && config.grpc.port() != 0 {
             errors.0.push(ConfigError::SameAddress(config.http));
         }

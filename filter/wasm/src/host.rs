@@ -2,6 +2,7 @@
 
 use crate::abi;
 use core::ptr::NonNull;
+use headgate_core::in_band::{LoadHeader, LoadSeen};
 use headgate_core::stream::{HeaderOp, Reply};
 use headgate_core::time::Timestamp;
 use std::alloc::Layout;
@@ -178,10 +179,10 @@ pub(crate) fn buffer(kind: BufferKind, size: usize) -> Result<Bytes, HostError> 
     part(kind, 0, size)
 }
 
-/// The last `size` bytes of a buffer of `len`.
-pub(crate) fn tail(kind: BufferKind, len: usize, size: usize) -> Result<Bytes, HostError> {
+/// The last `size` bytes of the piece of a response's body, of `len`, that a callback is about; none if the host does not give them.
+pub(crate) fn body_tail(len: usize, size: usize) -> Bytes {
     let size = size.min(len);
-    part(kind, len - size, size)
+    part(BufferKind::ResponseBody, len - size, size).unwrap_or_default()
 }
 
 fn part(kind: BufferKind, start: usize, size: usize) -> Result<Bytes, HostError> {
@@ -199,6 +200,17 @@ pub(crate) fn request_headers() -> Result<Bytes, HostError> {
 pub(crate) fn response_header(name: &str) -> Result<Bytes, HostError> {
     // SAFETY: pointers as said above.
     value(|data, len| unsafe { abi::proxy_get_header_map_value(RESPONSE_HEADERS, name.as_ptr(), name.len(), data, len) })
+}
+
+/// Endpoint, header and value, where the response's headers say something of the engine's load. With the body Envoy does not show them, but
+/// what its `header_to_metadata` filter has kept of them.
+pub(crate) fn engine_load(seen: LoadSeen) -> Option<(Bytes, LoadHeader, Bytes)> {
+    let read = |header: LoadHeader| match seen {
+        LoadSeen::AtFirstByte => property(header.metadata()),
+        LoadSeen::AtEnd => response_header(header.name()),
+    };
+    let (header, value) = LoadHeader::ALL.into_iter().find_map(|header| read(header).ok().map(|value| (header, value)))?;
+    Some((property("upstream\0address").ok()?, header, value))
 }
 
 /// Changes a request header: sets it whatever was there, or removes every one of that name.

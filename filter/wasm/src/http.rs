@@ -1,8 +1,8 @@
 //! One request: callback to event, outcome to effect.
 
-use crate::host::{self, Action, BufferKind, Bytes, HostError};
+use crate::host::{self, Action};
 use headgate_core::envoy;
-use headgate_core::in_band::{LoadHeader, LoadSeen, TAIL_BYTES};
+use headgate_core::in_band::{LoadSeen, TAIL_BYTES};
 use headgate_core::needs::Needs;
 use headgate_core::request::{HeaderView, RequestInfo, VerifiedIdentity};
 use headgate_core::resume::Resumed;
@@ -84,11 +84,8 @@ impl Exchange {
         if len == 0 || self.ended_at.is_some() {
             return;
         }
-        if reads.needs.usage
-            && self.stream.looks_at_pieces()
-            && let Ok(tail) = host::tail(BufferKind::ResponseBody, len, TAIL_BYTES)
-        {
-            self.stream.note_tail(&tail);
+        if reads.needs.usage && self.stream.looks_at_pieces() {
+            self.stream.note_tail(&host::body_tail(len, TAIL_BYTES));
         }
         if !self.stream.awaits_first_byte() {
             if reads.needs.pieces {
@@ -106,23 +103,15 @@ impl Exchange {
             self.ended_at = Some((now, len));
         } else {
             self.stream.handle(worker, now, Event::ResponseBody { len, end_of_stream });
-            // Envoy does not show the headers here, but what its `header_to_metadata` filter has kept of them.
-            if reads.needs.load {
-                self.learn_load(worker, now, LoadSeen::AtFirstByte, |header| host::property(header.metadata()));
-            }
+            self.learn_load(worker, reads, now, LoadSeen::AtFirstByte);
         }
     }
 
-    /// Hands over what the engine says of its load, where `read` finds it.
-    fn learn_load(&self, worker: &mut Worker, now: Timestamp, seen: LoadSeen, read: impl Fn(LoadHeader) -> Result<Bytes, HostError>) {
-        if !self.stream.wants_load(worker, now, seen) {
-            return;
-        }
-        let said = LoadHeader::ALL.into_iter().find_map(|header| read(header).ok().map(|value| (header, value)));
-        if let Some((header, value)) = said
-            && let Ok(endpoint) = host::property("upstream\0address")
-        {
-            self.stream.note_load(worker, now, seen, &endpoint, (header, &value));
+    /// Hands over what the engine says of its load, where it is asked for.
+    fn learn_load(&self, worker: &mut Worker, reads: &Reads, now: Timestamp, seen: LoadSeen) {
+        if reads.needs.load && self.stream.wants_load(worker, now, seen) {
+            let _ = host::engine_load(seen)
+                .map(|(endpoint, header, value)| self.stream.note_load(worker, now, seen, &endpoint, (header, &value)));
         }
     }
 
@@ -137,9 +126,7 @@ impl Exchange {
             let text = if is_presumed_good { Ok(None) } else { host::response_header(":status").map(Some) };
             let _ = text.map(|text| self.learn_status(worker, reads, now, text.map_or(200, |text| envoy::status(&text))));
         }
-        if reads.needs.load {
-            self.learn_load(worker, now, LoadSeen::AtEnd, |header| host::response_header(header.name()));
-        }
+        self.learn_load(worker, reads, now, LoadSeen::AtEnd);
         let endpoint = if reads.needs.endpoint { host::property("upstream\0address").ok() } else { None };
         let end =
             if self.has_ended { StreamEnd::Complete } else { envoy::stream_end(&host::property("response\0flags").unwrap_or_default()) };
