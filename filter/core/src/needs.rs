@@ -19,12 +19,6 @@ pub struct Needs {
     pub failed_dependency: bool,
     /// The status as soon as it is known, for breakers; without one it is enough at the end.
     pub early_status: bool,
-    /// The pieces of the response's body, for overload control.
-    pub pieces: bool,
-    /// The ends of some of those pieces, for `usage`.
-    pub usage: bool,
-    /// What the engine says of its load in the response's headers.
-    pub load: bool,
 }
 
 impl Needs {
@@ -33,9 +27,6 @@ impl Needs {
         let mut needs = Self { claim_paths: claims.iter().map(envoy::claim_path).collect(), ..Self::default() };
         for policy in policies {
             needs.spiffe |= policy.uses_spiffe();
-            needs.pieces |= policy.overload().is_some();
-            needs.usage |= policy.overload().is_some_and(|config| config.reads_usage);
-            needs.load |= policy.orca();
             if let Some(breaker) = policy.breaker() {
                 needs.early_status = true;
                 needs.endpoint |= breaker.per_endpoint;

@@ -2,7 +2,7 @@
 
 use crate::host::{self, Action};
 use headgate_core::envoy;
-use headgate_core::in_band::{LoadSeen, TAIL_BYTES};
+use headgate_core::in_band::LoadSeen;
 use headgate_core::needs::Needs;
 use headgate_core::request::{HeaderView, RequestInfo, VerifiedIdentity};
 use headgate_core::resume::Resumed;
@@ -84,14 +84,9 @@ impl Exchange {
         if len == 0 || self.ended_at.is_some() {
             return;
         }
-        if reads.needs.usage && self.stream.looks_at_pieces() {
-            self.stream.note_tail(&host::body_tail(len, TAIL_BYTES));
-        }
+        self.stream.look_at_piece(|size| host::body_tail(len, size));
         if !self.stream.awaits_first_byte() {
-            if reads.needs.pieces {
-                self.stream.count_pieces(1, len as u64);
-            }
-            return;
+            return self.stream.count_pieces(1, len as u64);
         }
         let now = host::now();
         // With a dependency's breaker the headers must be seen too, and here Envoy does not show them.
@@ -103,15 +98,7 @@ impl Exchange {
             self.ended_at = Some((now, len));
         } else {
             self.stream.handle(worker, now, Event::ResponseBody { len, end_of_stream });
-            self.learn_load(worker, reads, now, LoadSeen::AtFirstByte);
-        }
-    }
-
-    /// Hands over what the engine says of its load, where it is asked for.
-    fn learn_load(&self, worker: &mut Worker, reads: &Reads, now: Timestamp, seen: LoadSeen) {
-        if reads.needs.load && self.stream.wants_load(worker, now, seen) {
-            let _ = host::engine_load(seen)
-                .map(|(endpoint, header, value)| self.stream.note_load(worker, now, seen, &endpoint, (header, &value)));
+            self.stream.learn_load(worker, now, LoadSeen::AtFirstByte, host::engine_load);
         }
     }
 
@@ -126,7 +113,7 @@ impl Exchange {
             let text = if is_presumed_good { Ok(None) } else { host::response_header(":status").map(Some) };
             let _ = text.map(|text| self.learn_status(worker, reads, now, text.map_or(200, |text| envoy::status(&text))));
         }
-        self.learn_load(worker, reads, now, LoadSeen::AtEnd);
+        self.stream.learn_load(worker, now, LoadSeen::AtEnd, host::engine_load);
         let endpoint = if reads.needs.endpoint { host::property("upstream\0address").ok() } else { None };
         let end =
             if self.has_ended { StreamEnd::Complete } else { envoy::stream_end(&host::property("response\0flags").unwrap_or_default()) };

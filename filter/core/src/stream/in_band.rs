@@ -1,9 +1,10 @@
 //! What a response itself says of the engine.
 
 use alloc::string::String;
+use core::ops::Deref;
 
 use super::{HeaderOp, Phase, Stream};
-use crate::in_band::{EngineLoad, FORMAT_HEADER, LoadHeader, LoadSeen};
+use crate::in_band::{EngineLoad, FORMAT_HEADER, LoadHeader, LoadSeen, TAIL_BYTES};
 use crate::request::RequestInfo;
 use crate::time::Timestamp;
 use crate::worker::Worker;
@@ -27,6 +28,28 @@ impl Stream {
     #[must_use]
     pub fn wants_load(&self, worker: &mut Worker, now: Timestamp, seen: LoadSeen) -> bool {
         matches!(&self.phase, Phase::InFlight(flight) if flight.load_book(worker, now, seen).is_some())
+    }
+
+    /// Looks at the end of a piece of the response's body, which `read` gives, at most so many bytes of it, if anybody asks for it.
+    pub fn look_at_piece<T: Deref<Target = [u8]>>(&mut self, read: impl FnOnce(usize) -> T) {
+        if self.looks_at_pieces() {
+            self.note_tail(&read(TAIL_BYTES));
+        }
+    }
+
+    /// Takes the load that the engine tells in the response's headers, if it is asked for; `read` finds endpoint, header and value.
+    pub fn learn_load<T: Deref<Target = [u8]>>(
+        &self,
+        worker: &mut Worker,
+        now: Timestamp,
+        seen: LoadSeen,
+        read: impl FnOnce(LoadSeen) -> Option<(T, LoadHeader, T)>,
+    ) {
+        if self.wants_load(worker, now, seen)
+            && let Some((endpoint, header, value)) = read(seen)
+        {
+            self.note_load(worker, now, seen, &endpoint, (header, &value));
+        }
     }
 
     /// Takes the value of a header in which the engine at `endpoint` tells its load.
