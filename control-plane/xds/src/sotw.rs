@@ -55,10 +55,8 @@ impl SotwStream {
                 events.extend(state.on_answer(kind, request));
                 state.resubscribe(kind, wanted)?;
             }
-            _ => {
-                let state = TypeState::open(kind, wanted)?;
-                self.types.insert(kind, state);
-            }
+            Some(state) => *state = state.begun_anew(kind, wanted)?,
+            None => drop(self.types.insert(kind, TypeState::open(kind, wanted)?)),
         }
         Ok(Step { responses: self.on_snapshot(snapshot), events })
     }

@@ -566,6 +566,35 @@ mod delta {
     }
 
     #[test]
+    fn what_was_to_be_renewed_in_a_refused_response_is_sent_without_what_was_refused() {
+        let (mut stream, world) = (stream(), expiring(Runtime, &["fault"], &["base"]));
+        let sent = send(&mut stream, &envoy(Runtime, &["fault", "base"]), &world);
+        send(&mut stream, &ack(&sent[0]), &world);
+        let changed = world.with([resource((Runtime, "more", "1")), resource((Runtime, "worse", "1"))]).unwrap();
+        let sent = send(&mut stream, &envoy(Runtime, &["more"]), &changed);
+        assert!(stream.on_heartbeat(&changed).is_empty(), "an answer is awaited");
+        let asked = DeltaDiscoveryRequest { resource_names_subscribe: strings(&["worse"]), ..ack(&sent[0]) };
+        let sent = send(&mut stream, &asked, &changed);
+        assert_eq!(ttls(&sent[0]), [("fault", true, Some(9)), ("worse", true, None)]);
+        let sent = send(&mut stream, &nack(&sent[0], "worse is bad"), &changed);
+        assert_eq!(ttls(&sent[0]), [("fault", true, Some(9))], "the client accepted it before, and drops it unless it hears of it");
+        let refused_again = send(&mut stream, &nack(&sent[0], "no"), &changed);
+        assert!(refused_again.is_empty(), "nothing that the client minds is repeated");
+    }
+
+    #[test]
+    fn what_was_not_renewed_while_something_else_was_the_newest_is_sent_whole_when_it_is_the_newest_again() {
+        let (mut stream, world) = (stream(), expiring(Runtime, &["fault"], &[]));
+        let sent = send(&mut stream, &envoy(Runtime, &["fault"]), &world);
+        send(&mut stream, &ack(&sent[0]), &world);
+        let bad = snapshot(&[(Runtime, "fault", "bad")]);
+        let sent = stream.on_snapshot(&bad);
+        send(&mut stream, &nack(&sent[0], "no"), &bad);
+        stream.on_heartbeat(&bad);
+        assert_eq!(ttls(&stream.on_snapshot(&world)[0]), [("fault", true, Some(9))]);
+    }
+
+    #[test]
     fn a_reconnecting_client_is_sent_what_expires_whether_or_not_it_has_it() {
         let world = expiring(Runtime, &["fault"], &["base"]);
         let version = |of| world.set(Runtime).get(&name(of)).unwrap().version().to_string();
@@ -749,6 +778,16 @@ mod sotw {
         let other = send(&mut stream(), &request, &world.clone());
         assert_eq!(one[0].version_info, other[0].version_info);
         assert_ne!(one[0].version_info, send(&mut stream(), &subscribe(Cluster, &["a"]), &world)[0].version_info);
+    }
+
+    #[test]
+    fn what_a_client_asks_for_after_a_list_that_crossed_the_first_response_is_sent() {
+        let (mut stream, world) = (stream(), snapshot(&[(ExtensionConfig, "x", "1")]));
+        let sent = send(&mut stream, &subscribe(ExtensionConfig, &["x"]), &world);
+        // Written before the client saw the response, so without its nonce.
+        assert!(send(&mut stream, &subscribe(ExtensionConfig, &["none"]), &world).is_empty());
+        assert!(send(&mut stream, &ack(&sent[0], &["none"]), &world).is_empty());
+        assert_eq!(all_say(&send(&mut stream, &ack(&sent[0], &["none", "x"]), &world)), [["1"]]);
     }
 
     #[test]

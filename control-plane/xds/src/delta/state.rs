@@ -24,6 +24,8 @@ pub(super) struct TypeState {
     asked: BTreeSet<ResourceName>,
     /// Responses that the client refused and whose content is still the newest.
     refused: Vec<Changes>,
+    /// Names of which the client has something that was not the newest when renewals were due, and so may be gone there.
+    lapsed: BTreeSet<ResourceName>,
     /// Versions that the client refused and that would not be applied if it now accepted them.
     doubted: BTreeMap<ResourceName, Version>,
     in_flight: Option<InFlight>,
@@ -60,6 +62,11 @@ pub(super) struct Pending<'a> {
     pub(super) removals: Vec<ResourceName>,
     /// Names that the client asked for and that do not exist.
     unknown: Vec<ResourceName>,
+}
+
+/// Whether the client had accepted before what it was told.
+fn is_known(known: &BTreeMap<ResourceName, Known>, (name, version): (&ResourceName, &Option<Version>)) -> bool {
+    version.is_some_and(|version| known.get(name) == Some(&Known::Has(version)))
 }
 
 // === impl TypeState ===
@@ -101,6 +108,7 @@ impl TypeState {
                     let sent = answered.changes.iter().filter_map(|(name, version)| Some((name.clone(), (*version)?)));
                     self.doubted.extend(sent);
                 }
+                self.tell_bystanders_again(&answered.changes);
                 // What said nothing can be refused without consequence.
                 self.refused.extend(Some(answered.changes).filter(|changes| !changes.is_empty()));
                 Some(StreamEvent::rejected(kind, changes, status))
@@ -111,8 +119,8 @@ impl TypeState {
 
     fn accept(&mut self, kind: ResourceType, accepted: Changes, changes: Vec<Change>) -> StreamEvent {
         let mut doubtful = Vec::new();
+        self.forget_refused(|refused| refused.keys().any(|name| accepted.contains_key(name)), |name| accepted.contains_key(name));
         for (name, version) in accepted {
-            self.allow_again(&name);
             match self.doubted.get(&name) {
                 Some(refused) if Some(*refused) == version => doubtful.push(Change { name: name.clone(), version }),
                 _ => drop(self.doubted.remove(&name)),
@@ -188,20 +196,37 @@ impl TypeState {
     /// The content of a refused response may be sent again once any of it has changed or is no longer wanted: the client does not say
     /// which part it minds.
     pub(super) fn forget_refusals(&mut self, set: &ResourceSet) {
-        let subscription = &self.subscription;
-        let before = self.refused.len();
-        self.refused.retain(|refused| {
-            let is_newest = |(name, version): (&ResourceName, &Option<Version>)| set.get(name).map(Resource::version) == *version;
-            refused.keys().all(|name| subscription.wants(name)) && refused.iter().all(is_newest)
-        });
-        if self.refused.len() != before {
+        if self.refused.is_empty() {
+            return;
+        }
+        let subscription = self.subscription.clone();
+        let is_newest = |(name, version): (&ResourceName, &Option<Version>)| set.get(name).map(Resource::version) == *version;
+        let is_over = |refused: &Changes| !(refused.keys().all(|name| subscription.wants(name)) && refused.iter().all(is_newest));
+        self.forget_refused(is_over, |_| false);
+    }
+
+    /// Forgets the refused responses that are `over`. What they told again, and the client so did not take, is told once more, but for
+    /// what `settled` names.
+    fn forget_refused(&mut self, over: impl Fn(&Changes) -> bool, settled: impl Fn(&ResourceName) -> bool) {
+        for refused in self.refused.extract_if(.., |refused| over(refused)) {
             self.quiet_at = None;
+            let again = refused.iter().filter(|told| is_known(&self.known, *told)).map(|(name, _)| name);
+            self.asked.extend(again.filter(|name| self.subscription.wants(name) && !settled(name)).cloned());
+        }
+    }
+
+    /// Of a refused response, what the client had accepted before cannot be what it minds: it is told again without the others, since
+    /// the client may drop it otherwise. A response of nothing else is not repeated.
+    fn tell_bystanders_again(&mut self, refused: &Changes) {
+        let (bystanders, suspects): (Vec<_>, Vec<_>) = refused.iter().partition(|told| is_known(&self.known, *told));
+        if !suspects.is_empty() {
+            self.asked.extend(bystanders.into_iter().map(|(name, _)| name).filter(|name| self.subscription.wants(name)).cloned());
         }
     }
 
     /// Lets refused content with this name be sent again.
     fn allow_again(&mut self, name: &ResourceName) {
-        self.refused.retain(|refused| !refused.contains_key(name));
+        self.forget_refused(|refused| refused.contains_key(name), |other| other == name);
     }
 
     pub(super) fn note_quiet(&mut self, set: &ResourceSet) {
@@ -238,7 +263,7 @@ impl TypeState {
             let newest = set.get(name);
             let refused = self.refused.iter().any(|refused| refused.get(name) == Some(&newest.map(Resource::version)));
             match (newest, self.told(name)) {
-                (Some(resource), Some(Known::Has(version))) if version == resource.version() && !asked => {}
+                (Some(resource), Some(Known::Has(version))) if version == resource.version() && !asked && !self.has_lapsed(resource) => {}
                 (Some(resource), _) if asked || !refused => pending.additions.push(resource),
                 (None, Some(Known::Has(_))) if asked || !refused => pending.removals.push(name.clone()),
                 (None, None) if (asked || self.subscription.is_named(name)) && !refused => pending.unknown.push(name.clone()),
@@ -288,6 +313,7 @@ impl TypeState {
         }
         for name in changes.keys() {
             self.asked.remove(name);
+            self.lapsed.remove(name);
         }
         self.answered = true;
         (self.respond(kind, set, (resources, removed_resources), changes, session), followers)
@@ -307,8 +333,23 @@ impl TypeState {
         self.asked.extend(self.expiring(set).into_iter().map(Resource::name).cloned());
     }
 
+    /// Whether the client may have dropped a resource that has become the newest again.
+    fn has_lapsed(&self, resource: &Resource) -> bool {
+        resource.ttl().is_some() && self.lapsed.contains(resource.name())
+    }
+
+    /// Notes what the client has and is not renewed, because something else is the newest.
+    fn note_lapses(&mut self, set: &ResourceSet) {
+        let Self { known, lapsed, .. } = self;
+        lapsed.retain(|name| known.contains_key(name));
+        let newest = |name| set.get(name).map(Resource::version);
+        let stale = known.iter().filter(|(name, known)| matches!(known, Known::Has(version) if newest(name) != Some(*version)));
+        lapsed.extend(stale.map(|(name, _)| name.clone()));
+    }
+
     /// The response that renews what the client has.
     pub(super) fn heartbeat(&mut self, kind: ResourceType, set: &ResourceSet, session: &mut Session) -> Option<DeltaResponse> {
+        self.note_lapses(set);
         if self.in_flight.is_some() {
             // Until the client answers it may have dropped them, and a heartbeat brings nothing back.
             self.tell_expiring_again(set);

@@ -59,6 +59,12 @@ impl TypeState {
         Ok(state)
     }
 
+    /// The state after a request that names no response: written before the client saw one, or to start the type anew. What it has is
+    /// not known, but its answer to the newest response may still come, and its later requests will name that one until there is another.
+    pub(super) fn begun_anew(&self, kind: ResourceType, wanted: Listed) -> Result<Self, StreamError> {
+        Ok(Self { nonce: self.nonce.clone(), ..Self::open(kind, wanted)? })
+    }
+
     /// Whether an answer with this nonce is one to the newest response.
     pub(super) fn is_newest(&self, nonce: &str) -> bool {
         self.nonce.as_deref() == Some(nonce)
