@@ -6,8 +6,8 @@
 //! | `term` | written by every election, so its version is the term |
 //!
 //! Both are written in one transaction on the condition that there is no leader. The term is what fences: it comes first in the epoch
-//! of all limits ([`headgate_core::fleet::first_epoch`]). The leader renews its lease every [`RENEWAL`], and takes it for sure from the
-//! moment at which it *sent* the last renewal that was answered, for the time to live less [`MARGIN`]: etcd counts from a later moment.
+//! of all limits ([`headgate_core::fleet::first_epoch`]). The leader renews its lease every `RENEWAL`, and takes it for sure from the
+//! moment at which it *sent* the last renewal that was answered, for the time to live less `MARGIN`: etcd counts from a later moment.
 
 use std::time::{Duration, Instant};
 
