@@ -24,13 +24,18 @@ pub(crate) fn open(magic: u32, bytes: &[u8]) -> Option<&[u8]> {
     (found == magic && usize::try_from(len) == Ok(content.len()) && sum == checksum(magic, content)).then_some(content)
 }
 
-/// FNV-1a over 64 bits. It finds damage, not malice.
+/// Where FNV-1a begins.
+pub(crate) const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// FNV-1a over 64 bits, from `start` on. It finds damage and tells texts apart; it stops no malice.
 ///
 /// Source: Fowler, Noll, Vo, <http://www.isthe.com/chongo/tech/comp/fnv/>.
+pub(crate) fn fnv1a(text: &[u8], start: u64) -> u64 {
+    text.iter().fold(start, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
+}
+
 fn checksum(magic: u32, content: &[u8]) -> u64 {
-    let eat = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
-    let start = magic.to_le_bytes().iter().fold(0xcbf2_9ce4_8422_2325, eat);
-    content.iter().fold(start, eat)
+    fnv1a(content, fnv1a(&magic.to_le_bytes(), FNV_OFFSET))
 }
 
 /// Reads little-endian numbers from the front of a slice.

@@ -2,6 +2,7 @@
 
 use super::{Decided, PoolRef, Worker};
 use crate::pool::Pool;
+use crate::record::{FNV_OFFSET, fnv1a};
 use crate::request::RequestInfo;
 use crate::rng::Rng;
 use crate::time::Timestamp;
@@ -71,11 +72,4 @@ impl Worker {
 fn part(most: u32, percent: u32) -> u32 {
     let part = u64::from(most) * u64::from(percent) / 100;
     u32::try_from(part).unwrap_or(most).clamp(1, most.max(1))
-}
-
-const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
-
-/// FNV-1a; what follows it mixes.
-fn fnv1a(text: &[u8], start: u64) -> u64 {
-    text.iter().fold(start, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
