@@ -1,11 +1,12 @@
 //! Debian's packages, downloaded and unpacked into a folder instead of installed. apt checks their signatures.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::step::{Ended, run_within, tail};
 
@@ -29,6 +30,22 @@ pub(crate) fn unpack(packages: &[String], folder: &Path, root: &Path) -> Result<
         finish(run_within(&mut extract, APT_LIMIT)?).with_context(|| format!("dpkg -x {}", package.path().display()))?;
     }
     fs::remove_dir_all(&downloads)?;
+    Ok(())
+}
+
+/// Writes a script that starts `program`, a path in `root`, with the libraries unpacked next to it: cargo and tests want one file.
+///
+/// # Errors
+/// When the package holds no such program, or the script cannot be written.
+pub(crate) fn write_launcher(launcher: &Path, root: &Path, program: &str) -> Result<()> {
+    let program = root.join(program);
+    ensure!(program.exists(), "the package holds no {}", program.display());
+    let folders = fs::read_dir(root.join("usr/lib")).into_iter().flatten().flatten().map(|entry| entry.path());
+    let libraries = folders.filter(|path| path.to_string_lossy().ends_with("-linux-gnu")).map(|path| path.display().to_string());
+    let libraries = libraries.collect::<Vec<_>>().join(":");
+    let script = format!("#!/bin/sh\nLD_LIBRARY_PATH='{libraries}' exec '{}' \"$@\"\n", program.display());
+    fs::write(launcher, script)?;
+    fs::set_permissions(launcher, fs::Permissions::from_mode(0o755))?;
     Ok(())
 }
 

@@ -5,8 +5,8 @@
 mod check;
 mod debian;
 mod envoy;
-mod etcd;
 mod layout;
+mod program;
 mod step;
 mod toolchain;
 mod wasm;
@@ -17,6 +17,7 @@ use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 
 use crate::layout::Layout;
+use crate::program::{ETCD, WASM_OPT};
 use crate::step::Steps;
 
 /// Benchmarks of the control plane alone.
@@ -31,7 +32,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Installs the wasm target, the pinned Envoys and etcd under target/
+    /// Installs the wasm target, the pinned Envoys, etcd and wasm-opt under target/
     Setup,
     /// Builds the filters into target/wasm/
     Wasm,
@@ -93,7 +94,8 @@ fn run(task: Task) -> Result<ExitCode> {
 fn setup(layout: &Layout, steps: &mut Steps) -> Result<toolchain::WasmToolchain> {
     let toolchain = toolchain::provide(layout, steps).context("the wasm target is not set up")?;
     envoy::provide(layout, steps).context("the pinned Envoys are not set up")?;
-    etcd::provide(layout, steps).context("etcd is not set up")?;
+    ETCD.provide(layout, steps).context("etcd is not set up")?;
+    WASM_OPT.provide(layout, steps).context("wasm-opt is not set up")?;
     Ok(toolchain)
 }
 

@@ -5,14 +5,13 @@
 //! standard library is built from `rust-web-src` by `-Zbuild-std`. apt checks the signatures of the packages.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 
-use crate::debian::{self, apt};
+use crate::debian::{self, apt, write_launcher};
 use crate::layout::Layout;
 use crate::step::{Ended, Steps, run_within, tail};
 
@@ -126,7 +125,7 @@ fn unpack_debian(folder: &Path) -> Result<()> {
     }
     let root = folder.join("root");
     debian::unpack(&package_names(&version)?, folder, &root)?;
-    write_launcher(folder, &root)?;
+    write_launcher(&folder.join("rustc"), &root, "usr/bin/rustc")?;
     fs::write(folder.join("complete"), format!("rustc-web {version}\n"))?;
     Ok(())
 }
@@ -159,18 +158,6 @@ fn dependency(package: &str, prefix: &str) -> Result<String> {
     let depends = shown.lines().find_map(|line| line.strip_prefix("Depends: ")).with_context(|| format!("{package} has no Depends"))?;
     let name = depends.split(',').filter_map(|one| one.split_whitespace().next()).find(|name| name.starts_with(prefix));
     name.map(str::to_owned).ok_or_else(|| anyhow!("{package} does not depend on {prefix}*"))
-}
-
-/// Cargo wants one program; the unpacked compiler must find the libraries unpacked next to it.
-fn write_launcher(folder: &Path, root: &Path) -> Result<()> {
-    let libraries = fs::read_dir(root.join("usr/lib"))?.flatten().map(|entry| entry.path());
-    let libraries = libraries.filter(|path| path.to_string_lossy().ends_with("-linux-gnu")).map(|path| path.display().to_string());
-    let libraries = libraries.collect::<Vec<_>>().join(":");
-    let script = format!("#!/bin/sh\nLD_LIBRARY_PATH='{libraries}' exec '{}/usr/bin/rustc' \"$@\"\n", root.display());
-    let launcher = folder.join("rustc");
-    fs::write(&launcher, script)?;
-    fs::set_permissions(&launcher, fs::Permissions::from_mode(0o755))?;
-    Ok(())
 }
 
 #[cfg(test)]

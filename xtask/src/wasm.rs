@@ -1,15 +1,21 @@
 //! Builds the filters for wasm and the programs that tests, demo and benchmarks start.
 
 use std::fs;
+use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
 use crate::layout::Layout;
-use crate::step::Steps;
+use crate::program::WASM_OPT;
+use crate::step::{Steps, tail};
 use crate::toolchain::{TARGET, WasmToolchain};
 
 /// Every proxy compiles the module at start and holds it once per configuration: 500 KiB.
 const MAX_FILTER_BYTES: u64 = 500 * 1024;
+
+/// What wasm-opt must know of the modules: the features that rustc's output uses. Each is in V8 since long before the oldest pinned Envoy.
+const FEATURES: [&str; 4] = ["--enable-bulk-memory", "--enable-mutable-globals", "--enable-nontrapping-float-to-int", "--enable-sign-ext"];
 
 struct Filter {
     package: &'static str,
@@ -19,34 +25,26 @@ struct Filter {
     /// The name in `target/wasm`.
     name: &'static str,
     max_bytes: Option<u64>,
-    /// Instead of the profile's: what others are measured by does not change with how small ours must be.
-    opt_level: Option<&'static str>,
+    /// Another opt-level than the profile's, and no wasm-opt: what ours is measured by is built as its authors would.
+    plain: Option<&'static str>,
+}
+
+impl Filter {
+    const fn of_headgate(name: &'static str, features: &'static [&'static str], max_bytes: Option<u64>) -> Self {
+        Self { package: "headgate-filter", built: "headgate_filter.wasm", features, name, max_bytes, plain: None }
+    }
 }
 
 const FILTERS: [Filter; 3] = [
-    Filter {
-        package: "headgate-filter",
-        built: "headgate_filter.wasm",
-        features: &[],
-        name: "headgate.wasm",
-        max_bytes: Some(MAX_FILTER_BYTES),
-        opt_level: None,
-    },
-    Filter {
-        package: "headgate-filter",
-        built: "headgate_filter.wasm",
-        features: &["fault-injection"],
-        name: "headgate-fault.wasm",
-        max_bytes: None,
-        opt_level: None,
-    },
+    Filter::of_headgate("headgate.wasm", &[], Some(MAX_FILTER_BYTES)),
+    Filter::of_headgate("headgate-fault.wasm", &["fault-injection"], None),
     Filter {
         package: "headgate-empty-filter",
         built: "headgate_empty_filter.wasm",
         features: &[],
         name: "empty.wasm",
         max_bytes: None,
-        opt_level: Some("s"),
+        plain: Some("s"),
     },
 ];
 
@@ -56,26 +54,27 @@ const FILTERS: [Filter; 3] = [
 /// When one does not compile or the filter is larger than its budget.
 pub(crate) fn build(layout: &Layout, toolchain: &WasmToolchain, steps: &mut Steps) -> Result<()> {
     fs::create_dir_all(layout.wasm_dir()).with_context(|| format!("cannot make {}", layout.wasm_dir().display()))?;
+    let optimiser = WASM_OPT.provide(layout, steps)?;
     for filter in &FILTERS {
         let mut command = layout.cargo();
         command.args(["build", "--quiet", "--profile", "wasm", "--package", filter.package]);
         if !filter.features.is_empty() {
             command.arg("--features").arg(filter.features.join(","));
         }
-        if let Some(level) = filter.opt_level {
+        if let Some(level) = filter.plain {
             command.arg("--config").arg(format!("profile.wasm.opt-level=\"{level}\""));
         }
         toolchain.apply(&mut command);
         steps.run(&format!("build {}", filter.name), &mut command, "The compiler's messages are above.")?;
-        place(layout, filter, steps)?;
+        place(layout, filter, &optimiser, steps)?;
     }
     Ok(())
 }
 
-/// Copies what cargo built, because the next filter may be built from the same package into the same file.
-fn place(layout: &Layout, filter: &Filter, steps: &Steps) -> Result<()> {
+/// Brings what cargo built, made smaller, to its place; the next filter may be built from the same package into the same file.
+fn place(layout: &Layout, filter: &Filter, optimiser: &Path, steps: &Steps) -> Result<()> {
     let built = layout.built.join(TARGET).join("wasm").join(filter.built);
-    let module = fs::read(&built).with_context(|| format!("cargo left no {}", built.display()))?;
+    let module = if filter.plain.is_none() { optimised(&built, optimiser)? } else { read(&built)? };
     let placed = layout.wasm_dir().join(filter.name);
     // Envoys that are running may have the old file open: replace it, never write into it.
     if fs::read(&placed).ok().as_deref() != Some(&module[..]) {
@@ -89,6 +88,20 @@ fn place(layout: &Layout, filter: &Filter, steps: &Steps) -> Result<()> {
         ensure!(bytes <= max, "{} is {bytes} bytes, its budget is {max}; fix: find the growth, e.g. `twiggy top` on the file", filter.name);
     }
     Ok(())
+}
+
+/// What cargo left, after wasm-opt.
+fn optimised(built: &Path, optimiser: &Path) -> Result<Vec<u8>> {
+    let result = built.with_extension("opt.wasm");
+    let mut command = Command::new(optimiser);
+    command.args(FEATURES).arg("-Oz").arg(built).arg("--output").arg(&result);
+    let output = command.output().with_context(|| format!("cannot start {}", optimiser.display()))?;
+    ensure!(output.status.success(), "wasm-opt: {}", tail(&output));
+    read(&result)
+}
+
+fn read(module: &Path) -> Result<Vec<u8>> {
+    fs::read(module).with_context(|| format!("there is no {}", module.display()))
 }
 
 /// Builds the programs and the library that demo and benchmarks start by path. With an empty `profile` unoptimised, which is enough where
