@@ -27,7 +27,7 @@ const CONNECTIONS: usize = 32;
 const WARM_UP: Duration = Duration::from_millis(300);
 /// Measurements of one process in its round.
 const TURNS: usize = 3;
-const POLICY: &str = include_str!("../../policy.yaml");
+const POLICY: &str = include_str!("../../../policy.yaml");
 
 /// A chat request as an SDK sends it; the key is the tenant bronze's.
 const REQUEST: &str = "GET /v1/models HTTP/1.1\r\nhost: bench\r\nuser-agent: OpenAI/Python 1.99.0\r\naccept: application/json\r\n\
