@@ -33,9 +33,13 @@ impl Filter {
     const fn of_headgate(name: &'static str, features: &'static [&'static str], max_bytes: Option<u64>) -> Self {
         Self { package: "headgate-filter", built: "headgate_filter.wasm", features, name, max_bytes, plain: None }
     }
+
+    const fn of_floor(name: &'static str, features: &'static [&'static str]) -> Self {
+        Self { package: "headgate-floor-filter", built: "headgate_floor_filter.wasm", features, name, max_bytes: None, plain: None }
+    }
 }
 
-const FILTERS: [Filter; 3] = [
+const FILTERS: [Filter; 7] = [
     Filter::of_headgate("headgate.wasm", &[], Some(MAX_FILTER_BYTES)),
     Filter::of_headgate("headgate-fault.wasm", &["fault-injection"], None),
     Filter {
@@ -46,6 +50,10 @@ const FILTERS: [Filter; 3] = [
         max_bytes: None,
         plain: Some("s"),
     },
+    Filter::of_floor("floor-context.wasm", &[]),
+    Filter::of_floor("floor-callbacks.wasm", &["callbacks"]),
+    Filter::of_floor("floor-header-map.wasm", &["header-map"]),
+    Filter::of_floor("floor-clocks.wasm", &["clocks"]),
 ];
 
 /// Builds all filters into `target/wasm` and prints their sizes.

@@ -27,6 +27,38 @@ pub enum Module {
     HeadgateWithFaults,
     /// A filter that does nothing.
     Empty,
+    /// A filter that does nothing but what Headgate must ask of its host, up to this step.
+    Floor(FloorStep),
+}
+
+/// What a filter that decides by headers and measures time must ask of its host for an admitted request: each step does what the one before
+/// it does, and something more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FloorStep {
+    /// Nothing: the host makes a context for each request.
+    Context,
+    /// The callbacks for the request's headers, a piece of the response's body, and the log.
+    Callbacks,
+    /// The request's headers.
+    HeaderMap,
+    /// The time, twice.
+    Clocks,
+}
+
+impl FloorStep {
+    /// All of them, in their order.
+    pub const ALL: [Self; 4] = [Self::Context, Self::Callbacks, Self::HeaderMap, Self::Clocks];
+
+    /// The step's name in benchmarks.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Context => "context",
+            Self::Callbacks => "callbacks",
+            Self::HeaderMap => "header_map",
+            Self::Clocks => "clocks",
+        }
+    }
 }
 
 impl Module {
@@ -39,6 +71,10 @@ impl Module {
             Self::Headgate => "headgate.wasm",
             Self::HeadgateWithFaults => "headgate-fault.wasm",
             Self::Empty => "empty.wasm",
+            Self::Floor(FloorStep::Context) => "floor-context.wasm",
+            Self::Floor(FloorStep::Callbacks) => "floor-callbacks.wasm",
+            Self::Floor(FloorStep::HeaderMap) => "floor-header-map.wasm",
+            Self::Floor(FloorStep::Clocks) => "floor-clocks.wasm",
         };
         find(&Path::new("wasm").join(name)).with_context(|| format!("{name} is not built: run `cargo xtask wasm`"))
     }

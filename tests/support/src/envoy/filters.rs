@@ -7,7 +7,7 @@ use anyhow::Result;
 use serde_json::{Map, Value, json};
 
 use super::bootstrap::{CONTROL_AUTHORITY, CONTROL_CLUSTER, seconds, typed};
-use crate::artefact::Module;
+use crate::artefact::{FloorStep, Module};
 use headgate_protos::plugin::CAPABILITIES;
 
 /// The filter in front of the router.
@@ -102,8 +102,20 @@ impl WasmFilter {
     /// # Errors
     /// When it is not built.
     pub fn empty() -> Result<Self> {
+        Self::idle(Module::Empty)
+    }
+
+    /// The filter that does nothing but what Headgate must ask of its host, up to `step`.
+    ///
+    /// # Errors
+    /// When it is not built.
+    pub fn floor(step: FloorStep) -> Result<Self> {
+        Self::idle(Module::Floor(step))
+    }
+
+    fn idle(module: Module) -> Result<Self> {
         Ok(Self {
-            module: Module::Empty.path()?,
+            module: module.path()?,
             configuration: json!({}),
             capabilities: Capabilities::All,
             reload_after: Duration::from_millis(100),

@@ -9,33 +9,27 @@
 //! all of that adds and none of it takes away. So a round goes through its processes several times, and of the measurements of one process
 //! the smallest counts; one is long enough to hold every periodic work of the filters.
 
-use std::collections::BTreeMap;
+mod figures;
+mod variant;
+
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result};
 use clap::Parser;
 use headgate_bench::affinity::pin;
-use headgate_test_support::control_plane::ControlPlaneOptions;
-use headgate_test_support::envoy::{AccessLog, Bootstrap, EnvoyOptions, Gradient, HttpFilter, Upstream, WasmFilter};
-use headgate_test_support::load::{Saturation, saturate};
-use headgate_test_support::{ControlPlaneProcess, EnvoyProcess, NvmlDevice, NvmlState, wait_until};
-use serde::Serialize;
 
-const CONNECTIONS: usize = 32;
-const WARM_UP: Duration = Duration::from_millis(300);
+use crate::figures::{Figures, Samples};
+use crate::variant::{Cores, DECOMPOSED, Variant};
+
 /// Measurements of one process in its round.
 const TURNS: usize = 3;
-const POLICY: &str = include_str!("../../../policy.yaml");
-
-/// A chat request as an SDK sends it; the key is the tenant bronze's.
-const REQUEST: &str = "GET /v1/models HTTP/1.1\r\nhost: bench\r\nuser-agent: OpenAI/Python 1.99.0\r\naccept: application/json\r\n\
-    accept-encoding: gzip, deflate\r\nx-stainless-lang: python\r\nx-request-tag: 7f1c\r\nauthorization: Bearer demo-key-bronze\r\n\r\n";
 
 /// CPU per request of Envoy with and without filters.
 #[derive(Parser)]
-#[command(after_help = "Example:\n  cargo xtask bench filter --rounds 6 --json filter.json")]
+#[command(after_help = "Examples:\n  cargo xtask bench filter --rounds 6 --json filter.json\n  \
+    cargo xtask bench filter --decompose --rounds 8")]
 struct Args {
     /// Rounds through all variants, each with new processes: 5 are the least that says something.
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=100))]
@@ -46,6 +40,10 @@ struct Args {
     /// Measures these variants alone, for example no_filter,empty_filter,headgate_admitting.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
+    /// Measures what each thing that a filter must ask of Envoy adds: no filter, the empty one, filters that do nothing but one thing
+    /// more than the one before, and Headgate admitting.
+    #[arg(long, conflicts_with = "only")]
+    decompose: bool,
     /// Another build of the filter, measured as NAME beside the others while it admits; repeatable.
     #[arg(long, value_name = "NAME=FILE", value_parser = candidate)]
     candidate: Vec<Candidate>,
@@ -68,51 +66,6 @@ fn candidate(text: &str) -> Result<Candidate> {
     Ok(Candidate { name: name.into(), module: fs::canonicalize(module).with_context(|| format!("cannot find {module}"))? })
 }
 
-/// Who runs where. On a machine whose cores are threads in pairs, take two of different pairs.
-#[derive(clap::Args, Clone, Copy)]
-struct Cores {
-    /// Core of the Envoys.
-    #[arg(long, default_value_t = 0)]
-    envoy_core: usize,
-    /// Core of the client and the control plane.
-    #[arg(long, default_value_t = 1)]
-    client_core: usize,
-}
-
-#[derive(Serialize)]
-struct Figures {
-    rounds: u32,
-    cpu_us_per_request: BTreeMap<String, Spread>,
-    /// What Headgate adds when admitting, over what the empty filter adds: median over the rounds. Absent when one was not measured.
-    added_vs_empty: Option<f64>,
-}
-
-#[derive(Serialize)]
-struct Spread {
-    median: f64,
-    min: f64,
-    max: f64,
-}
-
-/// What a variant must answer.
-#[derive(Clone, Copy, PartialEq)]
-enum Answers {
-    Success,
-    Refusal,
-}
-
-/// One Envoy.
-struct Variant {
-    name: String,
-    answers: Answers,
-    envoy: EnvoyProcess,
-    /// Control plane and GPU of the variants that have one.
-    _control: Option<(ControlPlaneProcess, tempfile::TempDir)>,
-}
-
-/// Microseconds of CPU per request, by variant and in the order of the rounds.
-type Samples = BTreeMap<String, Vec<f64>>;
-
 fn main() -> Result<()> {
     let args = Args::parse();
     pin(std::process::id(), args.cores.client_core)?;
@@ -122,12 +75,16 @@ fn main() -> Result<()> {
 }
 
 async fn run(args: &Args) -> Result<()> {
-    let is_wanted = |name: &str| args.only.is_empty() || args.only.iter().any(|only| only == name);
+    let is_wanted = |name: &str| match (args.decompose, &args.only[..]) {
+        (true, _) => DECOMPOSED.contains(&name),
+        (false, []) => !name.starts_with(variant::FLOOR),
+        (false, only) => only.iter().any(|only| only == name),
+    };
     let mut samples = Samples::new();
     for round in 1..=args.rounds {
-        let mut variants = start_all(args.cores, is_wanted).await?;
+        let mut variants = Variant::start_all(args.cores, is_wanted).await?;
         for Candidate { name, module } in &args.candidate {
-            variants.push(headgate(args.cores, name, Answers::Success, 10.0, Some(module)).await?);
+            variants.push(Variant::candidate(args.cores, name, module).await?);
         }
         // Nobody is always the first or the last.
         let first = round as usize % variants.len().max(1);
@@ -147,139 +104,10 @@ async fn run(args: &Args) -> Result<()> {
         }
         eprintln!("round {round} of {}", args.rounds);
     }
-    let figures = figures(args.rounds, &samples);
-    print_table(&figures);
+    let figures = Figures::of(args.rounds, &samples);
+    figures.print();
     if let Some(path) = &args.json {
         fs::write(path, serde_json::to_string_pretty(&figures)?).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
-}
-
-async fn start_all(cores: Cores, is_wanted: impl Fn(&str) -> bool) -> Result<Vec<Variant>> {
-    // A bucket that never empties and a limit that is never reached: what they cost when they admit.
-    let bucket = HttpFilter::LocalRateLimit { burst: 1_000_000_000, fill: 1_000_000_000, fill_interval: Duration::from_secs(1) };
-    let mut variants = Vec::new();
-    for (name, filter) in [
-        ("no_filter", HttpFilter::None),
-        ("empty_filter", HttpFilter::Wasm(WasmFilter::empty()?)),
-        ("local_ratelimit", bucket),
-        ("adaptive_concurrency", HttpFilter::AdaptiveConcurrency(Gradient::NeverLimits)),
-        ("lua_header_check", HttpFilter::LuaHeaderCheck),
-    ] {
-        if is_wanted(name) {
-            let envoy = start(cores, bootstrap(filter)).await?;
-            variants.push(Variant { name: name.into(), answers: Answers::Success, envoy, _control: None });
-        }
-    }
-    for (name, answers, memory_used) in [("headgate_admitting", Answers::Success, 10.0), ("headgate_refusing", Answers::Refusal, 90.0)] {
-        if is_wanted(name) {
-            variants.push(headgate(cores, name, answers, memory_used, None).await?);
-        }
-    }
-    Ok(variants)
-}
-
-fn bootstrap(filter: HttpFilter) -> Bootstrap {
-    let mut bootstrap = Bootstrap::new(filter, Upstream::Direct);
-    bootstrap.access_log = AccessLog::Off;
-    bootstrap
-}
-
-async fn start(cores: Cores, bootstrap: Bootstrap) -> Result<EnvoyProcess> {
-    let mut options = EnvoyOptions::new(bootstrap);
-    options.workers = 1;
-    let mut envoy = EnvoyProcess::start(options).await?;
-    pin(envoy.process().id(), cores.envoy_core)?;
-    Ok(envoy)
-}
-
-/// The whole set-up as in production: control plane, limits pushed at 10 Hz, load reports; the GPU is `memory_used` percent full.
-async fn headgate(cores: Cores, name: &str, answers: Answers, memory_used: f64, module: Option<&PathBuf>) -> Result<Variant> {
-    let folder = tempfile::tempdir()?;
-    let gpu = NvmlState::create(&folder.path().join("nvml.json"), &[NvmlDevice::with_memory_used(0, memory_used)])?;
-    let mut control = ControlPlaneProcess::start(ControlPlaneOptions::new(Some(gpu.path()))?).await?;
-    control.apply(POLICY)?;
-    pin(control.process().id(), cores.client_core)?;
-    let mut filter = WasmFilter::headgate_controlled()?;
-    if let Some(module) = module {
-        filter.module.clone_from(module);
-    }
-    // No access log here, so no line for it.
-    filter.configuration["accessLog"] = "refused".into();
-    let envoy = start(cores, bootstrap(HttpFilter::Wasm(filter)).with_control_plane(control.grpc())).await?;
-    let address = envoy.address();
-    wait_until("the filter's first decisions", Duration::from_secs(20), || async {
-        let seen = saturate(address, REQUEST.as_bytes(), 1, Duration::from_millis(20)).await?;
-        let status = control.status().await?;
-        let is_in_force = status["proxies"][0]["policies"].as_array().is_some_and(|policies| !policies.is_empty());
-        Ok((is_in_force && has_only(seen, answers)).then_some(()))
-    })
-    .await?;
-    Ok(Variant { name: name.into(), answers, envoy, _control: Some((control, folder)) })
-}
-
-fn has_only(seen: Saturation, answers: Answers) -> bool {
-    match answers {
-        Answers::Success => seen.refused == 0,
-        Answers::Refusal => seen.admitted == 0,
-    }
-}
-
-impl Variant {
-    /// Until V8 has compiled what the filter runs.
-    async fn warm_up(&self) -> Result<()> {
-        saturate(self.envoy.address(), REQUEST.as_bytes(), CONNECTIONS, WARM_UP).await.map(drop)
-    }
-
-    /// CPU time of the Envoy process over the responses that it gave, in microseconds.
-    async fn measure(&mut self, length: Duration) -> Result<f64> {
-        let before = self.envoy.process().cpu_time()?;
-        let seen = saturate(self.envoy.address(), REQUEST.as_bytes(), CONNECTIONS, length).await?;
-        let after = self.envoy.process().cpu_time()?;
-        if !has_only(seen, self.answers) {
-            bail!("{}: {} admitted and {} refused: it measures something else", self.name, seen.admitted, seen.refused);
-        }
-        ensure!(seen.responses() > 100, "{}: only {} responses", self.name, seen.responses());
-        Ok((after.ran - before.ran).as_secs_f64() * 1e6 / seen.responses() as f64)
-    }
-}
-
-fn figures(rounds: u32, samples: &Samples) -> Figures {
-    let spreads = samples.iter().filter_map(|(name, samples)| {
-        let mut sorted = samples.clone();
-        sorted.sort_by(f64::total_cmp);
-        Some((name.clone(), Spread { median: median(samples)?, min: *sorted.first()?, max: *sorted.last()? }))
-    });
-    Figures { rounds, cpu_us_per_request: spreads.collect(), added_vs_empty: added_vs_empty(samples) }
-}
-
-/// Median over the rounds of what Headgate adds when admitting, over the median of what the empty filter adds. What is added is taken
-/// within a round: neighbours in time see the same machine.
-fn added_vs_empty(samples: &Samples) -> Option<f64> {
-    let base = samples.get("no_filter")?;
-    let added = |name: &str| {
-        let added: Vec<f64> = samples.get(name)?.iter().zip(base).map(|(with, without)| with - without).collect();
-        median(&added)
-    };
-    Some(added("headgate_admitting")? / added("empty_filter")?)
-}
-
-/// The middle sample, or the mean of the two in the middle.
-fn median(samples: &[f64]) -> Option<f64> {
-    let mut sorted = samples.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let (low, high) = (sorted.get(sorted.len().checked_sub(1)? / 2)?, sorted.get(sorted.len() / 2)?);
-    Some((low + high) / 2.0)
-}
-
-fn print_table(figures: &Figures) {
-    let base = figures.cpu_us_per_request.get("no_filter").map_or(0.0, |spread| spread.median);
-    println!("CPU of the Envoy process per request, µs, {} rounds\n", figures.rounds);
-    println!("{:<22} {:>8} {:>8} {:>8} {:>8}", "", "median", "min", "max", "added");
-    for (name, spread) in &figures.cpu_us_per_request {
-        println!("{name:<22} {:>8.2} {:>8.2} {:>8.2} {:>8.2}", spread.median, spread.min, spread.max, spread.median - base);
-    }
-    if let Some(ratio) = figures.added_vs_empty {
-        println!("\nHeadgate admitting adds {ratio:.2} times what the empty filter adds.");
-    }
 }
