@@ -40,6 +40,7 @@ mod permits;
 pub mod policy;
 mod pool;
 mod queue;
+pub mod quota;
 pub mod reason;
 mod record;
 pub mod refusal;

@@ -1,0 +1,237 @@
+//! One quota in the control plane: what was granted to whom, and what is granted next.
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use super::holder::Holder;
+use super::plan::{self, Seat, Supply};
+use super::{CLASSES, DECAY, Grant, HolderKey, HolderReport, LEARNING, Lease, PerClass, SAFE_FOR, TTL, Terms, stretched};
+use crate::fleet::MAX_PROXIES;
+use crate::time::Timestamp;
+
+/// Silence after which a holder gets nothing new: what it has counts until it ends.
+const LIVE: Duration = Duration::from_secs(1);
+/// Silence after which a holder is forgotten once nothing of what it has counts.
+const FORGOTTEN: Duration = Duration::from_secs(10);
+/// Age of a grant at which it is given anew.
+const RENEW: Duration = Duration::from_secs(1);
+/// Time between two calls to listen.
+const CALL: Duration = Duration::from_millis(500);
+/// Part of a grant that another division over classes must move to be worth a push.
+const REMIX: f64 = 0.1;
+
+/// One quota.
+#[derive(Debug)]
+pub struct Allocator {
+    fence: u64,
+    terms: Terms,
+    /// When nothing above its safe part is left of what earlier leaders granted.
+    learned_at: Timestamp,
+    /// When nothing at all is left of it.
+    alone_at: Timestamp,
+    holders: BTreeMap<HolderKey, Holder>,
+}
+
+/// A grant to send.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Issue {
+    /// To whom.
+    pub key: HolderKey,
+    /// What.
+    pub grant: Grant,
+}
+
+/// A quota, for people. Amounts are in its unit per second.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct QuotaView {
+    /// Capacity.
+    pub capacity: f64,
+    /// What the newest grants give.
+    pub granted: f64,
+    /// The most that may be in force.
+    pub committed: f64,
+    /// What is used, over the last second.
+    pub used: f64,
+    /// What is asked for.
+    pub wanted: f64,
+    /// Time until the grants of earlier leaders have ended.
+    pub learning: Duration,
+    /// The holders.
+    pub holders: Vec<HolderView>,
+}
+
+/// One holder, for people. Amounts are in the quota's unit per second.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HolderView {
+    /// Who.
+    pub key: HolderKey,
+    /// What its newest grant gives.
+    pub granted: f64,
+    /// The most that may be in force.
+    pub committed: f64,
+    /// What it uses.
+    pub used: f64,
+    /// What it asks for.
+    pub wanted: f64,
+    /// Time since it was heard.
+    pub silent: Duration,
+}
+
+// === impl Allocator ===
+
+impl Allocator {
+    /// A quota of which nobody holds anything for all that this leader knows. `is_new`: nobody can hold anything, since the quota did not
+    /// exist before this leader began.
+    #[must_use]
+    pub fn new(now: Timestamp, fence: u64, terms: Terms, is_new: bool) -> Self {
+        let after = |span: Duration| if is_new { now } else { now + span };
+        let alone_at = after(stretched(TTL.saturating_add(DECAY).saturating_add(SAFE_FOR)));
+        Self { fence, terms, learned_at: after(LEARNING), alone_at, holders: BTreeMap::new() }
+    }
+
+    /// Shares out by other terms from now on. A smaller capacity is kept as soon as the holders have given back what is too much.
+    pub fn set_terms(&mut self, terms: Terms) {
+        self.terms = terms;
+    }
+
+    /// The terms in force.
+    #[must_use]
+    pub const fn terms(&self) -> &Terms {
+        &self.terms
+    }
+
+    /// Takes what a proxy reports. Whoever comes when [`MAX_PROXIES`] are known is given nothing.
+    pub fn hear(&mut self, now: Timestamp, key: &HolderKey, report: &HolderReport) {
+        if let Some(holder) = self.holders.get_mut(key) {
+            holder.hear(now, self.fence, report);
+        } else if self.holders.len() < MAX_PROXIES {
+            let mut holder = Holder::new(now, report);
+            holder.hear(now, self.fence, report);
+            self.holders.insert(key.clone(), holder);
+        }
+    }
+
+    /// Decides what is granted now. Every grant that it returns counts as sent.
+    pub fn step(&mut self, now: Timestamp) -> Vec<Issue> {
+        self.holders.retain(|_, holder| now.since(holder.heard_at) < FORGOTTEN || holder.most(now) > 0.0);
+        if now < self.learned_at {
+            return self.learn(now);
+        }
+        let (mut seats, silent) = self.seats(now);
+        let committed: f64 = seats.iter().map(|seat| seat.most).sum();
+        let Terms { capacity, overbook, reserve, .. } = self.terms;
+        let elsewhere = silent + self.unknown_safe(now);
+        let reserve = reserve * capacity;
+        plan::aim(&mut seats, &self.terms, capacity - reserve - elsewhere);
+        let free = capacity * (1.0 + overbook) - elsewhere - committed;
+        plan::decide(&mut seats, Supply { free, reserve }, capacity);
+        self.issue(now, &seats)
+    }
+
+    /// While earlier grants may be in force: has everybody listen, and renews what those hold who do.
+    fn learn(&mut self, now: Timestamp) -> Vec<Issue> {
+        let fence = self.fence;
+        let issue = |(key, holder): (&HolderKey, &mut Holder)| {
+            let is_live = now.since(holder.heard_at) < LIVE;
+            let listens = holder.mark.fence == fence;
+            let every = if listens { RENEW } else { CALL };
+            let is_due = holder.is_fresh() || now.since(holder.sent_at) >= every;
+            let granted = holder.granted(now);
+            let lease = listens.then(|| Lease { rates: scaled(&holder.lease.rates, granted), safe: holder.lease.safe.min(granted) });
+            (is_live && is_due).then(|| Issue { key: key.clone(), grant: holder.issue(now, key.holder, fence, lease) })
+        };
+        self.holders.iter_mut().filter_map(issue).collect()
+    }
+
+    /// The holders that are heard, in order, and what the others may have in force.
+    fn seats(&self, now: Timestamp) -> (Vec<Seat>, f64) {
+        let mut seats = Vec::with_capacity(self.holders.len());
+        let mut silent = 0.0;
+        for holder in self.holders.values() {
+            let most = holder.most(now);
+            if now.since(holder.heard_at) < LIVE {
+                let wants = holder.wants(self.terms.burst_s);
+                seats.push(Seat { most, granted: holder.granted(now), wants, ..Seat::default() });
+            } else {
+                silent += most;
+            }
+        }
+        (seats, silent)
+    }
+
+    /// What holders that this leader has not heard of may keep without a control plane.
+    fn unknown_safe(&self, now: Timestamp) -> f64 {
+        if now >= self.alone_at { 0.0 } else { (self.terms.safe * self.terms.capacity - self.known_safe()).max(0.0) }
+    }
+
+    fn known_safe(&self) -> f64 {
+        self.holders.values().map(Holder::most_safe).sum()
+    }
+
+    fn issue(&mut self, now: Timestamp, seats: &[Seat]) -> Vec<Issue> {
+        let fence = self.fence;
+        let base = self.terms.safe * self.terms.capacity / (seats.len() as f64).max(1.0);
+        let mut safe_left = if now < self.alone_at { 0.0 } else { self.terms.safe * self.terms.capacity - self.known_safe() };
+        let live = self.holders.iter_mut().filter(|(_, holder)| now.since(holder.heard_at) < LIVE);
+        let mut issues = Vec::new();
+        for ((key, holder), seat) in live.zip(seats) {
+            let granted = seat.moved.unwrap_or(seat.granted);
+            let rates = scaled(&seat.target, granted);
+            let is_due = now.since(holder.sent_at) >= RENEW || remix(&holder.lease.rates, &rates) > REMIX * granted;
+            if seat.moved.is_none() && !(is_due && granted > 0.0) {
+                continue;
+            }
+            let most_safe = holder.most_safe();
+            let safe = base.min(granted).min(most_safe + safe_left.max(0.0));
+            safe_left -= (safe - most_safe).max(0.0);
+            issues.push(Issue { key: key.clone(), grant: holder.issue(now, key.holder, fence, Some(Lease { rates, safe })) });
+        }
+        issues
+    }
+
+    /// The quota as it stands.
+    #[must_use]
+    pub fn view(&self, now: Timestamp) -> QuotaView {
+        let view = |(key, holder): (&HolderKey, &Holder)| {
+            let is_live = now.since(holder.heard_at) < LIVE;
+            let wanted = if is_live { holder.wants(self.terms.burst_s).iter().sum() } else { 0.0 };
+            HolderView {
+                key: key.clone(),
+                granted: holder.granted(now),
+                committed: holder.most(now),
+                used: if is_live { holder.use_rate } else { 0.0 },
+                wanted,
+                silent: now.since(holder.heard_at),
+            }
+        };
+        let holders: Vec<HolderView> = self.holders.iter().map(view).collect();
+        let sum = |of: fn(&HolderView) -> f64| holders.iter().map(of).sum();
+        QuotaView {
+            capacity: self.terms.capacity,
+            granted: sum(|holder| holder.granted),
+            committed: sum(|holder| holder.committed),
+            used: sum(|holder| holder.used),
+            wanted: sum(|holder| holder.wanted),
+            learning: self.learned_at.since(now),
+            holders,
+        }
+    }
+}
+
+/// `rates` so that they sum to `sum`; all of it in the first class when they are nothing.
+fn scaled(rates: &PerClass, sum: f64) -> PerClass {
+    let whole: f64 = rates.iter().sum();
+    if whole > 0.0 {
+        // Rounding must not make more of it.
+        return rates.map(|rate| rate * (sum / whole) * (1.0 - f64::EPSILON * CLASSES as f64));
+    }
+    let mut first = [0.0; CLASSES];
+    first.first_mut().into_iter().for_each(|rate| *rate = sum);
+    first
+}
+
+/// What another division over classes moves.
+fn remix(before: &PerClass, after: &PerClass) -> f64 {
+    before.iter().zip(after).map(|(before, after)| (before - after).abs()).sum::<f64>() / 2.0
+}

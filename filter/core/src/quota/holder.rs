@@ -1,0 +1,167 @@
+//! One proxy in the books of a quota.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use super::demand::{Asked, Demand, elapsed_s};
+use super::{Grant, Lease, Mark, PerClass, in_force, stretched};
+use crate::time::Timestamp;
+
+/// Grants that are told apart while none of them is acknowledged; more count as one that is as much as any of them.
+const MAX_ISSUED: usize = 16;
+
+/// Who holds: a proxy, and the random number of its process.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HolderKey {
+    /// `node.id` of the proxy.
+    pub node: String,
+    /// Random number of its process.
+    pub holder: u64,
+}
+
+/// What a proxy reports of a quota.
+#[derive(Clone, Copy, Debug)]
+pub struct HolderReport {
+    /// When the report was made, on the proxy's clock.
+    pub at: Timestamp,
+    /// The oldest grant that any of its workers holds.
+    pub mark: Mark,
+    /// What is in force of it, the most in any of them.
+    pub lease: Lease,
+    /// What was asked for since the last report that was taken.
+    pub asked: Asked,
+    /// What was used since then, in the quota's unit.
+    pub used: f64,
+}
+
+/// One holder.
+#[derive(Debug)]
+pub(super) struct Holder {
+    /// When it was last heard, on the control plane's clock.
+    pub(super) heard_at: Timestamp,
+    /// The report heard then, on its own clock.
+    reported_at: Timestamp,
+    /// The grant that it said to have.
+    pub(super) mark: Mark,
+    /// Number of the newest grant that was sent.
+    sequence: u64,
+    /// When that was.
+    pub(super) sent_at: Timestamp,
+    /// What the newest grant gives.
+    pub(super) lease: Lease,
+    /// Grants that may be in force.
+    issued: Vec<Issued>,
+    demand: Demand,
+    /// Use per second over the last seconds.
+    pub(super) use_rate: f64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Issued {
+    sequence: u64,
+    rate: f64,
+    safe: f64,
+    sent_at: Timestamp,
+}
+
+// === impl Holder ===
+
+impl Holder {
+    /// A holder that has just been heard for the first time.
+    pub(super) fn new(now: Timestamp, report: &HolderReport) -> Self {
+        Self {
+            heard_at: now,
+            reported_at: report.at,
+            mark: Mark::default(),
+            sequence: 0,
+            sent_at: Timestamp::ZERO,
+            lease: Lease::default(),
+            issued: Vec::new(),
+            demand: Demand::default(),
+            use_rate: 0.0,
+        }
+    }
+
+    /// Takes a report, unless a newer one was taken before. `fence` is this leader's.
+    pub(super) fn hear(&mut self, now: Timestamp, fence: u64, report: &HolderReport) {
+        let Some(elapsed_s) = elapsed_s(self.reported_at, report.at) else { return };
+        (self.heard_at, self.reported_at, self.mark) = (now, report.at, report.mark);
+        self.demand.observe(elapsed_s, &report.asked);
+        self.use_rate += (report.used / elapsed_s - self.use_rate) * (1.0 - libm::exp(-elapsed_s));
+        if report.mark.fence != fence {
+            return;
+        }
+        let acknowledged = report.mark.sequence;
+        self.issued.retain(|issued| issued.sequence >= acknowledged);
+        // It listens to nobody else now, so what it has of an earlier leader is what it says.
+        if self.issued.is_empty() {
+            self.lease = report.lease.clamped();
+            self.sequence = self.sequence.max(acknowledged);
+            self.count(acknowledged, now);
+        }
+    }
+
+    /// The most that may be in force now.
+    pub(super) fn most(&self, now: Timestamp) -> f64 {
+        let of = |issued: &Issued| in_force(issued.rate, issued.safe, unstretched(now.since(issued.sent_at)));
+        self.issued.iter().map(of).fold(0.0, f64::max)
+    }
+
+    /// The most that may be in force without a control plane.
+    pub(super) fn most_safe(&self) -> f64 {
+        self.issued.iter().map(|issued| issued.safe).fold(0.0, f64::max)
+    }
+
+    /// What it wants of each class.
+    pub(super) fn wants(&self, burst_s: f64) -> PerClass {
+        self.demand.wants(burst_s)
+    }
+
+    /// Sends what it is given from now on; `None`: that it keeps what it has.
+    pub(super) fn issue(&mut self, now: Timestamp, holder: u64, fence: u64, lease: Option<Lease>) -> Grant {
+        self.sequence += 1;
+        self.sent_at = now;
+        if let Some(lease) = lease {
+            self.lease = lease;
+            self.count(self.sequence, now);
+        }
+        Grant { holder, mark: Mark { fence, sequence: self.sequence }, reported_at: self.reported_at, lease }
+    }
+
+    /// Whether nothing was sent to it yet.
+    pub(super) const fn is_fresh(&self) -> bool {
+        self.sequence == 0
+    }
+
+    /// What the newest grant gives, as far as it still counts: more would be a raise.
+    pub(super) fn granted(&self, now: Timestamp) -> f64 {
+        self.lease.rate().min(self.most(now))
+    }
+
+    fn count(&mut self, sequence: u64, now: Timestamp) {
+        let new = Issued { sequence, rate: self.lease.rate(), safe: self.lease.safe, sent_at: now };
+        if self.issued.len() < MAX_ISSUED {
+            self.issued.push(new);
+        } else if let Some(last) = self.issued.last_mut() {
+            // The sum of them: as new as the newest, as much as the most. It leaves when the newest is acknowledged.
+            let (rate, safe) = (last.rate.max(new.rate), last.safe.max(new.safe));
+            *last = Issued { rate, safe, ..new };
+        }
+    }
+}
+
+impl Lease {
+    /// What a proxy says that it holds, as far as that is a lease.
+    fn clamped(&self) -> Self {
+        let amount = |amount: f64| if amount.is_finite() { amount.max(0.0) } else { 0.0 };
+        let lease = Self { rates: self.rates.map(amount), safe: amount(self.safe) };
+        Self { safe: lease.safe.min(lease.rate()), ..lease }
+    }
+}
+
+/// The least that the holder's clock may have run in `span`: a grant counts for so much longer here.
+fn unstretched(span: Duration) -> Duration {
+    let whole = stretched(Duration::from_secs(1));
+    span.mul_f64(1.0 / whole.as_secs_f64())
+}

@@ -1,0 +1,117 @@
+use super::*;
+use std::string::ToString;
+
+mod closed_loop;
+mod overshoot;
+mod sharing;
+
+fn terms(capacity: f64) -> Terms {
+    Terms { capacity, overbook: 0.0, reserve: 0.005, safe: 0.01, burst_s: 1.0, floors: [0.0; CLASSES] }
+}
+
+/// A worker that is its proxy's only one.
+struct Proxy {
+    key: HolderKey,
+    /// How far its clock is ahead.
+    ahead: Duration,
+    held: Held,
+    purse: Purse,
+    asked: [(f64, f64); CLASSES],
+    /// Since the last report.
+    used: f64,
+    burst_s: f64,
+}
+
+impl Proxy {
+    fn new(now: Timestamp, node: usize, holder: u64, ahead: Duration) -> Self {
+        Self {
+            key: HolderKey { node: node.to_string(), holder },
+            ahead,
+            held: Held::new(holder),
+            purse: Purse::new(now + ahead),
+            asked: Default::default(),
+            used: 0.0,
+            burst_s: 1.0,
+        }
+    }
+
+    fn settle(&mut self, now: Timestamp) {
+        let now = now + self.ahead;
+        self.purse.settle(now, &self.held.rates(now), self.burst_s);
+    }
+
+    fn accept(&mut self, now: Timestamp, grant: &Grant) {
+        self.settle(now);
+        self.held.accept(now + self.ahead, grant);
+        self.settle(now);
+    }
+
+    fn in_force(&self, now: Timestamp) -> f64 {
+        self.held.rates(now + self.ahead).iter().sum()
+    }
+
+    fn ask(&mut self, class: usize, requests: u32, cost: f64) -> u32 {
+        self.asked[class].0 += f64::from(requests) * cost;
+        self.asked[class].1 += f64::from(requests);
+        let passed = (0..requests).take_while(|_| self.purse.take(class, cost)).count() as u32;
+        self.used += f64::from(passed) * cost;
+        passed
+    }
+
+    fn report(&mut self, now: Timestamp) -> HolderReport {
+        let at = now + self.ahead;
+        let (asked, used) = (core::mem::take(&mut self.asked), core::mem::take(&mut self.used));
+        HolderReport { at, mark: self.held.mark(), lease: self.held.lease(at), asked, used }
+    }
+}
+
+#[test]
+fn a_lease_falls_to_its_safe_part_and_ends() {
+    let mut rates = [0.0; CLASSES];
+    (rates[0], rates[1]) = (60.0, 40.0);
+    let lease = Lease { rates, safe: 10.0 };
+    let sum = |seconds: f64| lease.in_force(Duration::from_secs_f64(seconds)).iter().sum::<f64>();
+    assert_eq!([0.0, 3.0, 4.5, 6.0, 300.0, 607.0].map(sum), [100.0, 100.0, 55.0, 10.0, 10.0, 0.0]);
+    let halfway = lease.in_force(Duration::from_millis(4500));
+    assert!((halfway[0] / halfway[1] - 1.5).abs() < 1e-9, "the classes fall together");
+}
+
+#[test]
+fn a_worker_takes_what_is_newer_and_meant_for_it() {
+    let now = Timestamp::from_millis(10_000);
+    let grant = |holder, fence, sequence, rate: f64, at: u64| Grant {
+        holder,
+        mark: Mark { fence, sequence },
+        reported_at: Timestamp::from_millis(at),
+        lease: Some(Lease { rates: [rate; CLASSES], safe: 0.0 }),
+    };
+    let mut held = Held::new(7);
+    assert!(!held.accept(now, &grant(8, 1, 1, 5.0, 9_900)), "another process of the same name");
+    assert!(!held.accept(now, &grant(7, 1, 1, 5.0, 10_001)), "of another clock");
+    assert!(held.accept(now, &grant(7, 1, 2, 5.0, 9_900)));
+    assert!(!held.accept(now, &grant(7, 1, 2, 9.0, 9_900)), "repeated");
+    assert!(!held.accept(now, &grant(7, 1, 1, 9.0, 9_950)), "overtaken");
+    let keep = Grant { lease: None, ..grant(7, 2, 1, 0.0, 9_990) };
+    assert!(held.accept(now, &keep) && held.rates(now)[0] == 5.0);
+    assert!(!held.accept(now, &grant(7, 1, 3, 9.0, 9_999)), "of a leader that is none any more");
+    let late = now + TTL + DECAY;
+    assert!(!held.accept(late, &grant(7, 1, 9, 9.0, 9_999)), "late");
+    assert!(held.accept(late, &grant(7, 1, 9, 9.0, 15_000)), "the only one there is");
+}
+
+#[test]
+fn a_purse_saves_its_burst_and_what_a_class_leaves_goes_to_the_others() {
+    let mut rates = [0.0; CLASSES];
+    (rates[0], rates[1]) = (10.0, 30.0);
+    let mut purse = Purse::new(Timestamp::ZERO);
+    purse.settle(Timestamp::from_millis(500), &rates, 1.0);
+    assert_eq!((purse.saved(0), purse.saved(1)), (5.0, 15.0));
+    assert!(purse.take(0, 5.0) && !purse.take(0, 0.1) && !purse.take(7, 0.1));
+    purse.settle(Timestamp::from_millis(1_100), &rates, 1.0);
+    assert_eq!((purse.saved(0), purse.saved(1)), (9.0, 30.0), "3 that class 1 has no room for went over");
+    purse.settle(Timestamp::from_millis(60_000), &rates, 1.0);
+    assert_eq!((purse.saved(0), purse.saved(1)), (10.0, 30.0));
+    rates[1] = 3.0;
+    purse.settle(Timestamp::from_millis(60_000), &rates, 1.0);
+    assert_eq!((purse.saved(0), purse.saved(1)), (10.0, 3.0), "what a smaller grant cannot save is lost");
+}
