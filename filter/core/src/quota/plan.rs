@@ -9,6 +9,8 @@ use super::{CLASSES, PerClass, Terms};
 const MATERIAL: f64 = 0.1;
 /// Part of the capacity by which all grants together may fall short before others give way for those that do so the most.
 const TOGETHER: f64 = 0.003;
+/// How much more than it wants a proxy is to have before others give way for more: chance makes it want more for a moment.
+const HEADROOM: f64 = 1.1;
 /// Part of the capacity that may lie unused, besides the reserve, before it is given to those who fall short by less than that.
 const SPARE: f64 = 0.001;
 /// Part of its target below which a grant is that of a newcomer, who may have of the reserve.
@@ -25,6 +27,8 @@ pub(super) struct Seat {
     pub(super) granted: f64,
     /// What it wants of each class.
     pub(super) wants: PerClass,
+    /// What it wants in all, with its even base.
+    pub(super) wanted: f64,
     /// What it should have, by class.
     pub(super) target: PerClass,
     /// What it is granted now, when that is something else than before.
@@ -52,8 +56,9 @@ impl Seat {
         self.due() - self.most.max(self.granted)
     }
 
+    /// What others give way for.
     fn shortfall(&self) -> f64 {
-        (self.due() - self.granted).max(0.0)
+        (self.due().min(self.wanted * HEADROOM) - self.granted).max(0.0)
     }
 }
 
@@ -66,6 +71,7 @@ pub(super) fn aim(seats: &mut [Seat], terms: &Terms, budget: f64) {
     let mut totals = [0.0; CLASSES];
     for seat in seats.iter_mut() {
         let mut left = base;
+        seat.wanted = seat.wants.iter().sum::<f64>().max(base);
         for ((target, want), total) in seat.target.iter_mut().zip(seat.wants.iter_mut()).zip(&mut totals) {
             *target = want.min(left);
             left -= *target;

@@ -6,7 +6,7 @@ mod overshoot;
 mod sharing;
 
 fn terms(capacity: f64) -> Terms {
-    Terms { capacity, overbook: 0.0, reserve: 0.005, safe: 0.01, burst_s: 1.0, floors: [0.0; CLASSES] }
+    Terms { capacity, overbook: 0.0, reserve: 0.0025, safe: 0.01, burst_s: 1.0, floors: [0.0; CLASSES] }
 }
 
 /// A worker that is its proxy's only one.
