@@ -13,13 +13,14 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
-use crate::config::{Config, LogFormat};
+use crate::config::{Config, FilterDelivery, LogFormat};
 use crate::control_loop::{ControlLoop, ControlView, SharedLedger};
 use crate::device::tape::TapeError;
 use crate::device::{self, DeviceBoard, DeviceState, Sampler, SamplerControl};
 use crate::device_reporting::DeviceReports;
+use crate::engine::EngineBoard;
 use crate::fleet::Fleet;
-use crate::gateway::{EndpointLatencies, GatewayError, GatewayPublisher};
+use crate::gateway::{EndpointLatencies, GatewayError, GatewayHub, GatewayPublisher};
 use crate::gateway_service::GatewayServer;
 use crate::http::{self, Observatory};
 use crate::identity::FileErrors;
@@ -187,7 +188,8 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
     };
     let gateway = GatewayServer::new(hub.clone(), fleet.clone());
     let (filter, latencies) = (config.filter.clone(), EndpointLatencies::default());
-    let publisher = GatewayPublisher { hub, devices: devices.clone(), latencies: latencies.clone(), filter, clock, fleet: fleet.clone() };
+    let signals = (devices.clone(), latencies.clone(), engines.clone());
+    let publisher = gateway_publisher(hub, signals, filter, clock, &fleet);
     publisher.publish();
     let device_reports = DeviceReports::new(devices.clone(), clock, shutdown.clone());
     let relay = DeviceRelay { board: devices.clone(), reports: device_reports.clone(), clock, name: helm.name().to_owned() };
@@ -248,6 +250,16 @@ impl Running {
             self.parts.abort_all();
         }
     }
+}
+
+fn gateway_publisher(
+    hub: GatewayHub,
+    (devices, latencies, engines): (DeviceBoard, EndpointLatencies, EngineBoard),
+    filter: FilterDelivery,
+    clock: Clock,
+    fleet: &Fleet,
+) -> GatewayPublisher {
+    GatewayPublisher { hub, devices, latencies, engines, filter, clock, fleet: fleet.clone() }
 }
 
 async fn serve_http(incoming: Incoming, router: axum::Router, shutdown: CancellationToken) -> Result<(), ServeError> {

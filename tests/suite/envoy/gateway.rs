@@ -62,14 +62,14 @@ pub(crate) async fn every_option_renders_to_what_envoy_takes(version: EnvoyVersi
 }
 
 /// A control plane with gateway resources, and an Envoy that knows nothing but it.
-struct Gateway {
-    control: ControlPlaneProcess,
-    envoy: EnvoyProcess,
+pub(crate) struct Gateway {
+    pub(crate) control: ControlPlaneProcess,
+    pub(crate) envoy: EnvoyProcess,
     folder: tempfile::TempDir,
 }
 
 impl Gateway {
-    async fn start(version: EnvoyVersion, nvml: Option<&NvmlState>, documents: &[Value]) -> Result<Self> {
+    pub(crate) async fn start(version: EnvoyVersion, nvml: Option<&NvmlState>, documents: &[Value]) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let control = ControlPlaneProcess::start(ControlPlaneOptions::new(nvml.map(NvmlState::path))?).await?;
         apply(&control, &folder, documents)?;
@@ -81,7 +81,7 @@ impl Gateway {
         Ok(Self { control, envoy, folder })
     }
 
-    fn apply(&self, documents: &[Value]) -> Result<()> {
+    pub(crate) fn apply(&self, documents: &[Value]) -> Result<()> {
         apply(&self.control, &self.folder, documents)
     }
 
@@ -96,7 +96,7 @@ impl Gateway {
         Ok(response.json()?["data"][0]["id"].as_str().unwrap_or_default().to_owned())
     }
 
-    async fn wait_for_endpoints(&self, what: &str, wanted: impl Fn(&str) -> bool) -> Result<()> {
+    pub(crate) async fn wait_for_endpoints(&self, what: &str, wanted: impl Fn(&str) -> bool) -> Result<()> {
         let wanted = &wanted;
         wait_until(what, PATIENCE, || async {
             let page = self.envoy.admin_get("/clusters").await?.text();
@@ -139,16 +139,16 @@ fn apply(control: &ControlPlaneProcess, folder: &tempfile::TempDir, documents: &
     Ok(())
 }
 
-fn document(kind: &str, name: &str, spec: &Value) -> Value {
+pub(crate) fn document(kind: &str, name: &str, spec: &Value) -> Value {
     json!({"apiVersion": "headgate.dev/v1", "kind": kind, "metadata": {"name": name}, "spec": spec})
 }
 
-fn endpoint(address: SocketAddr) -> Value {
+pub(crate) fn endpoint(address: SocketAddr) -> Value {
     json!({"address": address.ip().to_string(), "port": address.port()})
 }
 
 /// Health is looked at every 100 ms, and what is away is asked after as often.
-fn pool(name: &str, endpoints: &[Value]) -> Value {
+pub(crate) fn pool(name: &str, endpoints: &[Value]) -> Value {
     document(
         "Pool",
         name,
@@ -158,7 +158,7 @@ fn pool(name: &str, endpoints: &[Value]) -> Value {
 }
 
 /// On a port that was free a moment ago: a document has to name one.
-fn entry(options: Value) -> Result<Value> {
+pub(crate) fn entry(options: Value) -> Result<Value> {
     let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
     let mut spec = json!({"address": "127.0.0.1", "port": port, "nodeCluster": "gateway"});
     if let (Some(spec), Value::Object(options)) = (spec.as_object_mut(), options) {
@@ -167,7 +167,7 @@ fn entry(options: Value) -> Result<Value> {
     Ok(document("Gateway", "public", &spec))
 }
 
-fn healthy(page: &str, pool: &str, count: usize) -> bool {
+pub(crate) fn healthy(page: &str, pool: &str, count: usize) -> bool {
     page.lines().filter(|line| line.starts_with(&format!("{pool}::")) && line.ends_with("::health_flags::healthy")).count() == count
 }
 

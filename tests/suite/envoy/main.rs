@@ -6,10 +6,12 @@ use anyhow::Result;
 use headgate_test_support::EnvoyVersion;
 
 mod access_log;
+mod balancing;
 mod control_loss;
 mod files;
 mod gateway;
 mod hostile;
+mod http3;
 mod identity;
 mod in_band;
 mod nack;
@@ -60,6 +62,10 @@ on_every_envoy!(
     gateway::an_endpoint_whose_gpu_is_ejected_leaves_the_balancing,
     gateway::what_a_proxy_refuses_is_seen_and_changes_nothing,
     gateway::who_shows_no_token_or_signature_gets_nothing,
+    balancing::equal_hash_values_meet_the_same_endpoint_and_most_stay_when_one_leaves,
+    balancing::latency_aware_balancing_follows_what_endpoints_tell_of_their_load,
+    balancing::a_saturated_engine_gets_the_least_part,
+    http3::a_request_over_quic_is_served,
     identity::a_proxy_is_the_node_that_its_certificate_names_and_no_other,
     in_band::engines_tell_their_load_in_their_responses_without_any_page,
     in_band::a_policy_that_does_not_ask_changes_and_reads_nothing,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 use axum::Router;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -26,14 +26,25 @@ struct Counts {
     in_flight: AtomicU64,
     peak: AtomicU64,
     forged: AtomicU64,
+    /// What every answer says of the load.
+    load: Option<&'static str>,
 }
 
 impl Upstream {
     /// Serves on a free port. `x-delay-ms` delays an answer, `x-status` sets its status.
     pub async fn start() -> Result<Self> {
+        Self::serve(Counts::default()).await
+    }
+
+    /// One that tells `load` with every answer, in the text form of ORCA.
+    pub async fn telling(load: &'static str) -> Result<Self> {
+        Self::serve(Counts { load: Some(load), ..Counts::default() }).await
+    }
+
+    async fn serve(counts: Counts) -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
-        let counts = Arc::new(Counts::default());
+        let counts = Arc::new(counts);
         let router = Router::new().fallback(answer).with_state(counts.clone());
         let server = tokio::spawn(async move {
             // It ends when the task is aborted, and nobody reads an error then.
@@ -91,12 +102,17 @@ async fn answer(State(counts): State<Arc<Counts>>, headers: HeaderMap) -> Respon
     if headers.keys().any(|name| name.as_str().starts_with("x-headgate-")) {
         counts.forged.fetch_add(1, Ordering::SeqCst);
     }
+    let load = counts.load;
     let _in_flight = InFlight::begin(counts);
     if let Some(delay) = number(&headers, "x-delay-ms") {
         tokio::time::sleep(Duration::from_millis(delay)).await;
     }
     let status = number(&headers, "x-status").and_then(|status| u16::try_from(status).ok()).unwrap_or(200);
-    (StatusCode::from_u16(status).unwrap_or(StatusCode::OK), "answered by the upstream\n").into_response()
+    let mut response = (StatusCode::from_u16(status).unwrap_or(StatusCode::OK), "answered by the upstream\n").into_response();
+    if let Some(load) = load {
+        response.headers_mut().insert("endpoint-load-metrics", HeaderValue::from_static(load));
+    }
+    response
 }
 
 fn number(headers: &HeaderMap, name: &str) -> Option<u64> {

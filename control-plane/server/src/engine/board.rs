@@ -1,6 +1,6 @@
 //! What is known of every engine: the board on which the tasks write and from which the control loop reads.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -132,6 +132,23 @@ impl EngineBoard {
     /// What is known of the engines at `url`; `None` when it is not read.
     pub fn get(&self, url: &str) -> Option<PageEndpoints> {
         self.lock().pages.get(url).cloned()
+    }
+
+    /// What the engine that serves at `address` says of itself; `None` when nobody has read it lately. Its page may be on another port: then
+    /// it is the only engine of that machine.
+    pub fn reading_at(&self, now: Timestamp, address: SocketAddr) -> Option<Reading> {
+        let board = self.lock();
+        let known = || board.pages.values().flat_map(|page| &page.engines).chain(board.in_band.values().flatten());
+        // Whether it is fresh or not: an engine that says nothing must not get its neighbour's load.
+        let at = match known().any(|(at, _)| *at == address) {
+            true => address,
+            false => {
+                let neighbours: BTreeSet<SocketAddr> = known().map(|(at, _)| *at).filter(|at| at.ip() == address.ip()).collect();
+                neighbours.first().copied().filter(|_| neighbours.len() == 1)?
+            }
+        };
+        let fresh = known().filter(|(other, state)| **other == at && !state.is_stale(now) && !state.stands_still());
+        fresh.max_by_key(|(_, state)| state.read_at)?.1.reading.clone()
     }
 
     /// Keeps exactly these pages.

@@ -214,6 +214,10 @@ struct Hand {
     watch: FreezeWatch,
 }
 
+fn scrape_at(ms: u64, reading: Reading) -> Scrape {
+    Scrape { asked_at: Timestamp::from_millis(ms), took: Duration::from_millis(5), result: Ok(reading) }
+}
+
 impl Hand {
     fn new(engines: u16) -> Self {
         let (board, urls): (_, Vec<String>) = (EngineBoard::default(), (0..engines).map(|n| format!("http://e{n}/metrics")).collect());
@@ -229,8 +233,7 @@ impl Hand {
     }
 
     fn record(&self, index: usize, at_ms: u64, result: Result<Reading, ScrapeError>) {
-        let (asked_at, took) = (Timestamp::from_millis(at_ms), Duration::from_millis(5));
-        self.board.record(&self.urls[index], Self::address(index), Scrape { asked_at, took, result });
+        self.board.record(&self.urls[index], Self::address(index), Scrape { result, ..scrape_at(at_ms, Reading::default()) });
     }
 
     fn state(&self, index: usize) -> EngineState {
@@ -377,4 +380,20 @@ fn what_the_engines_say_of_memory_is_that_of_the_kind_that_allocates_up_front() 
     hand.record(1, 110, of(EngineKind::Vllm, Some(0.75)));
     assert_eq!(hand.at(150, 0).memory(), expected("vllm", Some(true), Some((Timestamp::from_millis(100), 0.75))));
     assert_eq!(hand.at(900, 0).memory(), EngineFacts::Unread, "both are stale");
+}
+
+#[test]
+fn the_engine_of_an_endpoint_is_found_by_its_address_or_as_the_only_one_there() {
+    let hand = Hand::new(1);
+    hand.record(0, 100, Ok(reading(7, 0.5, 0)));
+    let waiting = |ms: u64, text: &str| hand.board.reading_at(Timestamp::from_millis(ms), text.parse().unwrap())?.waiting;
+    assert_eq!(waiting(200, "10.0.0.0:8000"), Some(7));
+    assert_eq!(waiting(200, "10.0.0.0:9000"), Some(7), "its page is on another port");
+    assert_eq!((waiting(200, "10.0.0.1:8000"), waiting(500, "10.0.0.0:8000")), (None, None), "another machine, and too old");
+    hand.board.set_endpoints(&hand.urls[0], &[Hand::address(0), "10.0.0.0:8001".parse().unwrap()]);
+    hand.board.record(&hand.urls[0], "10.0.0.0:8001".parse().unwrap(), scrape_at(100, reading(9, 0.5, 0)));
+    assert_eq!(waiting(200, "10.0.0.0:9000"), None, "two engines on one machine: nobody knows whose it is");
+    assert_eq!(waiting(200, "10.0.0.0:8001"), Some(9));
+    hand.record(0, 600, Ok(reading(7, 0.5, 0)));
+    assert_eq!(waiting(700, "10.0.0.0:8001"), None, "too old, and its neighbour's is not its own");
 }

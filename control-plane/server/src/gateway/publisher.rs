@@ -6,19 +6,24 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use super::config::Weights;
 use super::hub::{GatewayHub, Stored};
 use super::latency::EndpointLatencies;
 use super::render::{Rendered, render};
-use super::telemetry::{EndpointView, TelemetryMemory};
+use super::telemetry::{EndpointView, Measured, TelemetryMemory};
 use crate::clock::Clock;
 use crate::config::FilterDelivery;
 use crate::device::DeviceBoard;
+use crate::engine::EngineBoard;
 use crate::fleet::Fleet;
 
 /// Least time between two looks: a GPU that is lost is out of the balancing within it.
 const LEAST_PERIOD: Duration = Duration::from_millis(100);
 /// Longest time between two looks while nothing happens: what ages, and the ramps.
 const PERIOD: Duration = Duration::from_secs(1);
+
+/// The same where weights follow the engines, which are read ten times a second.
+const SATURATION_PERIOD: Duration = Duration::from_millis(250);
 
 /// Everything that the task needs.
 pub struct GatewayPublisher {
@@ -28,6 +33,8 @@ pub struct GatewayPublisher {
     pub devices: DeviceBoard,
     /// Time to the first byte of an endpoint, where somebody has measured it.
     pub latencies: EndpointLatencies,
+    /// What the engines say of themselves.
+    pub engines: EngineBoard,
     /// How proxies reach this control plane.
     pub filter: FilterDelivery,
     /// The monotonic clock.
@@ -56,7 +63,7 @@ impl GatewayPublisher {
             let current = stored.borrow_and_update().clone();
             devices.mark_unchanged();
             self.tell(&current, &mut memory, &mut told);
-            let (least, due) = (Instant::now() + LEAST_PERIOD, Instant::now() + PERIOD);
+            let (least, due) = (Instant::now() + LEAST_PERIOD, Instant::now() + period(&current));
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 Ok(()) = stored.changed() => continue,
@@ -75,7 +82,9 @@ impl GatewayPublisher {
     fn tell(&self, stored: &Stored, memory: &mut TelemetryMemory, told: &mut Option<Rendered>) {
         let now = self.clock.now();
         let latency = |address: SocketAddr| self.latencies.get(now, address);
-        let states = memory.look(now, &stored.set, &self.devices.view(now), &latency);
+        let engine = |address: SocketAddr| self.engines.reading_at(now, address);
+        let measured = Measured { devices: &self.devices.view(now), latency: &latency, engine: &engine };
+        let states = memory.look(now, &stored.set, &measured);
         let rendered = render(&stored.set, &states, &self.filter);
         if told.as_ref() == Some(&rendered) {
             return;
@@ -89,4 +98,9 @@ impl GatewayPublisher {
         self.fleet.publish_endpoints(EndpointView::all(&stored.set, &states));
         *told = Some(rendered);
     }
+}
+
+fn period(stored: &Stored) -> Duration {
+    let follows_engines = stored.set.pools().any(|pool| pool.balancing.weights() == Some(Weights::Saturation));
+    if follows_engines { SATURATION_PERIOD } else { PERIOD }
 }

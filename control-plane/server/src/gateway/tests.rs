@@ -83,7 +83,10 @@ fn options_of_balancing_that_mean_nothing_together_are_refused() {
     };
     assert_eq!(balancing("{algorithm: consistent_hash}"), ["Pool x: balancing.hashHeader: is required"]);
     assert!(balancing("{hashHeader: x-user}")[0].contains("only consistent_hash chooses by a header"));
-    assert!(balancing("{algorithm: round_robin, weights: telemetry}")[0].contains("weights of endpoints do not count"));
+    for weights in ["telemetry", "saturation"] {
+        let problems = balancing(&format!("{{algorithm: round_robin, weights: {weights}}}"));
+        assert!(problems[0].contains(weights) && problems[0].contains("weights of endpoints do not count"), "{problems:?}");
+    }
     assert!(balancing("{algorithm: consistent_hash, hashHeader: x-user, slowStartMs: 1}")[0].contains("has no slow start"));
     assert_eq!(balancing("{algorithm: consistent_hash, hashHeader: x-user}"), [""; 0]);
 }

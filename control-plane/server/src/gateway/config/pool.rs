@@ -101,8 +101,10 @@ pub enum Weights {
     /// From the document.
     #[default]
     Given,
-    /// From telemetry.
+    /// From the GPUs' utilisation and the latency.
     Telemetry,
+    /// From the engine's queue and KV cache.
+    Saturation,
 }
 
 /// Active health checks.
@@ -256,11 +258,16 @@ fn balancing(check: &mut Checker, wire: &v1::PoolBalancing) -> Balancing {
     let v1::PoolBalancing { algorithm: _, weights: _, hash_header, slow_start_ms } = wire;
     let at = "balancing";
     let algorithm = wire.algorithm();
-    let telemetry = wire.weights() == v1::WeightSource::Telemetry;
-    let weights = if telemetry { Weights::Telemetry } else { Weights::Given };
-    if telemetry && matches!(algorithm, Algorithm::RoundRobin | Algorithm::LatencyAware) {
+    let (weights, moved_by) = match wire.weights() {
+        v1::WeightSource::Unspecified | v1::WeightSource::Given => (Weights::Given, None),
+        v1::WeightSource::Telemetry => (Weights::Telemetry, Some("telemetry")),
+        v1::WeightSource::Saturation => (Weights::Saturation, Some("saturation")),
+    };
+    if let Some(moved_by) = moved_by
+        && matches!(algorithm, Algorithm::RoundRobin | Algorithm::LatencyAware)
+    {
         let rule = "with this algorithm the weights of endpoints do not count; weighted or least_request use them";
-        check.report(join(at, "weights"), Problem::Conflict { got: "telemetry".to_owned(), rule });
+        check.report(join(at, "weights"), Problem::Conflict { got: moved_by.to_owned(), rule });
     }
     if algorithm == Algorithm::ConsistentHash {
         check.text(at, "hashHeader", hash_header, &HEADER);

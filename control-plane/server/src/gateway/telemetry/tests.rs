@@ -35,7 +35,13 @@ fn view(now_ms: u64, node: &str, at_ms: u64, readings: Vec<DeviceReading>) -> De
 }
 
 fn look(memory: &mut TelemetryMemory, set: &GatewaySet, view: &DeviceView) -> Vec<(u32, String)> {
-    let states = memory.look(view.now(), set, view, &|_| None);
+    look_at(memory, set, view, None)
+}
+
+/// The engine of the first endpoint says `reading`, the others are not read.
+fn look_at(memory: &mut TelemetryMemory, set: &GatewaySet, view: &DeviceView, reading: Option<Reading>) -> Vec<(u32, String)> {
+    let engine = |address: SocketAddr| reading.clone().filter(|_| address.to_string() == "10.0.0.1:8000");
+    let states = memory.look(view.now(), set, &Measured { devices: view, latency: &|_| None, engine: &engine });
     let pool = set.pool("llm").unwrap();
     pool.endpoints.iter().map(|endpoint| states.of(pool, endpoint)).map(|state| (state.weight, state.out_because)).collect()
 }
@@ -96,4 +102,18 @@ fn a_lost_gpu_takes_out_the_endpoints_of_its_node() {
     let states = look(&mut TelemetryMemory::default(), &set("given"), &devices);
     assert_eq!(states[2].1, "GPU 3 GPU-3 is lost");
     assert_eq!((states[0].1.as_str(), states[1].1.as_str()), ("", ""));
+}
+
+#[test]
+fn saturation_takes_weight_away_slowly_and_never_all() {
+    let (set, mut memory) = (set("saturation"), TelemetryMemory::default());
+    let reading = |waiting: u64, kv: f64| Some(Reading { waiting: Some(waiting), kv_use: Some(kv), ..Reading::default() });
+    let at = |memory: &mut TelemetryMemory, ms: u64, reading: Option<Reading>| {
+        weights(&look_at(memory, &set, &view(ms, "", ms, vec![sample(0, 90, None)]), reading))
+    };
+    assert_eq!(at(&mut memory, 0, reading(0, 0.4)), [50, 100, 100], "half of 0.8; a busy GPU is not a saturated engine");
+    assert_eq!(at(&mut memory, 693, reading(4, 0.4))[0], 35, "halfway from 0.5 to 4 of 5");
+    assert_eq!(at(&mut memory, 60_000, reading(500, 1.0))[0], 10, "the least");
+    assert_eq!(at(&mut memory, 60_100, None)[0], 100, "an engine that nobody reads keeps its weight");
+    assert_eq!(at(&mut memory, 60_200, Some(Reading::default()))[0], 100, "one that tells nothing, too");
 }
