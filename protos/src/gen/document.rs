@@ -244,7 +244,7 @@ pub(super) static POOL_ENDPOINT: Message = Message {
 pub(super) static POOL_BALANCING: Message = Message {
     fields: &[
         Field { name: "algorithm", number: 1, list: false, kind: Kind::Enum(&[("round_robin", 1), ("weighted", 2), ("least_request", 3), ("latency_aware", 4), ("consistent_hash", 5)]) },
-        Field { name: "weights", number: 2, list: false, kind: Kind::Enum(&[("given", 1), ("telemetry", 2)]) },
+        Field { name: "weights", number: 2, list: false, kind: Kind::Enum(&[("given", 1), ("telemetry", 2), ("saturation", 3)]) },
         Field { name: "hashHeader", number: 3, list: false, kind: Kind::Text },
         Field { name: "slowStartMs", number: 4, list: false, kind: Kind::Uint32 },
     ],

@@ -831,7 +831,7 @@ pub struct PoolEndpoint {
         serde(skip_serializing_if = "crate::document::is_default")
     )]
     pub port: u32,
-    /// Part of the traffic against the other endpoints of its tier; with `weights: telemetry` the most that it gets. Range: 1..=1000.
+    /// Part of the traffic against the other endpoints of its tier; with other `weights` than `given` the most that it gets. Range: 1..=1000.
     /// Default: 100.
     #[prost(uint32, optional, tag = "3")]
     #[cfg_attr(
@@ -1857,6 +1857,9 @@ pub enum WeightSource {
     /// From telemetry: `max(10, w * (1 - min(u, 0.7)) * (1 - l / 2000))`, `w` the weight in the document, `u` the utilisation of the
     /// fullest of the endpoint's GPUs and `l` its latency in milliseconds. A GPU that is slowed down by heat takes its part off.
     Telemetry = 2,
+    /// From the engine's saturation: `w * max(0.1, 1 - s)`, `s` the greater of its waiting requests over 5 and its KV cache use over 0.8, as
+    /// a moving mean of a second. An engine that nobody reads keeps `w`. A GPU that is slowed down by heat takes its part off.
+    Saturation = 3,
 }
 impl WeightSource {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1868,6 +1871,7 @@ impl WeightSource {
             Self::Unspecified => "WEIGHT_SOURCE_UNSPECIFIED",
             Self::Given => "WEIGHT_SOURCE_GIVEN",
             Self::Telemetry => "WEIGHT_SOURCE_TELEMETRY",
+            Self::Saturation => "WEIGHT_SOURCE_SATURATION",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1876,6 +1880,7 @@ impl WeightSource {
             "WEIGHT_SOURCE_UNSPECIFIED" => Some(Self::Unspecified),
             "WEIGHT_SOURCE_GIVEN" => Some(Self::Given),
             "WEIGHT_SOURCE_TELEMETRY" => Some(Self::Telemetry),
+            "WEIGHT_SOURCE_SATURATION" => Some(Self::Saturation),
             _ => None,
         }
     }
