@@ -9,6 +9,10 @@ use alloc::vec::Vec;
 
 use headgate_protos::v1;
 
+use crate::session::Session;
+use crate::time::Timestamp;
+use crate::worker::Worker;
+
 /// Every counter of `report`: `headgate_requests.policy.P.class.C.decision.D`, `headgate_refusals.policy.P.class.C.reason.R`,
 /// `headgate_responses.policy.P.class.C.outcome.O`, `headgate_queue.policy.P.event.E` and `headgate_filter.event.E`. What a policy that only
 /// watches would have done has names of its own: `headgate_shadow_requests…`, `headgate_shadow_refusals…` and
@@ -55,6 +59,20 @@ pub fn counters(report: &v1::WorkerReport) -> Vec<(String, u64)> {
     ];
     counters.extend(events.map(|(event, total)| ("headgate_filter.event.".to_string() + event, total)));
     counters
+}
+
+/// What the leader knows of the control plane at `now`: `headgate_control_plane_connected`, and for each policy
+/// `headgate_limits_epoch.policy.P` and, once there are limits, `headgate_limits_age_ms.policy.P`.
+#[must_use]
+pub fn gauges(now: Timestamp, session: &Session, worker: &Worker) -> Vec<(String, u64)> {
+    let mut gauges = alloc::vec![("headgate_control_plane_connected".to_string(), u64::from(session.is_connected()))];
+    for (index, policy) in worker.policies().enumerate() {
+        gauges.push((format!("headgate_limits_epoch.policy.{}", policy.name()), worker.limits_epoch(index)));
+        if let Some(age) = session.limits_age(now, policy.pool()) {
+            gauges.push((format!("headgate_limits_age_ms.policy.{}", policy.name()), age.as_millis() as u64));
+        }
+    }
+    gauges
 }
 
 #[cfg(test)]

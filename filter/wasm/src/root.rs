@@ -21,6 +21,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 const TICK_MS: u32 = 20;
+/// The same in a VM that has seen no request, such as the main thread's: a tick wakes its thread, which costs more than what it does there.
+const IDLE_TICK_MS: u32 = 100;
 /// Between two refreshes of the sub-leases and of the report; a slot lapses after ten of them.
 const SHARE_EVERY: Duration = Duration::from_millis(100);
 /// Between two reports of a VM that has not seen a request; its slot lapses after two of them.
@@ -52,6 +54,7 @@ pub(crate) struct Instance {
     /// Permits by policy, `None`: unbounded. Empty before the first request: the main thread's VM and the one that only tries a
     /// configuration out never see one, and hold nothing that others need.
     permits: Vec<Option<u32>>,
+    tick_ms: u32,
     ticked_at: Timestamp,
     leased_at: Timestamp,
     reported_at: Timestamp,
@@ -80,6 +83,7 @@ impl Instance {
             control: None,
             metrics: Metrics::default(),
             permits: Vec::new(),
+            tick_ms: IDLE_TICK_MS,
             ticked_at: Timestamp::ZERO,
             leased_at: Timestamp::ZERO,
             reported_at: Timestamp::ZERO,
@@ -104,7 +108,7 @@ impl Instance {
         self.take_up(now);
     }
 
-    /// Every 20 ms.
+    /// Every 20 ms, or every 100 ms without requests.
     pub(crate) fn on_tick(&mut self, root: u32) {
         let now = host::now();
         if root != self.root {
@@ -114,12 +118,14 @@ impl Instance {
             self.adopt(root, now);
         }
         self.ticked_at = now;
-        for _ in self.host_errors..host::errors() {
-            self.worker.count_host_error();
-        }
+        (self.host_errors..host::errors()).for_each(|_| self.worker.count_host_error());
         self.host_errors = host::errors();
         self.worker.on_tick(now);
         self.take_up(now);
+        if !self.permits.is_empty() && self.tick_ms != TICK_MS {
+            self.tick_ms = TICK_MS;
+            let _ = host::set_tick_period(TICK_MS);
+        }
         if !self.permits.is_empty() && (now.since(self.leased_at) >= SHARE_EVERY || self.is_short_of_permits()) {
             self.lease(now);
         }
@@ -149,6 +155,10 @@ impl Instance {
 
     /// Before a decision: takes permits up when there are none left, at most every 5 ms, instead of refusing until the next tick.
     pub(crate) fn ensure_permits(&mut self, now: Timestamp) {
+        if self.permits.is_empty() && self.tick_ms != TICK_MS {
+            // The first request: what has changed since the last of the few ticks.
+            self.take_up(now);
+        }
         if self.permits.is_empty() || (self.is_short_of_permits() && now.since(self.leased_at) >= LEASE_AGAIN) {
             self.lease(now);
         }
@@ -161,7 +171,7 @@ impl Instance {
         if let Some(control) = &mut self.control {
             control.forget_streams();
         }
-        let _ = host::set_tick_period(TICK_MS);
+        let _ = host::set_tick_period(self.tick_ms);
     }
 
     /// Puts in force what the control plane has delivered, and the inline policies that it does not name.
@@ -228,16 +238,8 @@ impl Instance {
             return;
         }
         self.flushed_at = now;
-        for (name, total) in metrics::counters(&report) {
-            self.metrics.count(name, total);
-        }
+        metrics::counters(&report).into_iter().for_each(|(name, total)| self.metrics.count(name, total));
         let Some(session) = self.control.as_ref().and_then(Control::session) else { return };
-        self.metrics.set("headgate_control_plane_connected".into(), u64::from(session.is_connected()));
-        for (policy, applied) in self.worker.policies().zip(self.worker.applied()) {
-            self.metrics.set(format!("headgate_limits_epoch.policy.{}", policy.name()), applied.limits_epoch);
-            if let Some(age) = session.limits_age(now, policy.pool()) {
-                self.metrics.set(format!("headgate_limits_age_ms.policy.{}", policy.name()), age.as_millis() as u64);
-            }
-        }
+        metrics::gauges(now, session, &self.worker).into_iter().for_each(|(name, value)| self.metrics.set(name, value));
     }
 }
