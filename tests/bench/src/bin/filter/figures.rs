@@ -17,6 +17,9 @@ pub(crate) struct Figures {
     added_vs_empty: Option<f64>,
     /// Where it comes from, in the order in which each adds to the one before. Empty when a step was not measured.
     decomposition: Vec<Step>,
+    /// CPU of the Envoy process without requests, in milliseconds a second: what is done by the clock, which requests share. Empty without
+    /// a decomposition.
+    idle_ms_per_s: BTreeMap<String, f64>,
 }
 
 #[derive(Serialize)]
@@ -39,7 +42,7 @@ struct Step {
 }
 
 impl Figures {
-    pub(crate) fn of(rounds: u32, samples: &Samples) -> Self {
+    pub(crate) fn of(rounds: u32, samples: &Samples, idle: &Samples) -> Self {
         let spreads = samples.iter().filter_map(|(name, samples)| {
             let mut sorted = samples.clone();
             sorted.sort_by(f64::total_cmp);
@@ -50,6 +53,7 @@ impl Figures {
             cpu_us_per_request: spreads.collect(),
             added_vs_empty: vs_empty(samples, ADMITTING),
             decomposition: decomposition(samples).unwrap_or_default(),
+            idle_ms_per_s: idle.iter().filter_map(|(name, samples)| Some((name.clone(), median(samples)?))).collect(),
         }
     }
 
@@ -65,6 +69,9 @@ impl Figures {
             for Step { name, step_us, added_us, vs_empty } in &self.decomposition {
                 println!("{name:<22} {step_us:>8.2} {added_us:>8.2} {vs_empty:>8.2}");
             }
+        }
+        for (name, idle) in &self.idle_ms_per_s {
+            println!("{name:<22} {idle:>8.2} ms a second without requests");
         }
         if let Some(ratio) = self.added_vs_empty {
             println!("\nHeadgate admitting adds {ratio:.2} times what the empty filter adds.");
@@ -125,7 +132,7 @@ mod tests {
             ("floor_clocks", [15.0, 20.0, 15.0]),
             (ADMITTING, [16.0, 21.0, 16.0]),
         ]);
-        let figures = Figures::of(3, &samples);
+        let figures = Figures::of(3, &samples, &Samples::new());
         assert_eq!(figures.added_vs_empty, Some(1.5));
         let steps: Vec<_> = figures.decomposition.iter().map(|step| (step.step_us, step.added_us, step.vs_empty)).collect();
         assert_eq!(steps, [(1.0, 1.0, 0.25), (1.5, 2.5, 0.625), (1.5, 4.0, 1.0), (1.0, 5.0, 1.25), (1.0, 6.0, 1.5)]);
@@ -134,7 +141,7 @@ mod tests {
     #[test]
     fn without_the_steps_there_is_no_decomposition() {
         let samples = samples(&[(NO_FILTER, [10.0; 3]), (EMPTY_FILTER, [14.0; 3]), (ADMITTING, [16.0; 3])]);
-        let figures = Figures::of(3, &samples);
+        let figures = Figures::of(3, &samples, &Samples::new());
         assert!(figures.decomposition.is_empty());
         assert_eq!(figures.added_vs_empty, Some(1.5));
     }

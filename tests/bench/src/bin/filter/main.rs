@@ -80,7 +80,7 @@ async fn run(args: &Args) -> Result<()> {
         (false, []) => !name.starts_with(variant::FLOOR),
         (false, only) => only.iter().any(|only| only == name),
     };
-    let mut samples = Samples::new();
+    let (mut samples, mut idle) = (Samples::new(), Samples::new());
     for round in 1..=args.rounds {
         let mut variants = Variant::start_all(args.cores, is_wanted).await?;
         for Candidate { name, module } in &args.candidate {
@@ -91,6 +91,12 @@ async fn run(args: &Args) -> Result<()> {
         variants.rotate_left(first);
         for variant in &variants {
             variant.warm_up().await?;
+        }
+        if args.decompose {
+            for variant in &mut variants {
+                let sample = variant.idle(Duration::from_millis(args.round_ms)).await?;
+                idle.entry(variant.name.clone()).or_default().push(sample);
+            }
         }
         let mut least = vec![f64::INFINITY; variants.len()];
         for _ in 0..TURNS {
@@ -104,7 +110,7 @@ async fn run(args: &Args) -> Result<()> {
         }
         eprintln!("round {round} of {}", args.rounds);
     }
-    let figures = Figures::of(args.rounds, &samples);
+    let figures = Figures::of(args.rounds, &samples, &idle);
     figures.print();
     if let Some(path) = &args.json {
         fs::write(path, serde_json::to_string_pretty(&figures)?).with_context(|| format!("cannot write {}", path.display()))?;

@@ -141,6 +141,14 @@ impl Variant {
         saturate(self.envoy.address(), REQUEST.as_bytes(), CONNECTIONS, WARM_UP).await.map(drop)
     }
 
+    /// CPU time of the Envoy process while nobody asks it for anything, in milliseconds a second.
+    pub(crate) async fn idle(&mut self, length: Duration) -> Result<f64> {
+        let before = self.envoy.process().cpu_time()?;
+        tokio::time::sleep(length).await;
+        let after = self.envoy.process().cpu_time()?;
+        Ok((after.ran - before.ran).as_secs_f64() * 1e3 / length.as_secs_f64())
+    }
+
     /// CPU time of the Envoy process over the responses that it gave, in microseconds.
     pub(crate) async fn measure(&mut self, length: Duration) -> Result<f64> {
         let before = self.envoy.process().cpu_time()?;
