@@ -43,6 +43,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// How long limits hold without this control plane.
     pub lifetime: LimitsLifetime,
+    /// Age at which a connection of the gRPC listener is to be replaced, about; `None`: never.
+    pub connection_age: Option<Duration>,
     /// How the listeners are protected.
     pub security: Security,
 }
@@ -195,6 +197,7 @@ impl TryFrom<RawConfig> for Config {
             log_format,
             limits_ttl_ms,
             decay_ms,
+            connection_age_s,
             tls_cert,
             tls_key,
             client_ca,
@@ -241,12 +244,11 @@ impl TryFrom<RawConfig> for Config {
                 ttl: errors.millis("limits-ttl-ms", limits_ttl_ms.unwrap_or(3000), 200, 600_000),
                 decay: errors.millis("decay-ms", decay_ms.unwrap_or(10_000), 0, 600_000),
             },
+            connection_age: errors.seconds("connection-age-s", connection_age_s.unwrap_or(1800), 86_400),
             security: errors.security(security, &data_dir, &[("grpc", grpc), ("http", http)]),
         };
         config.store = errors.store(RawStore { store, store_ca, store_cert, store_key, replica, advertise }, config.security.tls.as_ref());
-        if config.grpc == config.http && config.grpc.port() != 0 {
-            errors.0.push(ConfigError::SameAddress(config.http));
-        }
+        errors.two_ports(grpc, http);
         if errors.0.is_empty() { Ok(config) } else { Err(ConfigErrors(errors.0)) }
     }
 }
@@ -280,6 +282,12 @@ impl Errors {
             self.0.push(ConfigError::Address { flag, got: text, example: default });
             SocketAddr::from(([127, 0, 0, 1], 0))
         })
+    }
+
+    fn two_ports(&mut self, grpc: SocketAddr, http: SocketAddr) {
+        if grpc == http && grpc.port() != 0 {
+            self.0.push(ConfigError::SameAddress(http));
+        }
     }
 
     fn path(&mut self, flag: &'static str, given: Option<PathBuf>, default: &str) -> PathBuf {
@@ -344,6 +352,14 @@ impl Errors {
         }
     }
 
+    /// None for 0: never.
+    fn seconds(&mut self, flag: &'static str, got: u64, max: u64) -> Option<Duration> {
+        if got > max {
+            self.0.push(ConfigError::OutOfRange { flag, got, min: 0, max });
+        }
+        (got > 0).then(|| Duration::from_secs(got))
+    }
+
     fn millis(&mut self, flag: &'static str, got: u64, min: u64, max: u64) -> Duration {
         if !(min..=max).contains(&got) {
             self.0.push(ConfigError::OutOfRange { flag, got, min, max });
@@ -363,6 +379,7 @@ mod tests {
         assert_eq!(config.http.to_string(), "127.0.0.1:18080");
         assert_eq!(config.devices, DeviceOrigin::Driver);
         assert_eq!(config.lifetime.ttl, Duration::from_secs(3));
+        assert_eq!(config.connection_age, Some(Duration::from_secs(1800)));
     }
 
     #[test]
@@ -372,6 +389,7 @@ mod tests {
             nvml_lib: Some(String::new()),
             log_format: Some("xml".to_owned()),
             limits_ttl_ms: Some(10),
+            connection_age_s: Some(86_401),
             ..RawConfig::default()
         };
         let errors = Config::try_from(raw).unwrap_err().to_string();
@@ -382,6 +400,7 @@ mod tests {
                 "--nvml-lib: is empty",
                 "--log-format: `xml` is none of text, json",
                 "--limits-ttl-ms: 10 is outside 200..=600000",
+                "--connection-age-s: 86401 is outside 0..=86400",
             ]
         );
     }

@@ -28,6 +28,7 @@ use crate::identity::listener::{Incoming, Peer};
 use crate::replica::devices::DeviceRelay;
 use crate::store::StoreError;
 
+mod connections;
 mod front;
 mod grpc;
 mod log;
@@ -207,6 +208,7 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         filter: config.filter,
         shutdown: shutdown.clone(),
         access_logs,
+        connection_age: config.connection_age,
     };
     let grpc_server = services.serve(front.grpc, front.guard.clone())?;
 

@@ -67,6 +67,9 @@ pub struct RawConfig {
     /// Time over which they then decay to the safe share, in milliseconds, 0..=600000 [default: 10000]
     #[arg(long, env = "HEADGATE_DECAY_MS", value_name = "MS")]
     pub decay_ms: Option<u64>,
+    /// Age at which a proxy's connection is replaced, give or take a quarter, in seconds, 0..=86400; 0: never [default: 1800]
+    #[arg(long, env = "HEADGATE_CONNECTION_AGE_S", value_name = "S")]
+    pub connection_age_s: Option<u64>,
     /// TLS of both listeners: PEM file with the certificate and its intermediates; read again when it changes
     #[arg(long, env = "HEADGATE_TLS_CERT", value_name = "FILE")]
     pub tls_cert: Option<PathBuf>,
@@ -159,6 +162,7 @@ impl RawConfig {
             log_format: self.log_format.or(fallback.log_format),
             limits_ttl_ms: self.limits_ttl_ms.or(fallback.limits_ttl_ms),
             decay_ms: self.decay_ms.or(fallback.decay_ms),
+            connection_age_s: self.connection_age_s.or(fallback.connection_age_s),
             tls_cert: self.tls_cert.or(fallback.tls_cert),
             tls_key: self.tls_key.or(fallback.tls_key),
             client_ca: self.client_ca.or(fallback.client_ca),

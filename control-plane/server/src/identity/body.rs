@@ -28,11 +28,20 @@ pub(super) struct BoundedMessages {
     seen_at: Instant,
 }
 
-/// An answer, with its place among the peer's open calls, cut off when the caller's token ends.
+/// When an answer is cut off, and what its caller is told then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// The caller's token has expired.
+    Expired(Instant),
+    /// The connection is to be replaced.
+    Moved(Instant),
+}
+
+/// An answer, with its place among the peer's open calls, cut off at its end at the latest.
 pub(super) struct HeldAnswer {
     inner: Body,
     _slot: Option<Slot>,
-    ends: Option<Pin<Box<Sleep>>>,
+    ends: Option<(Pin<Box<Sleep>>, End)>,
     has_ended: bool,
 }
 
@@ -78,12 +87,30 @@ impl HttpBody for BoundedMessages {
     }
 }
 
+// === impl End ===
+
+impl End {
+    const fn at(self) -> Instant {
+        match self {
+            Self::Expired(at) | Self::Moved(at) => at,
+        }
+    }
+
+    fn status(self) -> Status {
+        match self {
+            Self::Expired(_) => Status::unauthenticated("the token has expired; call again with a new one"),
+            Self::Moved(_) => Status::unavailable("the connection is old; call again on a new one"),
+        }
+    }
+}
+
 // === impl HeldAnswer ===
 
 impl HeldAnswer {
-    /// An answer that ends at `ends` at the latest.
-    pub(super) fn new(inner: Body, slot: Option<Slot>, ends: Option<Instant>) -> Self {
-        let ends = ends.map(|at| Box::pin(tokio::time::sleep_until(at.into())));
+    /// An answer that ends at the first of `ends` at the latest.
+    pub(super) fn new(inner: Body, slot: Option<Slot>, ends: [Option<End>; 2]) -> Self {
+        let first = ends.into_iter().flatten().min_by_key(|end| end.at());
+        let ends = first.map(|end| (Box::pin(tokio::time::sleep_until(end.at().into())), end));
         Self { inner, _slot: slot, ends, has_ended: false }
     }
 }
@@ -96,14 +123,13 @@ impl HttpBody for HeldAnswer {
         if self.has_ended {
             return Poll::Ready(None);
         }
-        if let Some(ends) = &mut self.ends
-            && ends.as_mut().poll(context).is_ready()
+        if let Some((sleep, end)) = &mut self.ends
+            && sleep.as_mut().poll(context).is_ready()
         {
-            self.has_ended = true;
             let mut trailers = HeaderMap::new();
-            let expired = Status::unauthenticated("the token has expired; call again with a new one");
             // The text is plain ASCII, so this cannot fail; a body without trailers would end the call all the same.
-            let _ = expired.add_header(&mut trailers);
+            let _ = end.status().add_header(&mut trailers);
+            self.has_ended = true;
             return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
         }
         Pin::new(&mut self.inner).poll_frame(context)

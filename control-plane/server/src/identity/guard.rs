@@ -21,7 +21,7 @@ use tower::{Layer, Service};
 
 use super::access::{Access, PeerLimits};
 use super::audit::{Audit, Entry, Outcome};
-use super::body::{BoundedMessages, HeldAnswer};
+use super::body::{BoundedMessages, End, HeldAnswer};
 use super::caller::{Caller, Proof, shortened};
 use super::listener::Peer;
 use super::rates::{PeerKey, Rates, Slot};
@@ -183,6 +183,10 @@ where
             Ok(admitted) => admitted,
             Err(refusal) => return Box::pin(std::future::ready(Ok(Status::from(refusal).into_http()))),
         };
+        // Machines open their streams again by themselves; people who watch something are left alone.
+        let moves =
+            parts.extensions.get::<Peer>().and_then(|peer| peer.moves_at).filter(|_| rpc.is_some_and(|rpc| rpc.need == Need::Proxy));
+        let ends = [ends.map(End::Expired), moves.map(End::Moved)];
         parts.headers.remove(AUTHORIZATION);
         parts.extensions.insert(caller);
         let max_bytes = rpc.map_or(UNKNOWN_METHOD_BYTES, |rpc| rpc.max_message_bytes);

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -57,6 +57,8 @@ pub struct Peer {
     pub address: SocketAddr,
     /// The certificate that it showed and that was found good.
     pub certificate: Option<Arc<PeerCertificate>>,
+    /// When its streams end, so that it opens them anew on another connection; `None`: not by age.
+    pub moves_at: Option<Instant>,
 }
 
 /// Connections of one listener, in the order in which they became ready.
@@ -183,7 +185,7 @@ impl Acceptor {
                 }
             }
         };
-        let peer = Peer { address, certificate: io.certificate().map(Arc::new) };
+        let peer = Peer { address, certificate: io.certificate().map(Arc::new), moves_at: None };
         // Fails only when the server has stopped.
         let _ = self.ready.send(Connection { io, peer, _permit: permit }).await;
     }
@@ -199,6 +201,11 @@ impl Connection {
     /// The other end.
     pub fn peer(&self) -> &Peer {
         &self.peer
+    }
+
+    /// Has the streams of the connection end at `at`.
+    pub fn move_streams_at(&mut self, at: Instant) {
+        self.peer.moves_at = Some(at);
     }
 }
 

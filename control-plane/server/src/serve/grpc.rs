@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
 
-use super::ServeError;
+use super::{ServeError, connections};
 use crate::access_log::{self, AccessLogs, Counters};
 use crate::clock::Clock;
 use crate::config::FilterDelivery;
@@ -58,6 +58,8 @@ pub(super) struct Services {
     pub(super) filter: FilterDelivery,
     pub(super) shutdown: CancellationToken,
     pub(super) access_logs: Arc<Counters>,
+    /// Age at which connections are to be replaced.
+    pub(super) connection_age: Option<Duration>,
 }
 
 // === impl Services ===
@@ -90,13 +92,8 @@ impl Services {
         let reports = LoadReports::new(books, self.reports, self.shutdown.clone());
         let discovery = Discovery::new(self.fleet.clone(), self.filter, self.shutdown.clone());
         let policies = PolicyServer::new(self.store, self.fleet, self.shutdown);
-        let server = Server::builder()
-            .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-            .max_concurrent_streams(MAX_STREAMS)
-            .timeout(ANSWER_LIMIT)
-            .layer(guard)
-            .add_routes(discovery.routes())
+        let routes = discovery
+            .routes()
             .add_service(health_service)
             .add_service(reflection)
             .add_service(LoadReportingServer::new(reports))
@@ -107,11 +104,33 @@ impl Services {
             .add_service(GatewayServiceServer::new(self.gateway));
         Ok(async move {
             health.set_service_status("", ServingStatus::Serving).await;
+            let stopping = shutdown.clone();
             let stopping = async move {
-                shutdown.cancelled().await;
+                stopping.cancelled().await;
                 health.set_service_status("", ServingStatus::NotServing).await;
+                Ok(())
             };
-            server.serve_with_incoming_shutdown(incoming, stopping).await.map_err(|error| ServeError::Grpc(error.to_string()))
+            let lane = |lane, age| {
+                server(age)
+                    .layer(guard.clone())
+                    .add_routes(routes.clone())
+                    .serve_with_incoming_shutdown(lane, shutdown.clone().cancelled_owned())
+            };
+            let serving = connections::serve(incoming, self.connection_age, lane);
+            futures::future::try_join(serving, stopping).await.map(drop).map_err(|error| ServeError::Grpc(error.to_string()))
         })
+    }
+}
+
+/// A server whose connections are told to go away at `age`, if it is given.
+fn server(age: Option<Duration>) -> Server {
+    let server = Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .max_concurrent_streams(MAX_STREAMS)
+        .timeout(ANSWER_LIMIT);
+    match age {
+        Some(age) => server.max_connection_age(age),
+        None => server,
     }
 }
