@@ -59,6 +59,8 @@ const DOCUMENT_MESSAGES: &[&str] = &[
     "SignatureKey",
     "Candidate",
     "Rollout",
+    "Quota",
+    "QuotaFloor",
 ];
 
 /// Enum fields of those messages: message, field, enum, the adapter for how the field holds it.
@@ -72,6 +74,9 @@ const DOCUMENT_ENUMS: &[(&str, &str, &str, &str)] = &[
     ("PoolBalancing", "algorithm", "BalancingAlgorithm", "EnumName"),
     ("PoolBalancing", "weights", "WeightSource", "EnumName"),
     ("PoolSpec", "protocol", "PoolProtocol", "EnumName"),
+    ("Quota", "unit", "QuotaUnit", "EnumName"),
+    ("Quota", "per", "QuotaPeriod", "EnumName"),
+    ("Quota", "mode", "QuotaMode", "EnumName"),
 ];
 
 #[test]

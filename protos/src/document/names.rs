@@ -54,6 +54,9 @@ macro_rules! document_enum {
 document_enum!(WhenTripped { "reserved_lane" = ReservedLane, "gradient_throttle" = GradientThrottle, "refuse" = Refuse });
 document_enum!(GpuMemorySource { "auto" = Auto, "nvml" = Nvml, "kv_cache" = KvCache });
 document_enum!(Enforcement { "enforce" = Enforce, "shadow" = Shadow });
+document_enum!(QuotaUnit { "requests" = Requests, "tokens" = Tokens, "work_tokens" = WorkTokens });
+document_enum!(QuotaPeriod { "second" = Second, "minute" = Minute });
+document_enum!(QuotaMode { "strict" = Strict, "fast" = Fast });
 document_enum!(Fusion { "max" = Max, "weighted" = Weighted });
 document_enum!(RungKind {
     "cap_max_tokens" = CapMaxTokens,

@@ -10,7 +10,8 @@ use alloc::vec::Vec;
 use crate::v1::{
     AdmissionQueue, BreakerScope, Candidate, CircuitBreaker, ClassCap, Classification, Concurrency, Enforcement, Engine, ErrorRate,
     Fallback, Fusion, GpuMemoryLevel, GpuMemorySource, GradientThrottle, Hysteresis, Identity, JwtClaim, Levels, Overload, P99Level,
-    PriorityClass, QpsLevel, Refusal, RetryBudget, Rollout, RouteMatch, Rung, RungKind, StaticReply, Tenant, WhenTripped,
+    PriorityClass, QpsLevel, Quota, QuotaFloor, QuotaMode, QuotaPeriod, QuotaUnit, Refusal, RetryBudget, Rollout, RouteMatch, Rung,
+    RungKind, StaticReply, Tenant, WhenTripped,
 };
 
 fn document(spec: Value) -> Value {
@@ -145,6 +146,21 @@ fn a_long_value_or_key_is_cut_in_its_error() {
     assert!(errors.iter().all(|error| error.len() < 250 && error.contains('…')), "{errors:?}");
 }
 
+fn quota() -> Quota {
+    Quota {
+        name: "tokens".into(),
+        tenants: vec!["acme".into()],
+        unit: QuotaUnit::WorkTokens.into(),
+        amount: 0.5,
+        per: QuotaPeriod::Minute.into(),
+        mode: QuotaMode::Fast.into(),
+        floors: vec![QuotaFloor { class: "high".into(), percent: 5 }],
+        reserve_percent: Some(0.0),
+        safe_percent: Some(2.5),
+        burst_ms: Some(100),
+    }
+}
+
 /// Every field of a document set to something that is not its default; a new field fails to compile here.
 fn full() -> Policy {
     let identity = |spiffe_id: &str| Identity { spiffe_id: spiffe_id.into(), ..Identity::default() };
@@ -232,6 +248,7 @@ fn full() -> Policy {
         enforcement: Enforcement::Shadow.into(),
         candidate: Some(candidate()),
         orca: true,
+        quotas: vec![quota()],
     };
     Policy { name: "demo".into(), spec: Some(spec), version: String::new() }
 }
