@@ -15,6 +15,7 @@ pub(super) static POLICY_SPEC: Message = Message {
         Field { name: "orca", number: 60, list: false, kind: Kind::Bool },
         Field { name: "enforcement", number: 40, list: false, kind: Kind::Enum(&[("enforce", 1), ("shadow", 2)]) },
         Field { name: "candidate", number: 41, list: false, kind: Kind::Message(&CANDIDATE) },
+        Field { name: "quotas", number: 80, list: true, kind: Kind::Message(&QUOTA) },
     ],
 };
 pub(super) static ROUTE_MATCH: Message = Message {
@@ -389,5 +390,25 @@ pub(super) static ROLLOUT: Message = Message {
         Field { name: "attainmentMargin", number: 5, list: false, kind: Kind::Double },
         Field { name: "errorMargin", number: 6, list: false, kind: Kind::Double },
         Field { name: "lateMargin", number: 7, list: false, kind: Kind::Double },
+    ],
+};
+pub(super) static QUOTA: Message = Message {
+    fields: &[
+        Field { name: "name", number: 1, list: false, kind: Kind::Text },
+        Field { name: "tenants", number: 2, list: true, kind: Kind::Text },
+        Field { name: "unit", number: 3, list: false, kind: Kind::Enum(&[("requests", 1), ("tokens", 2), ("work_tokens", 3)]) },
+        Field { name: "amount", number: 4, list: false, kind: Kind::Double },
+        Field { name: "per", number: 5, list: false, kind: Kind::Enum(&[("second", 1), ("minute", 2)]) },
+        Field { name: "mode", number: 6, list: false, kind: Kind::Enum(&[("strict", 1), ("fast", 2)]) },
+        Field { name: "floors", number: 7, list: true, kind: Kind::Message(&QUOTA_FLOOR) },
+        Field { name: "reservePercent", number: 8, list: false, kind: Kind::Double },
+        Field { name: "safePercent", number: 9, list: false, kind: Kind::Double },
+        Field { name: "burstMs", number: 10, list: false, kind: Kind::Uint32 },
+    ],
+};
+pub(super) static QUOTA_FLOOR: Message = Message {
+    fields: &[
+        Field { name: "class", number: 1, list: false, kind: Kind::Text },
+        Field { name: "percent", number: 2, list: false, kind: Kind::Uint32 },
     ],
 };

@@ -2481,6 +2481,9 @@ pub struct Limits {
     /// Overload control; absent when the policy has none.
     #[prost(message, optional, tag = "9")]
     pub overload: ::core::option::Option<OverloadLimits>,
+    /// This proxy's leases of the policy's quotas.
+    #[prost(message, repeated, tag = "80")]
+    pub quotas: ::prost::alloc::vec::Vec<QuotaGrant>,
 }
 impl ::prost::Name for Limits {
     const NAME: &'static str = "Limits";
@@ -2490,6 +2493,58 @@ impl ::prost::Name for Limits {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "/headgate.v1.Limits".into()
+    }
+}
+/// A lease of one quota for one proxy, or the call to listen to a new leader.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct QuotaGrant {
+    /// Name of the quota.
+    #[prost(string, tag = "1")]
+    pub quota: ::prost::alloc::string::String,
+    /// Random number of the proxy's process: another one has another lease.
+    #[prost(uint64, tag = "2")]
+    pub holder: u64,
+    /// Fence of the leader; a later leader has a greater one.
+    #[prost(uint64, tag = "3")]
+    pub fence: u64,
+    /// Number among the leader's grants to this holder; an older one is ignored.
+    #[prost(uint64, tag = "4")]
+    pub sequence: u64,
+    /// Time of the report that it answers, on the proxy's monotonic clock, in nanoseconds: the lease began then.
+    #[prost(uint64, tag = "5")]
+    pub reported_at_ns: u64,
+    /// What is leased; absent: the proxy keeps what it has for as long as it has it, and listens to no earlier leader.
+    #[prost(message, optional, tag = "6")]
+    pub lease: ::core::option::Option<QuotaLease>,
+}
+impl ::prost::Name for QuotaGrant {
+    const NAME: &'static str = "QuotaGrant";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.QuotaGrant".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.QuotaGrant".into()
+    }
+}
+/// What is leased.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct QuotaLease {
+    /// Rate of each class, in the policy's order and the quota's unit per second.
+    #[prost(double, repeated, tag = "1")]
+    pub rates: ::prost::alloc::vec::Vec<f64>,
+    /// What is left of their sum without a control plane, in the quota's unit per second.
+    #[prost(double, tag = "2")]
+    pub safe: f64,
+}
+impl ::prost::Name for QuotaLease {
+    const NAME: &'static str = "QuotaLease";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.QuotaLease".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.QuotaLease".into()
     }
 }
 /// Work of three kinds, one for each budget.
@@ -2990,6 +3045,9 @@ pub struct PoolReport {
     /// What the engines' responses said of their loads over the last two seconds; only where the policy asks for it. At most 64.
     #[prost(message, repeated, tag = "60")]
     pub endpoint_loads: ::prost::alloc::vec::Vec<EndpointLoad>,
+    /// One entry a quota of which this worker holds a part.
+    #[prost(message, repeated, tag = "80")]
+    pub quotas: ::prost::alloc::vec::Vec<QuotaReport>,
 }
 impl ::prost::Name for PoolReport {
     const NAME: &'static str = "PoolReport";
@@ -2999,6 +3057,47 @@ impl ::prost::Name for PoolReport {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "/headgate.v1.PoolReport".into()
+    }
+}
+/// One quota in one worker. What was asked and used is cumulative.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct QuotaReport {
+    /// Name.
+    #[prost(string, tag = "1")]
+    pub quota: ::prost::alloc::string::String,
+    /// Random number of the proxy's process.
+    #[prost(uint64, tag = "2")]
+    pub holder: u64,
+    /// Fence of the grant that is held; 0: none.
+    #[prost(uint64, tag = "3")]
+    pub fence: u64,
+    /// Its number.
+    #[prost(uint64, tag = "4")]
+    pub sequence: u64,
+    /// What is in force of it in the whole proxy.
+    #[prost(message, optional, tag = "5")]
+    pub lease: ::core::option::Option<QuotaLease>,
+    /// What was asked for, by class in the policy's order, in the quota's unit.
+    #[prost(double, repeated, tag = "6")]
+    pub asked: ::prost::alloc::vec::Vec<f64>,
+    /// Requests that asked for it, by class.
+    #[prost(uint64, repeated, tag = "7")]
+    pub requests: ::prost::alloc::vec::Vec<u64>,
+    /// What was used, in the quota's unit.
+    #[prost(double, tag = "8")]
+    pub used: f64,
+    /// Requests that were refused for it.
+    #[prost(uint64, tag = "9")]
+    pub refused: u64,
+}
+impl ::prost::Name for QuotaReport {
+    const NAME: &'static str = "QuotaReport";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.QuotaReport".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.QuotaReport".into()
     }
 }
 /// The newest load that an endpoint has told in its responses (ORCA). A figure that it does not tell is absent.
@@ -3845,6 +3944,14 @@ pub struct PolicySpec {
         serde(skip_serializing_if = "crate::document::is_default")
     )]
     pub candidate: ::core::option::Option<Candidate>,
+    /// Rates over all proxies of the control plane, each leased to the proxies by demand; a request must fit all of those that it falls
+    /// under. Without a control plane nothing of them is leased. At most 16, names unique.
+    #[prost(message, repeated, tag = "80")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub quotas: ::prost::alloc::vec::Vec<Quota>,
 }
 impl ::prost::Name for PolicySpec {
     const NAME: &'static str = "PolicySpec";
@@ -3854,6 +3961,138 @@ impl ::prost::Name for PolicySpec {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "/headgate.v1.PolicySpec".into()
+    }
+}
+/// A rate over all proxies. No request waits for the control plane: each proxy holds a lease, a part of the rate for a time, and decides
+/// alone. In any time `t` the fleet uses at most `amount / per × (t + burstMs)`.
+#[cfg_attr(feature = "document", derive(serde::Serialize))]
+#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Quota {
+    /// Name: 1 to 63 characters of `\[a-z0-9_.-\]`. Required.
+    #[prost(string, tag = "1")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub name: ::prost::alloc::string::String,
+    /// Tenants that share it, by name. Empty: every request of the pool. At most 1024.
+    #[prost(string, repeated, tag = "2")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub tenants: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// What is counted. Required.
+    #[prost(enumeration = "QuotaUnit", tag = "3")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    #[cfg_attr(
+        feature = "document",
+        serde(with = "crate::document::EnumName::<crate::v1::QuotaUnit>")
+    )]
+    pub unit: i32,
+    /// How much of it in each period. Range: 0.001..=1e15. Required.
+    #[prost(double, tag = "4")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub amount: f64,
+    /// The period. Default: second.
+    #[prost(enumeration = "QuotaPeriod", tag = "5")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    #[cfg_attr(
+        feature = "document",
+        serde(with = "crate::document::EnumName::<crate::v1::QuotaPeriod>")
+    )]
+    pub per: i32,
+    /// What may happen while a part of the rate moves from one proxy to another. Default: strict.
+    #[prost(enumeration = "QuotaMode", tag = "6")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    #[cfg_attr(
+        feature = "document",
+        serde(with = "crate::document::EnumName::<crate::v1::QuotaMode>")
+    )]
+    pub mode: i32,
+    /// Parts of the quota that classes get before more important ones get more than theirs. Beyond them the most important class comes
+    /// first, over all proxies. At most 8, classes unique.
+    #[prost(message, repeated, tag = "7")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub floors: ::prost::alloc::vec::Vec<QuotaFloor>,
+    /// Part that is kept free for proxies whose demand has just begun, in percent. Range: 0..=20. Default: 0.25.
+    #[prost(double, optional, tag = "8")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub reserve_percent: ::core::option::Option<f64>,
+    /// Part that the proxies keep, evenly, when they hear nothing of a control plane for 6 s; it ends after 10 minutes more. Range: 0..=50.
+    /// Default: 1.
+    #[prost(double, optional, tag = "9")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub safe_percent: ::core::option::Option<f64>,
+    /// Time for which a proxy can save what it does not use, in milliseconds. A request that costs more than its proxy can save never passes.
+    /// Range: 100..=60000. Default: 1000.
+    #[prost(uint32, optional, tag = "10")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub burst_ms: ::core::option::Option<u32>,
+}
+impl ::prost::Name for Quota {
+    const NAME: &'static str = "Quota";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.Quota".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.Quota".into()
+    }
+}
+/// A part of a quota for a class.
+#[cfg_attr(feature = "document", derive(serde::Serialize))]
+#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct QuotaFloor {
+    /// The class, by name. Required.
+    #[prost(string, tag = "1")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub class: ::prost::alloc::string::String,
+    /// The part, in percent. Range: 1..=100; the sum over all floors of the quota is at most 100. Required.
+    #[prost(uint32, tag = "2")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub percent: u32,
+}
+impl ::prost::Name for QuotaFloor {
+    const NAME: &'static str = "QuotaFloor";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.QuotaFloor".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.QuotaFloor".into()
     }
 }
 /// How a candidate is tried. With `enforcement: shadow` it decides about every request beside the policy in force, and neither percentage
@@ -5110,6 +5349,109 @@ impl ::prost::Name for Engine {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "/headgate.v1.Engine".into()
+    }
+}
+/// What a quota counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum QuotaUnit {
+    /// Not given: an error.
+    Unspecified = 0,
+    /// Requests.
+    Requests = 1,
+    /// Tokens of prompt and output: as expected when the request comes, with `overload` settled at its end.
+    Tokens = 2,
+    /// Work tokens: a token of the output counts `overload.outputWeight`. Only with `overload`.
+    WorkTokens = 3,
+}
+impl QuotaUnit {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "QUOTA_UNIT_UNSPECIFIED",
+            Self::Requests => "QUOTA_UNIT_REQUESTS",
+            Self::Tokens => "QUOTA_UNIT_TOKENS",
+            Self::WorkTokens => "QUOTA_UNIT_WORK_TOKENS",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "QUOTA_UNIT_UNSPECIFIED" => Some(Self::Unspecified),
+            "QUOTA_UNIT_REQUESTS" => Some(Self::Requests),
+            "QUOTA_UNIT_TOKENS" => Some(Self::Tokens),
+            "QUOTA_UNIT_WORK_TOKENS" => Some(Self::WorkTokens),
+            _ => None,
+        }
+    }
+}
+/// Length of a quota's period.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum QuotaPeriod {
+    /// The default, the same as `second`.
+    Unspecified = 0,
+    /// A second.
+    Second = 1,
+    /// A minute.
+    Minute = 2,
+}
+impl QuotaPeriod {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "QUOTA_PERIOD_UNSPECIFIED",
+            Self::Second => "QUOTA_PERIOD_SECOND",
+            Self::Minute => "QUOTA_PERIOD_MINUTE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "QUOTA_PERIOD_UNSPECIFIED" => Some(Self::Unspecified),
+            "QUOTA_PERIOD_SECOND" => Some(Self::Second),
+            "QUOTA_PERIOD_MINUTE" => Some(Self::Minute),
+            _ => None,
+        }
+    }
+}
+/// What may happen while a part of a rate moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum QuotaMode {
+    /// The default, the same as `strict`.
+    Unspecified = 0,
+    /// The leases in force never sum above the rate.
+    Strict = 1,
+    /// They may pass it by 1 % for the time of the move, which is sooner over.
+    Fast = 2,
+}
+impl QuotaMode {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "QUOTA_MODE_UNSPECIFIED",
+            Self::Strict => "QUOTA_MODE_STRICT",
+            Self::Fast => "QUOTA_MODE_FAST",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "QUOTA_MODE_UNSPECIFIED" => Some(Self::Unspecified),
+            "QUOTA_MODE_STRICT" => Some(Self::Strict),
+            "QUOTA_MODE_FAST" => Some(Self::Fast),
+            _ => None,
+        }
     }
 }
 /// Whether a policy acts.
@@ -6417,6 +6759,12 @@ pub struct FleetLimits {
     /// Part of a proxy that has not reported yet.
     #[prost(message, optional, tag = "4")]
     pub newcomer: ::core::option::Option<ProxyPart>,
+    /// Leases of those proxies, by `node.id`.
+    #[prost(btree_map = "string, message", tag = "80")]
+    pub grants: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        QuotaGrants,
+    >,
 }
 impl ::prost::Name for FleetLimits {
     const NAME: &'static str = "FleetLimits";
@@ -6426,6 +6774,23 @@ impl ::prost::Name for FleetLimits {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "/headgate.v1.FleetLimits".into()
+    }
+}
+/// Leases of one proxy.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct QuotaGrants {
+    /// The leases.
+    #[prost(message, repeated, tag = "1")]
+    pub grants: ::prost::alloc::vec::Vec<QuotaGrant>,
+}
+impl ::prost::Name for QuotaGrants {
+    const NAME: &'static str = "QuotaGrants";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.QuotaGrants".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.QuotaGrants".into()
     }
 }
 /// One proxy's part of a pool's rates, both 0 to 1.
