@@ -136,6 +136,7 @@ impl Draw {
             classes: classes.to_vec(),
             drain_rps: 50.0,
             overload: Some(self.overload_limits()),
+            quotas: Vec::new(),
         }
     }
 

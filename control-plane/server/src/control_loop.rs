@@ -123,6 +123,7 @@ impl ControlLoop {
         let mut policies = self.fleet.policies();
         let mut controls = Controls::new(self.lifetime);
         let mut term = self.helm.acting_term();
+        self.begin_quotas(term);
         self.take_policies(&mut controls, term, &policies.borrow_and_update().clone());
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -153,6 +154,7 @@ impl ControlLoop {
                         term = Some(acting);
                         controls = Controls::new(self.lifetime);
                         self.inherited = self.fleet.limits().borrow().clone();
+                        self.begin_quotas(term);
                         self.take_policies(&mut controls, term, &policies.borrow_and_update().clone());
                     }
                     self.step(&mut controls, term, steps);
@@ -169,9 +171,14 @@ impl ControlLoop {
     }
 
     fn take_policies(&mut self, controls: &mut Controls, term: Option<Term>, policies: &PolicySet) {
-        self.ledger.lock().set_policies(policies);
+        let now = self.clock.now();
+        {
+            let mut ledger = self.ledger.lock();
+            ledger.set_policies(policies);
+            ledger.quotas().set_policies(now, policies);
+        }
         let epoch = first_epoch(term.unwrap_or(0), unix_ms());
-        for (policy, errors) in controls.set_policies(self.clock.now(), epoch, policies) {
+        for (policy, errors) in controls.set_policies(now, epoch, policies) {
             tracing::error!(policy, %errors, "a stored policy is not valid; it is left out");
         }
         // Another policy may name other engines: what they are is found out anew.
@@ -183,11 +190,23 @@ impl ControlLoop {
         self.publish(controls, term, controls.table());
     }
 
+    /// Leads with a fence of its own from now on, and with no knowledge of what earlier leaders have granted.
+    fn begin_quotas(&self, term: Option<Term>) {
+        if let Some(term) = term {
+            self.ledger.lock().quotas().begin(first_epoch(term, unix_ms()));
+        }
+    }
+
     /// Publishes the limits, unless this replica may no longer act.
     fn publish(&self, controls: &Controls, term: Option<Term>, mut table: LimitsTable) {
         for (pool, limits) in &self.inherited.pools {
             if controls.protects(pool) {
                 table.pools.entry(pool.clone()).or_insert_with(|| limits.clone());
+            }
+        }
+        for (pool, grants) in self.ledger.lock().quotas().grants() {
+            if let Some(limits) = table.pools.get_mut(pool) {
+                Arc::make_mut(limits).grants = grants.clone();
             }
         }
         // A replica that leads again must not push what it had computed when it led before.
@@ -225,8 +244,9 @@ impl ControlLoop {
         let table = controls
             .step(at, &StepInputs { loads: &loads, gpu_memory: &gpu_memory, capacity: &capacity, engines: &sample, shares: &shares });
         let (_, memory_sources) = memories.into_inner();
-        if let Some(table) = table {
-            self.publish(controls, term, table);
+        let is_granted = self.ledger.lock().quotas().step(at);
+        if table.is_some() || is_granted {
+            self.publish(controls, term, table.unwrap_or_else(|| controls.table()));
         }
         let capacities =
             controls.gpu_memory().map(|(pool, config)| (pool.to_owned(), devices.capacity(serving_pool(pool), config))).collect();
@@ -238,7 +258,11 @@ impl ControlLoop {
         for node_id in self.fleet.proxies().expire(Instant::now()) {
             tracing::info!(node_id, "a proxy has gone silent");
         }
-        self.ledger.lock().expire(now);
+        {
+            let mut ledger = self.ledger.lock();
+            ledger.expire(now);
+            ledger.quotas().expire(now);
+        }
         self.devices.expire(now);
         for (policy, epoch) in self.fleet.proxies().limits_epochs() {
             controls.raise_epoch(&policy, epoch);

@@ -9,6 +9,7 @@ use crate::control::ClassAction;
 use crate::policy::{ClassId, Fallback};
 use crate::pool::Pool;
 use crate::pool::overload::Answer;
+use crate::pool::quotas::{Charged, Lack};
 use crate::queue::{Left, Ticket};
 use crate::reason::{Cause, Reason, Source};
 use crate::request::RequestInfo;
@@ -34,6 +35,8 @@ pub(crate) struct Newcomer<'a> {
     pub(crate) stream: u32,
     pub(crate) classified: Classified,
     pub(crate) request: &'a RequestInfo<'a>,
+    /// What it has been charged of quotas.
+    pub(crate) charged: Charged,
 }
 
 /// Passes of the breakers that an admitted request holds.
@@ -77,8 +80,15 @@ pub(crate) fn admit(pool: &mut Pool, now: Timestamp, rng: &mut Rng, newcomer: &N
         BreakerSays::Go(passes) => passes,
         BreakerSays::Shut { opened, recovery } => return shut(pool, classified.class, rng, opened, recovery),
     };
+    let charged = match pool.charge(now, newcomer) {
+        Ok(charged) => charged,
+        Err(lack) => {
+            give_back(pool, now, passes);
+            return lacks_quota(pool, now, rng, classified.class, lack);
+        }
+    };
     if pool.overload.is_some() {
-        return admit_by_work(pool, now, rng, newcomer, passes);
+        return admit_by_work(pool, now, rng, &Newcomer { charged, ..*newcomer }, passes);
     }
     match ask_class(pool, now, classified) {
         Ok(()) => {
@@ -87,6 +97,7 @@ pub(crate) fn admit(pool: &mut Pool, now: Timestamp, rng: &mut Rng, newcomer: &N
         }
         Err(cause) => {
             give_back(pool, now, passes);
+            pool.quotas.give_back(&pool.policy, charged.charges, charged.size);
             let cap = max_retry_after(pool, classified.class);
             let has_lease = pool.permits.total > 0;
             let mut retry_after = ticket::jittered(LEASE_RETRY, cap, rng);
@@ -123,11 +134,13 @@ fn admit_by_work(pool: &mut Pool, now: Timestamp, rng: &mut Rng, newcomer: &Newc
         }
         Some(Ruling::Degrade { cause, rung }) => {
             give_back(pool, now, passes);
+            pool.quotas.give_back(&pool.policy, newcomer.charged.charges, newcomer.charged.size);
             count_refusal(pool, class, cause.reason);
             Admission::Degraded { cause, rung }
         }
         Some(Ruling::Refuse { cause, work }) => {
             give_back(pool, now, passes);
+            pool.quotas.give_back(&pool.policy, newcomer.charged.charges, newcomer.charged.size);
             count_refusal(pool, class, cause.reason);
             Admission::Refused { cause, retry_after: retry_after_of_work(pool, now, rng, class, work) }
         }
@@ -137,6 +150,19 @@ fn admit_by_work(pool: &mut Pool, now: Timestamp, rng: &mut Rng, newcomer: &Newc
             Admission::Admitted(passes, None)
         }
     }
+}
+
+/// Refuses a request for which a quota has not enough left.
+fn lacks_quota(pool: &mut Pool, now: Timestamp, rng: &mut Rng, class: ClassId, lack: Lack) -> Admission {
+    let Lack { cause, drain_rps } = lack;
+    count_refusal(pool, class, cause.reason);
+    let cap = max_retry_after(pool, class);
+    // A worker without a part gets one within a few ticks of having asked.
+    let retry_after = match pool.state_mut(class) {
+        Some(state) if drain_rps > 0.0 => state.clock.retry_after(now, drain_rps, cap, rng),
+        _ => ticket::jittered(LEASE_RETRY, cap, rng),
+    };
+    Admission::Refused { cause, retry_after }
 }
 
 /// When a request of `work` work tokens is to come back: the ticket clock of its class, at the rate at which the pool has work for it.
@@ -187,6 +213,7 @@ fn answer(pool: &mut Pool, now: Timestamp, rng: &mut Rng, next: Option<Next>) ->
         }
         Next::Expire(ticket, waiting, cause) => {
             count_refusal(pool, waiting.class, cause.reason);
+            pool.quotas.give_back(&pool.policy, waiting.need.charges, waiting.need.size);
             let retry_after = retry_after_of_work(pool, now, rng, waiting.class, waiting.work);
             let load = pool.overload.as_mut()?;
             load.counts.expired += 1;
@@ -203,6 +230,7 @@ pub(crate) fn start_waiting(pool: &mut Pool, now: Timestamp, rng: &mut Rng, held
     match ask_breakers(pool, now, rng) {
         BreakerSays::Go(passes) => Admission::Admitted(passes, Some(held)),
         BreakerSays::Shut { opened, recovery } => {
+            pool.quotas.give_back(&pool.policy, held.charges, held.reservation.size);
             if let Some(load) = &mut pool.overload {
                 held.reservation.undo(&mut load.flow);
             }
@@ -221,7 +249,10 @@ pub(crate) fn abandon(pool: &mut Pool, ticket: Ticket) {
     let Some(load) = &mut pool.overload else { return };
     let Some(queue) = &mut load.queue else { return };
     match queue.cancel(ticket) {
-        Left::Waiting(_) => load.counts.abandoned += 1,
+        Left::Waiting(waiting) => {
+            load.counts.abandoned += 1;
+            pool.quotas.give_back(&pool.policy, waiting.need.charges, waiting.need.size);
+        }
         Left::Answered(answer) => pool.take_back(answer),
         Left::Gone => {}
     }

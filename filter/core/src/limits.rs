@@ -91,7 +91,7 @@ pub(crate) enum Age {
 impl HeldLimits {
     /// Limits as they came at `now`. Numbers that are none, or negative, count as zero.
     pub(crate) fn new(now: Timestamp, wire: &v1::Limits) -> Self {
-        let v1::Limits { pool: _, epoch, policy_version: _, ttl_ms, decay_ms, levels, classes, drain_rps: _, overload } = wire;
+        let v1::Limits { pool: _, epoch, policy_version: _, ttl_ms, decay_ms, levels, classes, drain_rps: _, overload, quotas: _ } = wire;
         Self {
             epoch: *epoch,
             received_at: now,

@@ -24,9 +24,11 @@ use crate::time::Timestamp;
 
 pub(crate) mod latency;
 pub(crate) mod overload;
+pub(crate) mod quotas;
 
 use latency::{ClassSeries, LatencyBook};
-use overload::{Answer, PoolOverload, WaitQueue};
+use overload::PoolOverload;
+use quotas::QuotaBook;
 
 /// Time between two turns of the worker's own control loop.
 const CONTROL_TICK: Duration = Duration::from_millis(100);
@@ -148,6 +150,8 @@ pub(crate) struct Pool {
     pub(crate) engine_loads: EndpointLoads,
     /// Overload control, when the policy has it.
     pub(crate) overload: Option<PoolOverload>,
+    /// Its parts of the leases of quotas.
+    pub(crate) quotas: QuotaBook,
     overloads_made: u64,
     rate_share: f64,
     /// Workers of the proxy.
@@ -173,6 +177,7 @@ impl Pool {
             latency: LatencyBook::default(),
             engine_loads: EndpointLoads::default(),
             overload: PoolOverload::new(now, &policy, 0),
+            quotas: QuotaBook::default(),
             overloads_made: 0,
             rate_share: 1.0,
             workers: 1,
@@ -181,6 +186,7 @@ impl Pool {
             policy,
         };
         pool.map_classes();
+        pool.quotas.set_policy(now, &pool.policy);
         pool.enforce(now);
         pool
     }
@@ -212,6 +218,7 @@ impl Pool {
         self.controller.set_policy(now, &self.policy);
         self.permits = Permits::new(&self.policy, self.permits.total);
         self.map_classes();
+        self.quotas.set_policy(now, &self.policy);
         self.enforce(now);
         orphans
     }
@@ -229,37 +236,6 @@ impl Pool {
                 Vec::new()
             }
         }
-    }
-
-    /// Ends a queue: its streams, which nobody answers any more. Those that were answered and had not begun count as cancelled.
-    fn disband(&mut self, queue: Option<WaitQueue>) -> Vec<u32> {
-        let Some(queue) = queue else { return Vec::new() };
-        let streams = queue.streams().collect();
-        for answer in queue.into_answers() {
-            self.take_back(answer);
-        }
-        streams
-    }
-
-    /// Nobody will collect an answer: what was reserved with it goes back.
-    pub(crate) fn take_back(&mut self, answer: Answer) {
-        let Answer::Admitted { held, state } = answer else { return };
-        if let Some(load) = &mut self.overload {
-            held.reservation.end(&mut load.flow);
-        }
-        if let Some(state) = self.states.get_mut(state) {
-            state.cancelled += 1;
-            state.in_flight = state.in_flight.saturating_sub(1);
-            state.waiting = state.waiting.saturating_sub(1);
-        }
-    }
-
-    /// Ends overload control; the streams that wait.
-    pub(crate) fn orphans(&mut self) -> Vec<u32> {
-        let queue = self.overload.as_mut().and_then(|load| load.queue.take());
-        let streams = self.disband(queue);
-        self.overload = None;
-        streams
     }
 
     /// Finds or makes the state of each class; states of former classes go when their last request has.
@@ -318,6 +294,7 @@ impl Pool {
 
     pub(crate) fn set_permits(&mut self, now: Timestamp, permits: u32, rate_share: f64) {
         self.permits = Permits::new(&self.policy, permits);
+        self.quotas.set_part(now, &self.policy, rate_share);
         // A share that is no number is a fault of the caller; the last one stays.
         if rate_share.is_finite() && rate_share != self.rate_share {
             self.rate_share = rate_share.clamp(0.0, 1.0);
@@ -329,6 +306,7 @@ impl Pool {
     /// believed as soon as nothing newer speaks against it. A leader of an older term than theirs is ignored until they have ended
     /// altogether: another one has taken over from it.
     pub(crate) fn set_limits(&mut self, now: Timestamp, received_at: Timestamp, wire: &v1::Limits) {
+        self.quotas.accept(now, &self.policy, &wire.quotas);
         let is_old = self.limits.as_ref().is_some_and(|held| match held.age(now) {
             Age::Fresh => wire.epoch < held.epoch,
             Age::Decaying(_) => term_of(wire.epoch) < term_of(held.epoch),

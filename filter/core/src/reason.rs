@@ -35,11 +35,13 @@ pub enum Reason {
     RetryBudget,
     /// A rung of the degradation ladder sent it elsewhere.
     Ladder,
+    /// A quota over the fleet has not enough left in this worker.
+    Quota,
 }
 
 impl Reason {
     /// Every reason, in the order of the counters.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Qps,
         Self::GpuMemory,
         Self::P99,
@@ -53,6 +55,7 @@ impl Reason {
         Self::Expired,
         Self::RetryBudget,
         Self::Ladder,
+        Self::Quota,
     ];
 
     /// Stable text.
@@ -72,6 +75,7 @@ impl Reason {
             Self::Expired => "expired",
             Self::RetryBudget => "retry_budget",
             Self::Ladder => "ladder",
+            Self::Quota => "quota",
         }
     }
 
@@ -90,6 +94,7 @@ impl Reason {
             Self::Deadline => ("expected time to first token", " ms"),
             Self::Expired => ("time in the queue", " ms"),
             Self::RetryBudget => ("part of retries", " %"),
+            Self::Quota => ("cost against what is left of the quota", ""),
         }
     }
 

@@ -72,6 +72,7 @@ const fn details(reason: Reason) -> &'static str {
         Reason::Expired => "headgate_expired",
         Reason::RetryBudget => "headgate_retry_budget",
         Reason::Ladder => "headgate_ladder",
+        Reason::Quota => "headgate_quota",
     }
 }
 

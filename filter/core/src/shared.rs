@@ -92,16 +92,22 @@ impl Revisions {
     }
 }
 
-/// Number of `configuration`: the newest one's if that has the same text, one more otherwise; with the bytes that follow `bytes`. The
-/// leader of a newer configuration takes over from that of an older.
+/// Number of `configuration`: the newest one's if that has the same text, one more otherwise. The leader of a newer configuration takes
+/// over from that of an older. With it the random number of the proxy's process, which is that of the first VM that asks, and before both
+/// the bytes that follow `bytes`.
 #[must_use]
-pub fn next_generation(bytes: &[u8], configuration: &[u8]) -> (Vec<u8>, u64) {
+pub fn next_generation(bytes: &[u8], configuration: &[u8], owner: u64) -> (Vec<u8>, (u64, u64)) {
     // FNV-1a; it only tells configurations of one operator apart.
     let eat = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
     let hash = configuration.iter().fold(0xcbf2_9ce4_8422_2325, eat);
-    let (newest, newest_hash) = decode_pair(bytes);
+    // Without the process it is an earlier version's.
+    let (known, process) = match bytes.split_at_checked(16) {
+        Some((known, process)) => (known, process.try_into().map_or(owner, u64::from_le_bytes)),
+        None => (bytes, owner),
+    };
+    let (newest, newest_hash) = decode_pair(known);
     let generation = if newest > 0 && newest_hash == hash { newest } else { newest.wrapping_add(1).max(1) };
-    (encode_pair(generation, hash), generation)
+    ([encode_pair(generation, hash).as_slice(), &process.to_le_bytes()].concat(), (generation, process))
 }
 
 /// One refresh of `owner`'s place in a [`LeaseRecord`]: the bytes that follow `bytes`, its slot and what it holds. `None` when there is
@@ -151,11 +157,12 @@ mod tests {
 
     #[test]
     fn a_configuration_keeps_its_generation_until_another_comes() {
-        let (bytes, first) = next_generation(&[], b"a");
-        let (bytes, again) = next_generation(&bytes, b"a");
-        let (bytes, second) = next_generation(&bytes, b"b");
-        let (_, third) = next_generation(&bytes, b"a");
-        assert_eq!((first, again, second, third), (1, 1, 2, 3));
+        let (bytes, first) = next_generation(&[], b"a", 71);
+        let (bytes, again) = next_generation(&bytes, b"a", 72);
+        let (bytes, second) = next_generation(&bytes, b"b", 73);
+        let (_, third) = next_generation(&bytes, b"a", 74);
+        assert_eq!((first, again, second, third), ((1, 71), (1, 71), (2, 71), (3, 71)));
+        assert_eq!(next_generation(&bytes[..16], b"b", 75).1, (2, 75), "an earlier version's has no process");
     }
 
     #[test]

@@ -15,6 +15,7 @@ use crate::needs::Needs;
 use crate::policy::{ClaimName, Policy};
 use crate::pool::Pool;
 use crate::pool::overload::PoolOverload;
+use crate::pool::quotas::Charged;
 use crate::report;
 use crate::request::RequestInfo;
 use crate::rng::Rng;
@@ -63,6 +64,8 @@ pub struct Worker {
     now: Timestamp,
     pools: Vec<Pool>,
     pools_made: u64,
+    /// Random number of the proxy's process; 0: not known, and nothing of a quota is held.
+    process: u64,
     routes: RouteTable,
     claims: Vec<ClaimName>,
     counters: v1::WorkerCounters,
@@ -84,6 +87,7 @@ impl Worker {
             now: Timestamp::ZERO,
             pools: Vec::new(),
             pools_made: 0,
+            process: 0,
             routes: RouteTable::default(),
             claims: Vec::new(),
             counters: v1::WorkerCounters::default(),
@@ -123,8 +127,15 @@ impl Worker {
         let orphans = former.iter_mut().filter(|pool| !pool.policy.stage().is_shadow()).flat_map(Pool::orphans);
         self.released.extend(orphans.map(|stream| Released::Orphan { stream }));
         self.routes = RouteTable::new(self.pools.iter().map(|pool| &*pool.policy));
+        self.set_process(self.process);
         self.link_candidates();
         self.map_claims();
+    }
+
+    /// Says which process of the proxy this is: leases of quotas are for one alone.
+    pub fn set_process(&mut self, process: u64) {
+        self.process = process;
+        self.pools.iter_mut().for_each(|pool| pool.quotas.set_holder(self.now, process));
     }
 
     /// One list of the claims of all policies, and for each policy the positions of its own in it.
@@ -288,7 +299,8 @@ impl Worker {
         let pool = self.pools.get_mut(index)?;
         let classified = classify(&pool.policy, request, &pool.claim_slots, &mut pool.keys);
         let place = pool.seat(request.headers.first(pool.policy.classification().model_header.as_bytes()));
-        let admission = admission::admit(pool, self.now, &mut self.rng, &Newcomer { stream, classified, request });
+        let admission =
+            admission::admit(pool, self.now, &mut self.rng, &Newcomer { stream, classified, request, charged: Charged::default() });
         Some(Decided {
             pool: PoolRef { index, uid: pool.uid },
             policy: Arc::clone(&pool.policy),

@@ -95,9 +95,10 @@ impl Instance {
     /// Puts a configuration in force; `json` is its text.
     pub(crate) fn configure(&mut self, root: u32, config: &PluginConfig, policies: Vec<Arc<Policy>>, json: &[u8]) {
         let now = host::now();
-        let generation = host::update_shared(&self.keys.generation, |bytes| Some(shared::next_generation(bytes, json))).unwrap_or(0);
-        self.access_log = config.access_log;
-        self.inline = policies;
+        let step = |bytes: &[u8]| Some(shared::next_generation(bytes, json, self.owner));
+        let (generation, process) = host::update_shared(&self.keys.generation, step).unwrap_or_default();
+        self.worker.set_process(process);
+        (self.access_log, self.inline) = (config.access_log, policies);
         self.control = config.control_plane.as_ref().map(|target| Control::new(target, self.owner, generation));
         self.adopt(root, now);
         // The VM that only tries the configuration out comes first and alone, so it is the one that creates the records.
@@ -216,8 +217,7 @@ impl Instance {
         self.permits.clear();
         let policies: Vec<_> = self.worker.policies().cloned().collect();
         for (index, policy) in policies.iter().enumerate() {
-            let grant = Grant { permits_total: self.worker.permits_total(index) };
-            let want = self.worker.wants(index);
+            let (grant, want) = (Grant { permits_total: self.worker.permits_total(index) }, self.worker.wants(index));
             let refresh = |bytes: &[u8]| shared::refresh_lease(bytes, now, self.owner, want, grant);
             let held = host::update_shared(&self.keys.lease(policy.name()), refresh);
             if let Some((_, Holding { permits, rate_share, workers })) = held {

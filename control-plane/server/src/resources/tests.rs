@@ -32,7 +32,9 @@ fn limits(pool: &str, rate_rps: f64) -> LimitsTable {
     let fleet = v1::Limits { pool: pool.into(), classes: vec![class], ..v1::Limits::default() };
     let shares = [("node-1".to_owned(), ProxyShare { rate: 0.25, safe: 0.5 })].into();
     let newcomer = ProxyShare { rate: 0.5, safe: 0.5 };
-    LimitsTable { pools: [(pool.to_owned(), Arc::new(PoolLimits { fleet, shares, newcomer, overload: None }))].into() }
+    LimitsTable {
+        pools: [(pool.to_owned(), Arc::new(PoolLimits { fleet, shares, newcomer, overload: None, grants: Arc::default() }))].into(),
+    }
 }
 
 fn get<'a>(snapshot: &'a Snapshot, kind: ResourceType, name: &str) -> Option<&'a Resource> {

@@ -7,6 +7,7 @@ use crate::budget::{self, Reservation, Size};
 use crate::overload::{Budgets, COHORTS, Level};
 use crate::policy::{Class, ClassId, OverloadConfig, Policy, RungKind};
 use crate::pool::overload::{Need, PoolOverload, WaitQueue};
+use crate::pool::quotas::Charges;
 use crate::queue::{Full, Ticket, Waiting};
 use crate::reason::{Cause, Reason, Source};
 use crate::rng::Rng;
@@ -32,6 +33,8 @@ pub(crate) struct Held {
     pub(crate) reservation: Reservation,
     pub(crate) class: ClassId,
     pub(crate) tenant: u16,
+    /// What it has been charged of quotas.
+    pub(crate) charges: Charges,
     /// [`PoolOverload::number`] of whom it was taken from: nobody else may have it back.
     pub(crate) number: u64,
     /// Whether the pieces of its response are looked at, for `usage`.
@@ -95,7 +98,9 @@ pub(super) fn rule(
     let room = room(load, policy, &candidate, has_permit, delay.is_some());
     let is_behind = load.queue.as_ref().is_some_and(|queue| queue.has_before(candidate.class));
     Some(match room {
-        Ok(()) if !is_behind => Ruling::Admit(hold(load, now, config, candidate.size, candidate.class, candidate.tenant)),
+        Ok(()) if !is_behind => {
+            Ruling::Admit(hold(load, now, config, candidate.size, (candidate.class, candidate.tenant), newcomer.charged.charges))
+        }
         room => wait(load, config, class, now, newcomer, &candidate, delay).unwrap_or_else(|refused| {
             let cause = refused.unwrap_or_else(|| room.err().unwrap_or_else(|| saturation(load, Reason::Budget, 1.0)));
             Ruling::Refuse { cause, work: candidate.work }
@@ -212,10 +217,11 @@ fn room(load: &PoolOverload, policy: &Policy, candidate: &Candidate, has_permit:
 }
 
 /// Reserves the work of a request that is admitted, and counts it as served to its tenant.
-fn hold(load: &mut PoolOverload, now: Timestamp, config: &OverloadConfig, size: Size, class: ClassId, tenant: u16) -> Held {
+fn hold(load: &mut PoolOverload, now: Timestamp, config: &OverloadConfig, size: Size, whose: (ClassId, u16), charges: Charges) -> Held {
+    let (class, tenant) = whose;
     load.usage.serve(now, class.index(), tenant, size.work_tokens(config.output_weight) as f64);
     let looks_at_pieces = config.reads_usage && load.yields.looks_at_next();
-    Held { reservation: Reservation::take(&mut load.flow, size), class, tenant, number: load.number, looks_at_pieces }
+    Held { reservation: Reservation::take(&mut load.flow, size), class, tenant, charges, number: load.number, looks_at_pieces }
 }
 
 /// Time for which a request of a class may wait: what the policy says, or what the objective leaves after the expected time to first
@@ -258,7 +264,11 @@ fn wait(
         bytes: bytes(newcomer),
         arrived: now,
         start_by: now + patience,
-        need: Need { size: candidate.size, held_until: delay.map_or(Timestamp::ZERO, |delay| now + delay) },
+        need: Need {
+            size: candidate.size,
+            charges: newcomer.charged.charges,
+            held_until: delay.map_or(Timestamp::ZERO, |delay| now + delay),
+        },
     };
     match queue.push(waiting, served) {
         Ok(ticket) => Ok(Ruling::Wait(ticket)),
@@ -315,7 +325,7 @@ pub(super) fn next(load: &mut PoolOverload, policy: &Policy, now: Timestamp, has
     {
         return Some(Next::Nothing);
     }
-    let held = hold(load, now, config, waiting.need.size, waiting.class, waiting.tenant);
+    let held = hold(load, now, config, waiting.need.size, (waiting.class, waiting.tenant), waiting.need.charges);
     Some(Next::Start(ticket, waiting, held))
 }
 

@@ -135,6 +135,7 @@ impl PoolState {
             classes: self.classes.iter().map(|class| class.to_wire(frame.share, frame.safe_share)).collect(),
             drain_rps: self.drain_rps,
             overload: None,
+            quotas: Vec::new(),
         }
     }
 }

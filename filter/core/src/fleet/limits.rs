@@ -6,7 +6,7 @@ use alloc::sync::Arc;
 
 use headgate_protos::v1;
 
-use super::OverloadPush;
+use super::{OverloadPush, PoolGrants};
 use crate::overload::{OverloadState, Work};
 
 /// The limits of all pools, by pool.
@@ -27,6 +27,8 @@ pub struct PoolLimits {
     pub shares: BTreeMap<String, ProxyShare>,
     /// Part of a proxy that has not reported yet.
     pub newcomer: ProxyShare,
+    /// Leases of the proxies, by `node.id`.
+    pub grants: Arc<PoolGrants>,
 }
 
 /// One proxy's part of a pool's rates, both in `0..=1`.
@@ -63,6 +65,7 @@ impl PoolLimits {
             }
         }
         limits.overload = self.overload.as_ref().map(|overload| overload.for_share(share));
+        limits.quotas = self.grants.get(node_id).cloned().unwrap_or_default();
         limits
     }
 }
@@ -77,19 +80,26 @@ impl PoolLimits {
             least: overload.map(|overload| overload.least.to_wire()),
             shares: self.shares.iter().filter(|(node, _)| is_wanted(node)).map(|(node, share)| (node.clone(), share.to_wire())).collect(),
             newcomer: Some(self.newcomer.to_wire()),
+            grants: self.grants.iter().filter(|(node, _)| is_wanted(node)).map(|(node, grants)| (node.clone(), leases(grants))).collect(),
         }
     }
 
     /// Reads that form. `None` when it names no limits.
     #[must_use]
     pub fn from_wire(wire: v1::FleetLimits) -> Option<Self> {
-        let v1::FleetLimits { fleet, least, shares, newcomer } = wire;
+        let v1::FleetLimits { fleet, least, shares, newcomer, grants } = wire;
         let mut fleet = fleet?;
         let least = Work::from_wire(least.as_ref());
         let overload = fleet.overload.take().map(|whole| OverloadPush { state: Arc::new(OverloadState::from_wire(&whole)), least });
         let shares = shares.into_iter().map(|(node, part)| (node, ProxyShare::from_wire(&part))).collect();
-        Some(Self { fleet, overload, shares, newcomer: newcomer.as_ref().map_or(ProxyShare::default(), ProxyShare::from_wire) })
+        let grants = Arc::new(grants.into_iter().map(|(node, grants)| (node, grants.grants)).collect());
+        let newcomer = newcomer.as_ref().map_or(ProxyShare::default(), ProxyShare::from_wire);
+        Some(Self { fleet, overload, shares, newcomer, grants })
     }
+}
+
+fn leases(grants: &[v1::QuotaGrant]) -> v1::QuotaGrants {
+    v1::QuotaGrants { grants: grants.to_vec() }
 }
 
 // === impl ProxyShare ===
@@ -122,6 +132,7 @@ mod tests {
             shares: [("busy".to_owned(), ProxyShare { rate: 0.9, safe: 0.5 })].into(),
             newcomer: ProxyShare { rate: 0.005, safe: 0.25 },
             overload: None,
+            grants: Arc::default(),
         };
         let busy = limits.for_node("busy");
         assert_eq!((busy.classes[0].rate_rps, busy.classes[0].burst, busy.classes[0].safe_rps), (90.0, 90.0, 4.0));
@@ -154,10 +165,12 @@ mod tests {
             overload: Some(OverloadPush { state: Arc::new(state), least: Work { prefill_tokens: 50, kv_tokens: 60, streams: 1 } }),
             shares: ["a", "b"].map(|node| (node.to_owned(), ProxyShare { rate: 0.3, safe: 0.5 })).into(),
             newcomer: ProxyShare { rate: 0.01, safe: 0.25 },
+            grants: Arc::new(["a", "b"].map(|node| (node.to_owned(), vec![v1::QuotaGrant { fence: 5, ..Default::default() }])).into()),
         };
         let there = PoolLimits::from_wire(limits.to_wire(|node| node == "a")).unwrap();
         assert_eq!(there.for_node("a"), limits.for_node("a"));
         assert_eq!(there.for_node("new"), limits.for_node("new"));
-        assert_eq!(there.shares.len(), 1, "the other proxy is none of that replica's");
+        assert_eq!(there.for_node("a").quotas.len(), 1);
+        assert_eq!((there.shares.len(), there.grants.len()), (1, 1), "the other proxy is none of that replica's");
     }
 }

@@ -13,6 +13,7 @@ use headgate_protos::v1;
 mod controls;
 mod ledger;
 mod limits;
+mod quotas;
 mod term;
 
 pub use self::controls::{Controls, OverloadPush, PoolControlView, StepInputs};
@@ -21,6 +22,7 @@ pub use self::ledger::{
     RecentView, Shares, StreamView, TtftView,
 };
 pub use self::limits::{LimitsTable, PoolLimits, ProxyShare};
+pub use self::quotas::{FleetQuotaView, FleetQuotas, PoolGrants};
 pub use self::term::{Term, first_epoch, term_of};
 
 /// Proxies that are remembered at once; a further one is served but not accounted for.

@@ -13,6 +13,7 @@ pub mod check;
 mod config;
 mod error;
 mod overload;
+mod quotas;
 mod stage;
 mod tenant_table;
 mod validate;
@@ -21,6 +22,7 @@ mod validate_classes;
 mod validate_identities;
 mod validate_levels;
 mod validate_overload;
+mod validate_quotas;
 mod validate_stage;
 
 pub use config::{
@@ -29,6 +31,7 @@ pub use config::{
 };
 pub use error::{FieldError, PolicyErrors, Problem};
 pub use overload::{Fusion, OverloadConfig, QueueConfig, RetryConfig, RungConfig, RungKind};
+pub use quotas::{QuotaConfig, QuotaUnit};
 pub use stage::{Canary, CanaryPart, RolloutConfig, Stage, books_name, serving_pool};
 pub use tenant_table::TenantTable;
 
@@ -152,6 +155,7 @@ pub struct Policy {
     pub(crate) overload: Option<OverloadConfig>,
     pub(crate) engines: Vec<String>,
     pub(crate) orca: bool,
+    pub(crate) quotas: Vec<QuotaConfig>,
     pub(crate) reveal_numbers: bool,
     pub(crate) stage: Stage,
 }
@@ -201,6 +205,12 @@ impl Policy {
     #[must_use]
     pub fn class(&self, id: ClassId) -> Option<&Class> {
         self.classes.get(id.index())
+    }
+
+    /// Rates over all proxies; at most 16.
+    #[must_use]
+    pub fn quotas(&self) -> &[QuotaConfig] {
+        &self.quotas
     }
 
     /// Known clients.

@@ -90,6 +90,46 @@ const BROKEN: &[(Break, &[&str])] = &[
             "candidate.rollout.confidencePercent: 100 is outside 80..=99.9999",
         ],
     ),
+    (
+        |p| {
+            let floor = |class: &str, percent| v1::QuotaFloor { class: class.into(), percent };
+            let floors = vec![floor("high", 60), floor("high", 50), floor("best", 0)];
+            let first = v1::Quota {
+                name: "a b".into(),
+                tenants: vec!["acme".into(), "acme".into(), "none".into()],
+                unit: v1::QuotaUnit::WorkTokens.into(),
+                amount: -1.0,
+                per: 7,
+                mode: 8,
+                floors,
+                reserve_percent: Some(21.0),
+                safe_percent: Some(-1.0),
+                burst_ms: Some(99),
+            };
+            spec(p).quotas = vec![first, v1::Quota { unit: 9, ..Default::default() }, v1::Quota { name: "x".into(), ..Default::default() }];
+        },
+        &[
+            "quotas[0].name: \"a b\" is not 1 to 63 characters of a-z, 0-9, '_', '.' and '-'",
+            "quotas[0].tenants[1]: \"acme\" is already used by quotas[0].tenants[0]",
+            "quotas[0].tenants[2]: \"none\" is not one of acme, vip, user",
+            "quotas[0].unit: work_tokens is not allowed: work tokens need `overload`, which says what an output token counts",
+            "quotas[0].amount: -1 is outside 0.001..=1000000000000000",
+            "quotas[0].per: \"7\" is not one of second, minute",
+            "quotas[0].mode: \"8\" is not one of strict, fast",
+            "quotas[0].floors[1].class: \"high\" is already used by quotas[0].floors[0].class",
+            "quotas[0].floors[2].class: \"best\" is not one of high, medium, low",
+            "quotas[0].floors[2].percent: is required",
+            "quotas[0].floors: percent 110 in sum is not allowed: the floors of a quota add up to at most 100",
+            "quotas[0].reservePercent: 21 is outside 0..=20",
+            "quotas[0].safePercent: -1 is outside 0..=50",
+            "quotas[0].burstMs: 99 is outside 100..=60000",
+            "quotas[1].name: is required",
+            "quotas[1].unit: \"9\" is not one of requests, tokens, work_tokens",
+            "quotas[1].amount: is required",
+            "quotas[2].unit: is required",
+            "quotas[2].amount: is required",
+        ],
+    ),
     (|p| spec(p).pool = "a b".into(), &["pool: \"a b\" is not 1 to 63 characters of a-z, 0-9 and '-'"]),
     (
         |p| spec(p).routes = vec![v1::RouteMatch { path_prefix: "v1".into(), host: "a.example:80".into() }],

@@ -14,7 +14,8 @@ use super::config::{ConcurrencyConfig, ThrottleConfig};
 use super::error::Problem;
 use super::stage::books_name;
 use super::{
-    Policy, PolicyErrors, Route, validate_breaker, validate_classes, validate_levels, validate_overload, validate_stage, version_of,
+    Policy, PolicyErrors, Route, validate_breaker, validate_classes, validate_levels, validate_overload, validate_quotas, validate_stage,
+    version_of,
 };
 
 const MAX_ROUTES: usize = 32;
@@ -69,6 +70,7 @@ pub(super) fn policy(wire: &v1::Policy) -> Result<Policy, PolicyErrors> {
         enforcement,
         candidate,
         orca,
+        quotas,
     } = spec_or_empty;
     if spec.is_some() {
         check.text("", "pool", pool, &POOL);
@@ -86,6 +88,7 @@ pub(super) fn policy(wire: &v1::Policy) -> Result<Policy, PolicyErrors> {
         validate_classes::without_overload(&mut check, &classes);
     }
     let engines = validate_overload::engines(&mut check, engines);
+    let quotas = validate_quotas::quotas(&mut check, quotas, (&classes, &classified.tenants), overload.is_some());
     let stage = validate_stage::stage(&mut check, name, *enforcement, candidate.as_ref());
     check.optional_text("", "version", version, &VERSION);
     match check.finish() {
@@ -106,6 +109,7 @@ pub(super) fn policy(wire: &v1::Policy) -> Result<Policy, PolicyErrors> {
             overload,
             engines,
             orca: *orca,
+            quotas,
             reveal_numbers,
             stage,
         }),

@@ -19,7 +19,7 @@ const MAX_CLASSES: usize = 8;
 const MAX_RESERVED_PERCENT: u32 = 90;
 const MAX_FLOOR_PERCENT: u32 = 90;
 const DEFAULT_MAX_RETRY_AFTER: Duration = Duration::from_secs(30);
-const MAX_TENANTS: usize = 1024;
+pub(super) const MAX_TENANTS: usize = 1024;
 const MAX_CAPS: usize = 64;
 const MAX_MODEL_BYTES: usize = 256;
 const AT: &str = "classification";
@@ -30,7 +30,7 @@ const CLASS_NAME: Form = Form {
     ends_allow: |byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'-'),
     expected: "1 to 32 characters of a-z, 0-9, '_' and '-'",
 };
-const TENANT_NAME: Form = Form {
+pub(super) const TENANT_NAME: Form = Form {
     max_bytes: 63,
     allows: |byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'.' | b'-'),
     ends_allow: |byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'.' | b'-'),

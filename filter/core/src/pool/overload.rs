@@ -17,6 +17,8 @@ use crate::output_estimate::{Estimates, Presumed};
 use crate::overload::{Flow, LEVELS, Level, OfferedLevels, OverloadController, OverloadSignals};
 use crate::permits::MAX_CLASSES;
 use crate::policy::{ClassId, OverloadConfig, Policy, QueueConfig, RungKind};
+use crate::pool::Pool;
+use crate::pool::quotas::Charges;
 use crate::queue::{AdmissionQueue, Bounds};
 use crate::reason::Cause;
 use crate::retry_budget::RetryBudget;
@@ -35,6 +37,8 @@ const MIN_DRAIN_PART: f64 = 0.05;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Need {
     pub(crate) size: Size,
+    /// What it has been charged.
+    pub(crate) charges: Charges,
     /// Until then it starts only where there is plenty of room: a rung of the ladder makes its class wait.
     pub(crate) held_until: Timestamp,
 }
@@ -325,6 +329,40 @@ impl PoolOverload {
             engine_refusals: flow.engine_refusals,
             limits_epoch,
         }
+    }
+}
+
+impl Pool {
+    /// Ends a queue: its streams, which nobody answers any more. Those that were answered and had not begun count as cancelled.
+    pub(super) fn disband(&mut self, queue: Option<WaitQueue>) -> Vec<u32> {
+        let Some(queue) = queue else { return Vec::new() };
+        let streams = queue.streams().collect();
+        for answer in queue.into_answers() {
+            self.take_back(answer);
+        }
+        streams
+    }
+
+    /// Nobody will collect an answer: what was reserved with it goes back.
+    pub(crate) fn take_back(&mut self, answer: Answer) {
+        let Answer::Admitted { held, state } = answer else { return };
+        self.quotas.give_back(&self.policy, held.charges, held.reservation.size);
+        if let Some(load) = &mut self.overload {
+            held.reservation.end(&mut load.flow);
+        }
+        if let Some(state) = self.states.get_mut(state) {
+            state.cancelled += 1;
+            state.in_flight = state.in_flight.saturating_sub(1);
+            state.waiting = state.waiting.saturating_sub(1);
+        }
+    }
+
+    /// Ends overload control; the streams that wait.
+    pub(crate) fn orphans(&mut self) -> Vec<u32> {
+        let queue = self.overload.as_mut().and_then(|load| load.queue.take());
+        let streams = self.disband(queue);
+        self.overload = None;
+        streams
     }
 }
 

@@ -101,6 +101,12 @@ impl Allocator {
         &self.terms
     }
 
+    /// Whether a holder is known.
+    #[must_use]
+    pub fn knows(&self, key: &HolderKey) -> bool {
+        self.holders.contains_key(key)
+    }
+
     /// Takes what a proxy reports. Whoever comes when [`MAX_PROXIES`] are known is given nothing.
     pub fn hear(&mut self, now: Timestamp, key: &HolderKey, report: &HolderReport) {
         if let Some(holder) = self.holders.get_mut(key) {

@@ -96,7 +96,7 @@ impl Holder {
         self.issued.retain(|issued| issued.sequence >= acknowledged);
         // It listens to nobody else now, so what it has of an earlier leader is what it says.
         if self.issued.is_empty() {
-            self.lease = report.lease.clamped();
+            self.lease = report.lease;
             self.sequence = self.sequence.max(acknowledged);
             self.count(acknowledged, now);
         }
@@ -148,15 +148,6 @@ impl Holder {
             let (rate, safe) = (last.rate.max(new.rate), last.safe.max(new.safe));
             *last = Issued { rate, safe, ..new };
         }
-    }
-}
-
-impl Lease {
-    /// What a proxy says that it holds, as far as that is a lease.
-    fn clamped(&self) -> Self {
-        let amount = |amount: f64| if amount.is_finite() { amount.max(0.0) } else { 0.0 };
-        let lease = Self { rates: self.rates.map(amount), safe: amount(self.safe) };
-        Self { safe: lease.safe.min(lease.rate()), ..lease }
     }
 }
 

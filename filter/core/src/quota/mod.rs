@@ -28,6 +28,7 @@ mod plan;
 mod purse;
 #[cfg(test)]
 mod tests;
+mod wire;
 
 pub use self::allocator::{Allocator, HolderView, Issue, QuotaView};
 pub use self::demand::Asked;

@@ -256,6 +256,8 @@ impl Flight {
         if let (Some(overload), Some(config)) = (&mut pool.overload, pool.policy.overload())
             && load.is_of(overload)
         {
+            let (charges, expected, size) = load.charges(overload, config);
+            pool.quotas.settle(&pool.policy, charges, expected, size);
             tpot = load.on_end(overload, config, now, self.arrival.at, outcome);
         }
         worker.answer_waiting(self.pool, now);

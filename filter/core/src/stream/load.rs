@@ -3,9 +3,11 @@
 use core::time::Duration;
 
 use crate::admission::Held;
+use crate::budget::Size;
 use crate::in_band::{Counted, Usage, Yields};
 use crate::policy::OverloadConfig;
 use crate::pool::overload::PoolOverload;
+use crate::pool::quotas::Charges;
 use crate::time::Timestamp;
 
 /// Longest mean piece of a response that is streamed token by token: an event with its JSON is a third of that.
@@ -71,6 +73,17 @@ impl Load {
         self.usage.output.unwrap_or_else(|| yields.tokens(counted, config.bytes_per_token))
     }
 
+    /// What it has been charged of quotas, the size for which, and what it has been so far.
+    pub(super) fn charges(&self, load: &PoolOverload, config: &OverloadConfig) -> (Charges, Size, Size) {
+        let output = self.output_tokens(&load.yields, self.counted(&load.yields), config);
+        let prompt = self.usage.prompt.unwrap_or(self.held.reservation.size.prompt);
+        (self.held.charges, self.held.reservation.size, Size { prompt, output })
+    }
+
+    fn counted(&self, yields: &Yields) -> Counted {
+        Counted { pieces: self.pieces, bytes: self.bytes, is_streamed: self.is_streamed(yields) }
+    }
+
     /// The first piece of the body has come, which need not be a token: either way the prompt is done with.
     pub(super) fn on_first_byte(&mut self, load: &mut PoolOverload) {
         self.held.reservation.on_first_token(&mut load.flow);
@@ -96,7 +109,7 @@ impl Load {
         arrived: Timestamp,
         outcome: Outcome,
     ) -> Option<Duration> {
-        let counted = Counted { pieces: self.pieces, bytes: self.bytes, is_streamed: self.is_streamed(&load.yields) };
+        let counted = self.counted(&load.yields);
         let tokens = self.output_tokens(&load.yields, counted, config);
         let Self { held, admitted_at: _, first_token_at, pieces, bytes: _, usage } = self;
         let size = held.reservation.size;

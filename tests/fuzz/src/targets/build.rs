@@ -67,6 +67,7 @@ pub(super) fn policy(source: &mut Source<'_>, name: &str, pool: &str) -> v1::Pol
         enforcement: v1::Enforcement::Enforce.into(),
         candidate: None,
         orca: source.is_so(64),
+        quotas: Vec::new(),
         classes,
     };
     v1::Policy { name: if source.is_so(4) { source.text(&["demo"]) } else { name.to_owned() }, version: String::new(), spec: Some(spec) }
@@ -230,6 +231,7 @@ pub(super) fn limits(source: &mut Source<'_>, pool: &str, epoch: u64) -> v1::Lim
         classes,
         drain_rps: source.float(),
         overload: source.is_so(180).then(|| overload_limits(source)),
+        quotas: Vec::new(),
     }
 }
 
@@ -335,6 +337,7 @@ fn pool_report(source: &mut Source<'_>) -> v1::PoolReport {
         latency: source.is_so(80).then(|| latency_report(source)),
         is_shadow: false,
         endpoint_loads: (0..source.below(3)).map(|_| endpoint_load(source)).collect(),
+        quotas: Vec::new(),
     }
 }
 

@@ -93,8 +93,8 @@ fn lead_step(input: &mut Input<'_>, now: Timestamp, lead: &mut Vec<u8>) -> u8 {
 
 fn decode_all(bytes: &[u8]) -> u8 {
     let _ = Revisions::decode(&Revisions::raise(bytes, true, false));
-    let (next, generation) = next_generation(bytes, b"configuration");
-    assert_eq!(next_generation(&next, b"configuration").1, generation, "the same configuration keeps its number");
+    let (next, generation) = next_generation(bytes, b"configuration", 7);
+    assert_eq!(next_generation(&next, b"configuration", 8).1, generation, "the same configuration keeps its number");
     u8::from(PolicySnapshot::decode(bytes).is_some())
         + 2 * u8::from(LimitsSnapshot::decode(bytes).is_some())
         + 4 * u8::from(SharedLimits::decode(bytes).is_ok())

@@ -279,7 +279,7 @@ impl PoolControl {
         if overload.is_some() {
             release_classes(&mut fleet);
         }
-        let limits = PoolLimits { fleet, overload, shares: shares.by_node, newcomer: shares.newcomer };
+        let limits = PoolLimits { fleet, overload, shares: shares.by_node, newcomer: shares.newcomer, grants: Arc::default() };
         let is_due = self.pushed.as_ref().is_none_or(|pushed| now.since(pushed.at) >= REFRESH.min(lifetime.ttl / 3));
         let is_material = self.pushed.as_ref().is_none_or(|pushed| material(&pushed.limits, &limits) == Material::Yes);
         if !is_due && !is_material {

@@ -14,7 +14,7 @@ use core::time::Duration;
 
 use headgate_protos::v1;
 
-use super::{GONE_AFTER, MAX_POLICIES_PER_PROXY, MAX_PROXIES, PolicySet};
+use super::{FleetQuotas, GONE_AFTER, MAX_POLICIES_PER_PROXY, MAX_PROXIES, PolicySet};
 use crate::estimator::SlidingHistogram;
 use crate::histogram::Histogram;
 use crate::overload::Flow;
@@ -60,6 +60,7 @@ pub struct Ledger {
     unaccounted: u64,
     unreadable: u64,
     forgotten: Forgotten,
+    quotas: FleetQuotas,
 }
 
 /// The books of one pool.
@@ -185,6 +186,7 @@ impl Ledger {
 
     /// Takes one report. Returns whether its proxy is accounted for: the books may be full.
     pub fn record(&mut self, now: Timestamp, report: &v1::LoadReport) -> bool {
+        self.quotas.record(now, report);
         if !self.nodes.contains_key(&report.node_id) && self.nodes.len() >= MAX_PROXIES && !self.evict(now) {
             self.unaccounted += 1;
             return false;
@@ -255,6 +257,11 @@ impl Ledger {
     pub fn shares(&self, now: Timestamp, pool: &str) -> Shares {
         let demands = self.nodes.iter().filter(|(_, node)| node.is_present(now) && node.reports(pool));
         Shares::of(demands.map(|(node_id, node)| (node_id.as_str(), node.demand(now, pool))))
+    }
+
+    /// The quotas, of which reports tell the ledger as well.
+    pub fn quotas(&mut self) -> &mut FleetQuotas {
+        &mut self.quotas
     }
 
     /// Counters of the workers that belong to no policy.

@@ -131,7 +131,7 @@ impl Node {
         }
         let new = worker.counters.unwrap_or_default();
         accepted.counters = counters_delta(&new, &before.map(|vm| vm.counters).unwrap_or_default());
-        let without_overload = |pool: &v1::PoolReport| v1::PoolReport { overload: None, latency: None, ..pool.clone() };
+        let without_overload = |pool: &v1::PoolReport| v1::PoolReport { overload: None, latency: None, quotas: Vec::new(), ..pool.clone() };
         let pools = worker.pools.iter().take(MAX_POLICIES_PER_PROXY).map(|pool| (pool.policy.clone(), without_overload(pool))).collect();
         if before.is_none() && (self.is_known_of_old || self.forgotten_at_ns.is_some_and(|at| worker.at_ns <= at)) {
             accepted = accepted.into_baseline();

@@ -1,0 +1,198 @@
+//! Workers, reports, the leader and back: the same messages as on the wire.
+
+use alloc::sync::Arc;
+use std::string::ToString;
+use std::vec;
+use std::vec::Vec;
+
+use super::*;
+use crate::fleet::StoredPolicy;
+use crate::policy::fixture;
+use crate::request::{HeaderView, RequestInfo, VerifiedIdentity};
+use crate::stream::{Event, Outcome, Stream, StreamEnd};
+use crate::worker::Worker;
+
+const SPIFFE: VerifiedIdentity<'static> = VerifiedIdentity { spiffe: Some(b"spiffe://cluster.local/ns/a/sa/vip"), jwt_claims: &[] };
+const NOBODY: VerifiedIdentity<'static> = VerifiedIdentity { spiffe: None, jwt_claims: &[] };
+const HEADERS: &[(&[u8], &[u8])] = &[(b":path", b"/v1/chat/completions"), (b"content-length", b"400")];
+
+fn quota(amount: f64, unit: v1::QuotaUnit) -> v1::Quota {
+    v1::Quota { name: "all".into(), unit: unit.into(), amount, ..Default::default() }
+}
+
+fn wire(quotas: Vec<v1::Quota>) -> v1::Policy {
+    let mut wire = fixture::wire();
+    wire.spec.as_mut().unwrap().quotas = quotas;
+    wire
+}
+
+fn set_of(wire: &v1::Policy) -> PolicySet {
+    let stored = Arc::new(StoredPolicy { policy: wire.clone(), changed_at_unix_ms: 0 });
+    PolicySet { policies: [(wire.name.clone(), stored)].into() }
+}
+
+/// Proxies of two workers each, which report every 100 ms and hear 50 ms later.
+struct Fleet {
+    now: Timestamp,
+    quotas: FleetQuotas,
+    proxies: Vec<[Worker; 2]>,
+    /// Whether a proxy hears and is heard.
+    connected: Vec<bool>,
+}
+
+impl Fleet {
+    fn new(proxies: usize, wire: &v1::Policy) -> Self {
+        let now = Timestamp::from_millis(10_000);
+        let mut quotas = FleetQuotas::default();
+        quotas.begin(1);
+        quotas.set_policies(now, &PolicySet::default());
+        quotas.set_policies(now, &set_of(wire));
+        let policy = Arc::new(Policy::try_from_wire(wire).unwrap());
+        let worker = |seed: usize, process: usize| {
+            let mut worker = Worker::new(seed as u64);
+            worker.set_process(process as u64);
+            worker.set_policies(now, vec![policy.clone()]);
+            worker
+        };
+        let proxies: Vec<_> = (0..proxies).map(|node| [worker(2 * node + 1, node + 1), worker(2 * node + 2, node + 1)]).collect();
+        let connected = vec![true; proxies.len()];
+        Self { now, quotas, proxies, connected }
+    }
+
+    /// 100 ms in which each proxy is asked for so many requests, by both workers in turn; returns those that passed.
+    fn round(&mut self, asked: &dyn Fn(usize) -> (usize, VerifiedIdentity<'static>)) -> usize {
+        self.now = self.now + Duration::from_millis(50);
+        self.quotas.step(self.now);
+        let grants: Vec<Arc<PoolGrants>> = self.quotas.grants().map(|(_, grants)| grants.clone()).collect();
+        let mut passed = 0;
+        for (node, workers) in self.proxies.iter_mut().enumerate() {
+            let of_node = grants.iter().filter_map(|grants| grants.get(&node.to_string())).flatten().cloned().collect();
+            let limits = v1::Limits { pool: "llm".into(), quotas: of_node, ..Default::default() };
+            for worker in workers.iter_mut() {
+                worker.on_tick(self.now);
+                if self.connected[node] {
+                    worker.set_limits(self.now, &limits);
+                }
+                worker.set_permits(0, u32::MAX, 0.5);
+            }
+            let (requests, identity) = asked(node);
+            for index in 0..requests {
+                let request = RequestInfo::new(HeaderView::from_pairs(HEADERS), identity);
+                let mut stream = Stream::new();
+                let outcome = stream.handle(&mut workers[index % 2], self.now, Event::RequestHeaders(&request));
+                passed += usize::from(outcome == Outcome::Continue);
+                stream.handle(&mut workers[index % 2], self.now, Event::ResponseHeaders { status: 200, failed_dependency: None });
+                stream.handle(&mut workers[index % 2], self.now, Event::Log { endpoint: None, end: StreamEnd::Complete });
+            }
+        }
+        self.now = self.now + Duration::from_millis(50);
+        for (node, workers) in self.proxies.iter().enumerate().filter(|(node, _)| self.connected[*node]) {
+            let workers = workers.iter().enumerate().map(|(slot, worker)| worker.report(self.now, slot as u32)).collect();
+            self.quotas.record(self.now, &v1::LoadReport { node_id: node.to_string(), workers, ..Default::default() });
+        }
+        passed
+    }
+
+    fn rounds(&mut self, count: usize, asked: &dyn Fn(usize) -> (usize, VerifiedIdentity<'static>)) -> usize {
+        (0..count).map(|_| self.round(asked)).sum()
+    }
+
+    fn view(&self) -> FleetQuotaView {
+        self.quotas.views(self.now).remove(0)
+    }
+}
+
+#[test]
+fn the_fleet_serves_the_rate_wherever_it_is_asked_for_and_no_more() {
+    let mut fleet = Fleet::new(10, &wire(vec![quota(1000.0, v1::QuotaUnit::Requests)]));
+    let hot = |hot: usize| move |node: usize| (if node == hot { 400 } else { 4 }, NOBODY);
+    fleet.rounds(20, &hot(3));
+    let settled = fleet.rounds(20, &hot(3));
+    assert!((1950..=2005).contains(&settled), "{settled} in 2 s");
+    let moved = fleet.rounds(20, &hot(7));
+    assert!(moved <= 2000 + 1000, "{moved} in 2 s");
+    let settled = fleet.rounds(20, &hot(7));
+    assert!((1950..=2005).contains(&settled), "{settled} in 2 s");
+    let view = fleet.view();
+    assert!(view.quota.committed <= 1000.0 && view.quota.holders.len() == 10, "{view:?}");
+    assert!(view.used_total > 6000.0 && view.refused_total > 10_000, "{view:?}");
+}
+
+#[test]
+fn a_refusal_names_the_quota_and_says_when_to_come_back() {
+    let mut fleet = Fleet::new(1, &wire(vec![quota(20.0, v1::QuotaUnit::Requests)]));
+    fleet.rounds(10, &|_| (100, NOBODY));
+    let request = RequestInfo::new(HeaderView::from_pairs(HEADERS), NOBODY);
+    let worker = &mut fleet.proxies[0][0];
+    let refused = (0..50).find_map(|_| match Stream::new().handle(worker, fleet.now, Event::RequestHeaders(&request)) {
+        Outcome::Reply(reply) => Some(reply),
+        _ => None,
+    });
+    let reply = refused.expect("20 a second are used up");
+    assert_eq!(reply.status, 429);
+    let header = |name: &str| reply.headers.iter().find(|(key, _)| *key == name).map(|(_, value)| value.clone()).unwrap();
+    assert!(header("x-headgate-reason").starts_with("quota; value=1; threshold=0"), "{reply:?}");
+    let wait_ms: f64 = header("retry-after-ms").parse().unwrap();
+    assert!((50.0..=30_000.0).contains(&wait_ms), "{wait_ms} ms at 10 a second in this worker");
+}
+
+#[test]
+fn tokens_are_counted_by_what_a_request_is_expected_to_be_and_only_of_the_tenants_named() {
+    let of_vip = v1::Quota { tenants: vec!["vip".into()], ..quota(3560.0 * 10.0, v1::QuotaUnit::Tokens) };
+    let mut fleet = Fleet::new(2, &wire(vec![of_vip]));
+    // 400 bytes are 100 tokens, and 256 of output are presumed: 100 requests a second.
+    fleet.rounds(20, &|_| (20, SPIFFE));
+    let passed = fleet.rounds(20, &|_| (20, SPIFFE));
+    assert!((190..=202).contains(&passed), "{passed} in 2 s");
+    assert_eq!(fleet.rounds(1, &|_| (500, NOBODY)), 1000, "nobody else falls under it");
+}
+
+#[test]
+fn a_proxy_that_is_cut_off_falls_to_its_safe_part_and_the_others_take_over() {
+    let mut fleet = Fleet::new(4, &wire(vec![quota(1000.0, v1::QuotaUnit::Requests)]));
+    let asked = |_: usize| (50, NOBODY);
+    fleet.rounds(30, &asked);
+    fleet.connected[0] = false;
+    fleet.rounds(70, &asked);
+    let of_three = fleet.rounds(10, &asked);
+    assert!((980..=1005).contains(&of_three), "{of_three} in 1 s, 7 s after the cut");
+    let view = fleet.view();
+    let lost = view.quota.holders.iter().find(|holder| holder.key.node == "0").unwrap();
+    assert!(lost.committed <= 2.5 + 1e-9 && lost.silent >= Duration::from_secs(7), "{lost:?}");
+}
+
+#[test]
+fn a_new_leader_takes_over_what_is_held_and_nobody_is_refused_for_it() {
+    let wire = wire(vec![quota(1000.0, v1::QuotaUnit::Requests)]);
+    let mut fleet = Fleet::new(4, &wire);
+    let asked = |_: usize| (20, NOBODY);
+    fleet.rounds(30, &asked);
+    fleet.quotas.begin(2);
+    fleet.quotas.set_policies(fleet.now, &set_of(&wire));
+    assert_eq!(fleet.rounds(100, &asked), 100 * 80, "through its learning and after");
+    assert_eq!(fleet.view().quota.learning, Duration::ZERO);
+}
+
+#[test]
+fn a_quota_that_comes_back_is_known() {
+    let wire = wire(vec![quota(1000.0, v1::QuotaUnit::Requests)]);
+    let mut fleet = Fleet::new(2, &wire);
+    fleet.rounds(20, &|_| (100, NOBODY));
+    fleet.quotas.set_policies(fleet.now, &PolicySet::default());
+    assert!(fleet.quotas.views(fleet.now).is_empty() && fleet.quotas.grants().next().is_none());
+    fleet.quotas.set_policies(fleet.now, &set_of(&wire));
+    let view = fleet.view();
+    assert!(view.quota.committed > 900.0, "what was granted still counts: {view:?}");
+}
+
+#[test]
+fn a_proxy_that_is_gone_leaves_no_grant() {
+    let mut fleet = Fleet::new(2, &wire(vec![quota(1000.0, v1::QuotaUnit::Requests)]));
+    fleet.rounds(20, &|_| (10, NOBODY));
+    fleet.connected[1] = false;
+    fleet.now = fleet.now + Duration::from_secs(700);
+    fleet.rounds(20, &|_| (10, NOBODY));
+    fleet.quotas.expire(fleet.now);
+    let nodes: Vec<String> = fleet.quotas.grants().flat_map(|(_, grants)| grants.keys().cloned()).collect();
+    assert_eq!(nodes, ["0"]);
+}
