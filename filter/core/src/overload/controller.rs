@@ -105,9 +105,10 @@ impl OverloadController {
         self.state.floors_work_per_s = self.floors.iter().map(|part| part * self.shedder.capacity()).collect();
     }
 
-    /// Lets the budgets grow anew from a part of themselves: a breaker has closed, an engine is back.
-    pub fn begin_slow_start(&mut self, now: Timestamp) {
-        self.slow_start.begin(now);
+    /// Lets the budgets of the part `cold` of the pool (`0..=1`) grow anew from a part of themselves: a breaker has closed, an engine is
+    /// back.
+    pub fn begin_slow_start(&mut self, now: Timestamp, cold: f64) {
+        self.slow_start.begin(now, cold);
     }
 
     /// One turn: signals to budgets and cut-off. A step that comes too soon after the last one changes nothing.

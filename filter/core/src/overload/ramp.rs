@@ -14,22 +14,28 @@ const GROWTH_PER_S: f64 = 4.0;
 /// Multiplier of all budgets.
 #[derive(Debug, Clone, Default)]
 pub(super) struct SlowStart {
-    began: Option<Timestamp>,
+    /// When it began, and the part of the pool that starts cold.
+    began: Option<(Timestamp, f64)>,
 }
 
 impl SlowStart {
-    pub(super) fn begin(&mut self, now: Timestamp) {
-        self.began = Some(now);
+    /// `cold`: the part of the pool that starts, `0..=1`; NaN counts as 0. The rest works on and keeps its part of the budgets: were they
+    /// all to start anew, the engines that are warm would fill them, and the cold one would idle. What an earlier start has left cold is
+    /// cold still.
+    pub(super) fn begin(&mut self, now: Timestamp, cold: f64) {
+        let cold = if cold > 0.0 { cold.min(1.0) } else { 0.0 };
+        let left = (1.0 - self.part(now)) / (1.0 - START);
+        self.began = Some((now, cold.max(left.min(1.0))));
     }
 
-    /// The part of the budgets that may be used, `START..=1`, growing on a straight line.
+    /// The part of the budgets that may be used, `1 − cold · (1 − START) ..= 1`, growing on a straight line.
     pub(super) fn part(&mut self, now: Timestamp) -> f64 {
-        let Some(began) = self.began else { return 1.0 };
+        let Some((began, cold)) = self.began else { return 1.0 };
         let passed = now.since(began).as_secs_f64() / LENGTH.as_secs_f64();
         if passed >= 1.0 {
             self.began = None;
         }
-        START + (1.0 - START) * passed.min(1.0)
+        1.0 - cold * (1.0 - START) * (1.0 - passed.min(1.0))
     }
 }
 

@@ -207,7 +207,7 @@ impl PoolOverload {
     pub(crate) fn control(&mut self, now: Timestamp, series: u64, levels: &PoolState, breaker: v1::BreakerState) {
         let is_stopped = matches!(breaker, v1::BreakerState::Open | v1::BreakerState::HalfOpen);
         if self.was_stopped && !is_stopped {
-            self.controller.begin_slow_start(now);
+            self.controller.begin_slow_start(now, 1.0);
         }
         self.was_stopped = is_stopped;
         let elapsed_s = now.since(self.rated_at).as_secs_f64();

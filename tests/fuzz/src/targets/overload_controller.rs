@@ -29,7 +29,7 @@ fn story(input: &[u8], marks: &mut Marks) {
         }
         now = now + if source.is_so(200) { Duration::from_millis(100) } else { source.span() };
         match source.below(24) {
-            0 => controller.begin_slow_start(now),
+            0 => controller.begin_slow_start(now, source.float()),
             1 => controller.set_policy(now, &policy(&mut source)),
             2 => series = source.number(),
             3 => flow = Flow::from_wire(&build::overload_report(&mut source)).unwrap_or_default(),

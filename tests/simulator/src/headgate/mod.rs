@@ -16,6 +16,7 @@ use crate::controller::{Arrival, Controller, Ctx, Ending, Gauges, Link as Networ
 use crate::setup::{Fault, Setup};
 
 mod faces;
+mod hunger;
 mod plane;
 mod policy;
 mod proxy;
@@ -25,6 +26,7 @@ mod transit;
 mod vm;
 
 use self::faces::Faces;
+use self::hunger::Hunger;
 use self::plane::Plane;
 pub use self::policy::default_policy;
 use self::proxy::Proxy;
@@ -48,6 +50,7 @@ pub struct Headgate {
     proxies: Vec<Proxy>,
     plane: Plane,
     faces: Faces,
+    hunger: Hunger,
     transit: Transit,
     /// By request id.
     exchanges: Vec<Option<Exchange>>,
@@ -118,6 +121,7 @@ impl Headgate {
             proxies: (0..setup.proxies.max(1)).map(|proxy| Proxy::new(proxy, setup.workers.max(1))).collect(),
             plane: Plane::new(&policy),
             faces: Faces::new(setup, &valid),
+            hunger: Hunger::new(&valid),
             transit: Transit::default(),
             exchanges: Vec::new(),
             refusals: BTreeMap::new(),
@@ -185,6 +189,9 @@ impl Headgate {
             self.send(ctx, proxy, messages);
         }
         let found = self.plane.check(self.proxies.len());
+        self.note(found);
+        let outstanding = ctx.engines().iter().map(|engine| engine.is_alive().then(|| engine.outstanding()));
+        let found = self.hunger.look(ctx.now(), ctx.waiting(), outstanding);
         self.note(found);
     }
 

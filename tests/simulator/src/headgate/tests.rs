@@ -90,6 +90,18 @@ fn losing_the_control_plane_fails_no_request() {
     assert!(tape.count(Fate::Ended(Ending::Completed)) > 100, "{:?}", tape.fates);
 }
 
+/// The world stops at the first engine that idles while work waits.
+#[test]
+fn an_engine_that_is_back_has_work_at_once_while_others_wait() {
+    let mut scenario = crate::scenarios::standard("engine-lost").unwrap().unwrap();
+    scenario.setup.duration = Duration::from_secs(50);
+    scenario.setup.drain = Duration::ZERO;
+    for seed in 1..=3 {
+        let mut headgate = Headgate::new(&scenario.setup, &default_policy(&scenario.setup)).unwrap();
+        World::new(&scenario.setup, seed).run(&mut headgate, &mut ()).unwrap();
+    }
+}
+
 #[test]
 fn a_restarted_leader_is_followed_by_another() {
     let mut setup = setup(30.0);

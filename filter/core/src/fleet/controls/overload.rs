@@ -15,9 +15,17 @@ use crate::time::Timestamp;
 /// Overload control of one pool.
 pub(super) struct PoolOverload {
     controller: OverloadController,
-    /// Most engines that were read at once, and since when there are fewer.
+    /// Most engines that were read at once.
     engines: u32,
-    fewer_since: Option<Timestamp>,
+    fewer: Option<Fewer>,
+}
+
+/// A time with fewer engines than there were.
+#[derive(Clone, Copy)]
+struct Fewer {
+    since: Timestamp,
+    /// The fewest of it.
+    engines: u32,
 }
 
 /// Absence after which an engine that is back starts cold. A shorter one is a page that came late.
@@ -38,12 +46,12 @@ pub struct OverloadPush {
 impl PoolOverload {
     /// For a policy that asks for it.
     pub(super) fn of(now: Timestamp, policy: &Policy) -> Option<Self> {
-        policy.overload().map(|_| Self { controller: OverloadController::new(now, policy), engines: 0, fewer_since: None })
+        policy.overload().map(|_| Self { controller: OverloadController::new(now, policy), engines: 0, fewer: None })
     }
 
     pub(super) fn set_policy(&mut self, now: Timestamp, policy: &Policy) {
         // The policy may name other engines.
-        (self.engines, self.fewer_since) = (0, None);
+        (self.engines, self.fewer) = (0, None);
         self.controller.set_policy(now, policy);
     }
 
@@ -55,15 +63,17 @@ impl PoolOverload {
         self.controller.step(now, &OverloadSignals { series: 0, flow, engine, level_pressure: level_pressure(levels) });
     }
 
-    /// An engine that was away and is back gets its work little by little.
+    /// An engine that was away and is back gets its work little by little; the others go on as they are.
     fn note_engines(&mut self, now: Timestamp, engines: u32) {
         if engines < self.engines {
-            self.fewer_since.get_or_insert(now);
+            let fewest = self.fewer.map_or(engines, |fewer| fewer.engines.min(engines));
+            self.fewer = Some(Fewer { since: self.fewer.map_or(now, |fewer| fewer.since), engines: fewest });
             return;
         }
         self.engines = engines;
-        if self.fewer_since.take().is_some_and(|since| now.since(since) >= AWAY) {
-            self.controller.begin_slow_start(now);
+        if let Some(fewer) = self.fewer.take().filter(|fewer| now.since(fewer.since) >= AWAY) {
+            let back = engines.saturating_sub(fewer.engines);
+            self.controller.begin_slow_start(now, f64::from(back) / f64::from(engines.max(1)));
         }
     }
 

@@ -189,10 +189,36 @@ fn budgets_fall_at_once_and_grow_by_a_factor() {
 fn a_slow_start_ramps_to_all() {
     let mut start = SlowStart::default();
     assert_eq!(start.part(at(0)), 1.0);
-    start.begin(at(0));
-    assert_eq!(start.part(at(0)), 0.3);
+    start.begin(at(0), 1.0);
+    assert!((start.part(at(0)) - 0.3).abs() < 1e-9);
     assert!((start.part(at(1500)) - 0.65).abs() < 1e-9);
     assert_eq!(start.part(at(3000)), 1.0);
+}
+
+#[test]
+fn a_slow_start_of_one_engine_of_four_leaves_the_others_their_part() {
+    let mut start = SlowStart::default();
+    start.begin(at(0), 0.25);
+    assert!((start.part(at(0)) - (0.75 + 0.25 * 0.3)).abs() < 1e-9);
+    assert_eq!(start.part(at(3000)), 1.0);
+    start.begin(at(4000), f64::NAN);
+    assert_eq!(start.part(at(4000)), 1.0, "nothing is cold");
+}
+
+proptest! {
+    /// However often parts of a pool come back, budgets lie between those of a cold pool and all, and a new start warms nothing up.
+    #[test]
+    fn slow_starts_that_overlap_stay_within_bounds(starts in proptest::collection::vec((0_u64..4000, -1.0..2.0_f64), 1..20)) {
+        let (mut start, mut now) = (SlowStart::default(), 0);
+        for (pause, cold) in starts {
+            now += pause;
+            let before = start.part(at(now));
+            start.begin(at(now), cold);
+            let after = start.part(at(now));
+            prop_assert!((0.3 - 1e-9..=1.0).contains(&after) && after <= before + 1e-9, "{before} {after}");
+        }
+        prop_assert_eq!(start.part(at(now + 3000)), 1.0);
+    }
 }
 
 #[test]
