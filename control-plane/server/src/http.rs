@@ -119,6 +119,7 @@ impl Observatory {
         let nothing = PoolView::default();
         let pool = |(name, view): (&String, &PoolControlView)| {
             let load = loads.get(name).unwrap_or(&nothing);
+            let engines = control.engines.get(name).map_or_else(Vec::new, EngineStatus::list);
             PoolStatus {
                 pool: name.clone(),
                 policy: view.policy.clone(),
@@ -129,11 +130,11 @@ impl Observatory {
                 drain_rps: view.state.drain_rps,
                 proxies: load.proxies,
                 latencies: ledger.latencies(now, name).into(),
-                overload: OverloadStatus::of(view, load),
+                overload: OverloadStatus::of(view, load, &engines),
                 gpu_units: control.capacities.get(name).map_or(0.0, |capacity| capacity.units),
                 gpu_capacity: control.capacities.get(name).map_or(1.0, PoolCapacity::fraction),
                 gpu_problem: control.capacities.get(name).map_or_else(String::new, |capacity| capacity.because.clone()),
-                engines: control.engines.get(name).map_or_else(Vec::new, EngineStatus::list),
+                engines,
             }
         };
         control.pools.iter().map(pool).collect()

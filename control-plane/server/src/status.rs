@@ -11,11 +11,13 @@ mod gpus;
 mod latency;
 mod overload;
 mod replica;
+mod terms;
 
 pub use self::gpus::{GpuStatus, source_text};
 pub use self::latency::{LatencyFigures, LatencyStatus, LatencyStream, MissingLatencies};
 pub use self::overload::{BudgetStatus, ClassShed, CutOffStatus, OverloadStatus, QueueStatus, RungStatus, WorkStatus};
 pub use self::replica::ReplicaStatus;
+pub use self::terms::TermStatus;
 
 /// The whole document.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -68,6 +68,22 @@ impl Screen {
         }
     }
 
+    /// Waits until `text` is drawn, and has everything drawn anew meanwhile: of what changes only the cells that differ are.
+    fn redraw_until(&self, text: &str, widths: [u16; 2]) {
+        let began = Instant::now();
+        for width in widths.into_iter().cycle() {
+            let next = Instant::now() + Duration::from_millis(200);
+            while Instant::now() < next {
+                if self.shown.lock().unwrap().contains(text) {
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            assert!(began.elapsed() < PATIENCE, "no {text:?}");
+            self.resize(width);
+        }
+    }
+
     fn press(&mut self, keys: &str) {
         self.keyboard.write_all(keys.as_bytes()).unwrap();
     }
@@ -113,9 +129,29 @@ async fn it_draws_in_a_terminal_reconnects_and_leaves_the_terminal_as_it_was() {
     let (server, _) = serve(&address).await;
     screen.wait_for("live");
 
-    screen.press("3");
+    // Only that view says so.
+    screen.press("8");
     screen.resize(70);
-    screen.wait_for("ACTION");
+    screen.redraw_until("no response has ended yet", [71, 70]);
+    screen.press("q");
+    screen.wait_for("\x1b[?1049l");
+    assert_eq!(screen.child.wait().unwrap().code(), Some(0));
+    server.abort();
+}
+
+/// Where the terminal is watched by edges, a key that comes with the signal of a new size waits for the next key.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_comes_with_a_new_size_is_taken_at_once() {
+    let (server, address) = serve("127.0.0.1:0").await;
+    let mut screen = Screen::start(&address);
+    screen.wait_for("live");
+    // Each key doubles the time between two looks.
+    for (width, interval) in (100..).zip(["0.2 s", "0.4 s", "0.8 s", "1.6 s", "3.2 s", "6.4 s", "13 s", "26 s", "51 s"]) {
+        screen.resize(width);
+        screen.press("-");
+        screen.redraw_until(&format!("every {interval}"), [120, 121]);
+    }
+    screen.resize(100);
     screen.press("q");
     screen.wait_for("\x1b[?1049l");
     assert_eq!(screen.child.wait().unwrap().code(), Some(0));

@@ -21,6 +21,7 @@ use crate::status::StatusDocument;
 
 mod app;
 mod feed;
+mod latencies;
 mod paint;
 mod screen;
 mod sheet;
@@ -32,7 +33,7 @@ mod trend;
 pub(super) const EXAMPLES: &str = "Examples:\n  headgate top\n  headgate top --url http://headgate.example:18080 --interval-ms 500\n  \
                                    headgate top --once                       # the overview as text\n  \
                                    headgate top --once --json | jq .rates    # for scripts\n\n\
-                                   Keys: 1 to 7 change the view, s sorts, r reverses, p pauses, ? explains, q quits.\n\
+                                   Keys: 1 to 8 change the view, s sorts, r reverses, p pauses, ? explains, q quits.\n\
                                    NO_COLOR ends colours; a locale that is not UTF-8, or --ascii, ends line drawing.";
 
 /// Time between two frames: countdowns move smoothly, and a terminal over a slow line is not flooded (only what changed is sent).

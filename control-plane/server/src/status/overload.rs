@@ -6,6 +6,8 @@ use headgate_core::fleet::{PoolControlView, PoolView};
 use headgate_core::overload::{Budgets, COHORTS, CutOff, Flow, OverloadState, Work};
 use serde::{Deserialize, Serialize};
 
+use super::{EngineStatus, TermStatus, terms};
+
 /// Overload control of one pool.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct OverloadStatus {
@@ -13,8 +15,11 @@ pub struct OverloadStatus {
     pub saturation: f64,
     /// Term that makes it so; empty while all are 0.
     pub binding: String,
-    /// Every term.
+    /// Every term, as a part of its threshold.
     pub terms: BTreeMap<String, f64>,
+    /// What every term measures, and against what.
+    #[serde(default)]
+    pub measured: BTreeMap<String, TermStatus>,
     /// How sure a learned blend of the terms is of its verdict, 0 to 1.
     pub confidence: f64,
     /// Bounds on work in flight over all proxies.
@@ -128,8 +133,8 @@ pub struct RungStatus {
 // === impl OverloadStatus ===
 
 impl OverloadStatus {
-    /// Overload control of a pool; `None` when its policy has none.
-    pub fn of(view: &PoolControlView, load: &PoolView) -> Option<Self> {
+    /// Overload control of a pool with these engines; `None` when its policy has none.
+    pub fn of(view: &PoolControlView, load: &PoolView, engines: &[EngineStatus]) -> Option<Self> {
         let (state, config) = (view.overload.as_ref()?, view.overload_config.as_ref()?);
         let nothing = Flow::default();
         let flow = load.flow.as_ref().unwrap_or(&nothing);
@@ -141,6 +146,7 @@ impl OverloadStatus {
             saturation: state.saturation.value,
             binding: state.saturation.binding.map_or("", headgate_core::overload::Term::as_str).to_owned(),
             terms: state.saturation.terms.iter().map(|(term, value)| (term.as_str().to_owned(), *value)).collect(),
+            measured: terms::of(state, config, flow.in_flight, engines),
             confidence: state.saturation.confidence,
             budgets: state.budgets.into(),
             safe_budgets: state.safe_budgets.into(),

@@ -370,8 +370,9 @@ impl OverloadController {
     }
 }
 
-/// Requests in the engines' queues at which that term is full.
-fn engine_queue_reference(sample: &EngineSample) -> f64 {
+/// Requests in the engines' queues at which [`Term::EngineQueue`] is 1: 5 an engine, or a twentieth of those that run if that is more.
+#[must_use]
+pub fn engine_queue_reference(sample: &EngineSample) -> f64 {
     (QUEUE_PER_ENGINE * f64::from(sample.engines.max(1))).max(QUEUE_PART * sample.running as f64)
 }
 

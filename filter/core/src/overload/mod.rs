@@ -24,7 +24,7 @@ mod state;
 mod streams;
 mod work;
 
-pub use controller::OverloadController;
+pub use controller::{OverloadController, engine_queue_reference};
 pub use fit::{FitSums, Line};
 pub use flow::{EngineSample, Flow, FlowError, OverloadSignals};
 pub use level::{COHORTS, CutOff, LEVELS, Level, OfferedError, OfferedLevels};

@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 use crossterm::event::{KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 
 use super::feed::News;
+use super::latencies;
 use super::paint::Theme;
 use super::sheet::{Sheet, Sort};
 use super::sheets::{self, Seen};
 use super::trend::Trends;
-use crate::status::StatusDocument;
+use crate::status::{PoolStatus, StatusDocument};
 
 /// Shortest and longest time between two looks.
 pub(super) const MIN_INTERVAL: Duration = Duration::from_millis(100);
@@ -25,6 +26,7 @@ pub(super) enum View {
     Gpus,
     Engines,
     Proxies,
+    Latencies,
 }
 
 /// How the connection is.
@@ -89,8 +91,9 @@ pub(super) struct App {
 
 impl View {
     /// In the order of their keys, which begin at 1.
-    pub(super) const ALL: [Self; 7] = [Self::Overview, Self::Pools, Self::Classes, Self::Levels, Self::Gpus, Self::Engines, Self::Proxies];
-    /// The views that have a sheet of their own.
+    pub(super) const ALL: [Self; 8] =
+        [Self::Overview, Self::Pools, Self::Classes, Self::Levels, Self::Gpus, Self::Engines, Self::Proxies, Self::Latencies];
+    /// The views whose sheets make the overview.
     pub(super) const SHEETS: [Self; 6] = [Self::Pools, Self::Classes, Self::Levels, Self::Gpus, Self::Engines, Self::Proxies];
 
     pub(super) const fn title(self) -> &'static str {
@@ -102,6 +105,7 @@ impl View {
             Self::Gpus => "GPUs",
             Self::Engines => "Engines",
             Self::Proxies => "Proxies",
+            Self::Latencies => "Latencies",
         }
     }
 
@@ -114,6 +118,7 @@ impl View {
             Self::Gpus => sheets::gpus(seen),
             Self::Engines => sheets::engines(seen),
             Self::Proxies => sheets::proxies(seen),
+            Self::Latencies => latencies::latencies(seen),
         }
     }
 
@@ -126,6 +131,7 @@ impl View {
             Self::Gpus => sheets::GPU_COLUMNS.len(),
             Self::Engines => sheets::ENGINE_COLUMNS.len(),
             Self::Proxies => sheets::PROXY_COLUMNS.len(),
+            Self::Latencies => latencies::LATENCY_COLUMNS.len(),
         }
     }
 
@@ -211,7 +217,7 @@ impl App {
             KeyCode::Char('-') => return self.set_interval(self.interval * 2),
             KeyCode::Tab | KeyCode::Right | KeyCode::Char('l') => self.view = self.view.step(1),
             KeyCode::BackTab | KeyCode::Left => self.view = self.view.step(View::ALL.len() - 1),
-            KeyCode::Char(digit @ '1'..='7') => self.view = View::ALL[digit as usize - '1' as usize],
+            KeyCode::Char(digit @ '1'..='8') => self.view = View::ALL[digit as usize - '1' as usize],
             code => self.press_in_sheet(code),
         }
         Request::Nothing
@@ -251,9 +257,14 @@ fn rows(view: View, document: &StatusDocument) -> usize {
         View::Overview => 0,
         View::Pools => document.pools.len(),
         View::Classes => document.pools.iter().map(|pool| pool.classes.len()).sum(),
-        View::Levels => document.pools.iter().map(|pool| pool.levels.len()).sum(),
+        View::Levels => document.pools.iter().map(|pool| pool.levels.len() + terms(pool)).sum(),
         View::Gpus => document.gpus.len(),
         View::Engines => document.pools.iter().map(|pool| pool.engines.len()).sum(),
         View::Proxies => document.proxies.len(),
+        View::Latencies => document.pools.iter().map(|pool| pool.latencies.streams.len()).sum(),
     }
+}
+
+fn terms(pool: &PoolStatus) -> usize {
+    pool.overload.as_ref().map_or(0, |overload| overload.measured.len())
 }

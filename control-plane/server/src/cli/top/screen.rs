@@ -13,7 +13,7 @@ use super::app::{App, Link, Mode, View};
 use super::paint::Tone;
 
 const KEYS: &[(&str, &str)] = &[
-    ("1-7", "view"),
+    ("1-8", "view"),
     ("s S", "sort by next, previous column"),
     ("r", "reverse"),
     ("j k", "row"),
@@ -24,7 +24,7 @@ const KEYS: &[(&str, &str)] = &[
 ];
 
 const HELP: &[(&str, &str)] = &[
-    ("1 to 7, Tab, arrows", "change the view"),
+    ("1 to 8, Tab, arrows", "change the view"),
     ("s, S (or >, <)", "sort by the next, the previous column"),
     ("r", "reverse the order"),
     ("j, k, arrows, PgUp, PgDn", "mark a row; g and G: the first, the last"),

@@ -1,5 +1,6 @@
 //! What is shown of pools, classes, levels, GPUs, engines and proxies.
 
+use super::latencies;
 use super::paint::{Theme, Tone, tone_of_state, tone_of_use};
 use super::sheet::{Cell, Column, Sheet, Side};
 use super::trend::{Rates, Trends};
@@ -18,11 +19,11 @@ pub(super) struct Seen<'a> {
     pub(super) theme: Theme,
 }
 
-const fn left(title: &'static str, rank: u8) -> Column {
+pub(super) const fn left(title: &'static str, rank: u8) -> Column {
     Column { title, side: Side::Left, rank }
 }
 
-const fn right(title: &'static str, rank: u8) -> Column {
+pub(super) const fn right(title: &'static str, rank: u8) -> Column {
     Column { title, side: Side::Right, rank }
 }
 
@@ -119,7 +120,11 @@ pub(super) fn classes(seen: Seen<'_>) -> Sheet {
 
 pub(super) fn levels(seen: Seen<'_>) -> Sheet {
     let pools = seen.document.pools.iter();
-    let rows = pools.flat_map(|pool| pool.levels.iter().map(move |level| level_row(seen, pool, level))).collect();
+    let of_pool = |pool: &PoolStatus| {
+        let levels = pool.levels.iter().map(|level| level_row(seen, pool, level));
+        levels.chain(latencies::term_rows(seen, pool)).collect::<Vec<_>>()
+    };
+    let rows = pools.flat_map(of_pool).collect();
     Sheet { title: "Levels", columns: LEVEL_COLUMNS, rows, empty: "no level".to_owned() }
 }
 
@@ -333,7 +338,7 @@ fn rate(rps: f64) -> String {
 }
 
 /// Milliseconds as short as they can be read: `0.4 ms`, `87 ms`, `4.2 s`, `3 min`.
-fn millis(ms: f64) -> String {
+pub(super) fn millis(ms: f64) -> String {
     match ms {
         ms if ms < 10.0 => format!("{ms:.1} ms"),
         ms if ms < 1000.0 => format!("{ms:.0} ms"),

@@ -11,8 +11,8 @@ use super::paint::{Colours, Glyphs, Theme};
 use super::screen;
 use crate::device::{DeviceActivity, DeviceDetail, ThrottleReasons};
 use crate::status::{
-    ClassShed, ClassStatus, CutOffStatus, EngineStatus, GpuStatus, LevelView, OverloadStatus, PoolStatus, ProxyStatus, QueueStatus,
-    RejectedStatus, StatusDocument, TripView,
+    ClassShed, ClassStatus, CutOffStatus, EngineStatus, GpuStatus, LatencyFigures, LatencyStatus, LatencyStream, LevelView, OverloadStatus,
+    PoolStatus, ProxyStatus, QueueStatus, RejectedStatus, StatusDocument, TermStatus, TripView,
 };
 
 const PLAIN: Theme = Theme { colours: Colours::None, glyphs: Glyphs::Unicode };
@@ -72,11 +72,21 @@ fn gpu(index: u32, used: u64) -> GpuStatus {
     }
 }
 
+fn term(value: f64, threshold: f64, unit: &str, source: &str) -> TermStatus {
+    TermStatus { value: Some(value), threshold: Some(threshold), unit: unit.to_owned(), source: source.to_owned(), age_ms: None }
+}
+
 /// A fleet with one of everything; `offered` requests have come so far.
 fn document(offered: u64) -> StatusDocument {
     let overload = OverloadStatus {
         saturation: 0.93,
         binding: "kv".to_owned(),
+        terms: [("kv".to_owned(), 0.93), ("tpot".to_owned(), 0.4)].into(),
+        measured: [
+            ("kv".to_owned(), TermStatus { age_ms: Some(60), ..term(83.7, 90.0, "%", "engines") }),
+            ("tpot".to_owned(), term(32.0, 80.0, "ms", "filters")),
+        ]
+        .into(),
         cut_off: CutOffStatus { shed: vec![ClassShed { class: "batch".to_owned(), part: 0.37 }], ..CutOffStatus::default() },
         queue: Some(QueueStatus { requests: 17, ..QueueStatus::default() }),
         ..OverloadStatus::default()
@@ -90,7 +100,21 @@ fn document(offered: u64) -> StatusDocument {
         kv_used_percent: Some(91.0),
         ..EngineStatus::default()
     };
+    let metric =
+        |p50: f64, p99: f64| LatencyFigures { recent_count: 1234, p50_ms: Some(p50), p99_ms: Some(p99), ..LatencyFigures::default() };
+    let stream = |class: &str, model: &str, ttft: f64| LatencyStream {
+        class: class.to_owned(),
+        model: model.to_owned(),
+        metrics: [("ttft", metric(ttft, 3.0 * ttft)), ("tpot", metric(12.5, 41.0)), ("total", metric(2100.0, 9800.0))]
+            .map(|(name, figures)| (name.to_owned(), figures))
+            .into(),
+    };
     let chat = PoolStatus {
+        latencies: LatencyStatus {
+            streams: vec![stream("high", "llama-70b", 90.0), stream("low", "", 300.0)],
+            complete: true,
+            ..LatencyStatus::default()
+        },
         pool: "chat".to_owned(),
         policy: "demo".to_owned(),
         version: "205f99b1".to_owned(),
@@ -159,7 +183,7 @@ fn the_overview_shows_everything_at_a_glance() {
     let lines = lines(&app, now, 170, 40);
     assert!(lines[0].starts_with("headgate top  http://127.0.0.1:18080  ● live"), "{}", lines[0]);
     assert!(lines[0].ends_with("2 GPUs · 1 engine · 2 proxies · every 1.0 s"), "{}", lines[0]);
-    assert!(lines[1].contains("1 Overview") && lines[1].contains("7 Proxies"), "{}", lines[1]);
+    assert!(lines[1].contains("1 Overview") && lines[1].contains("8 Latencies"), "{}", lines[1]);
     // 100 of `high` and 1,000 of `low` came in that second.
     assert!(line(&lines, "demo@205f99b1").starts_with("chat   tripped   -                        1100         550        550"));
     assert!(line(&lines, "0.93 kv").starts_with("batch  shedding  ━━━━━━━━━╸ 0.93 kv"));
@@ -169,7 +193,7 @@ fn the_overview_shows_everything_at_a_glance() {
     assert!(line(&lines, "sw_power_cap").contains("71 C"));
     assert!(line(&lines, "10.0.0.7").contains("failing       42        7  ━━━━━━━━━─ 91 %"));
     assert!(line(&lines, "proxy-2").contains("refusing") && line(&lines, "proxy-2").contains("demo: pool: is missing"));
-    assert!(lines[39].starts_with(" 1-7  view  s S  sort by next, previous column"), "{}", lines[39]);
+    assert!(lines[39].starts_with(" 1-8  view  s S  sort by next, previous column"), "{}", lines[39]);
 }
 
 #[test]
@@ -195,6 +219,38 @@ fn countdowns_go_on_and_values_grow_older_between_two_looks() {
     let later = now + Duration::from_millis(1500);
     assert!(line(&lines(&app, later, 140, 20), "gpu_memory").contains("2.7 s  1.5 s"));
     assert!(line(&lines(&app, now + Duration::from_secs(9), 140, 20), "gpu_memory").contains("0.0 s"), "it ends at zero");
+}
+
+#[test]
+fn latencies_are_shown_by_pool_class_and_model() {
+    let (mut app, now) = watching(PLAIN);
+    press(&mut app, "8");
+    let shown = lines(&app, now, 170, 12);
+    let high = line(&shown, "llama-70b");
+    for part in ["chat", "high", "1 234", "90 ms", "270 ms", "12 ms", "41 ms", "2.1 s", "9.8 s", "exact"] {
+        assert!(high.contains(part), "{part} in {high}");
+    }
+    assert!(line(&shown, "other").contains("900 ms"), "a model without a place of its own");
+    press(&mut app, "ssssss");
+    assert!(lines(&app, now, 170, 12)[3].contains("TTFT P99▼"));
+    assert!(lines(&app, now, 170, 12)[4].contains("other"), "the slowest first");
+    let narrow = lines(&app, now, 60, 12);
+    assert!(narrow[3].contains("TTFT P99") && !narrow[3].contains("UPSTREAM"), "{}", narrow[3]);
+}
+
+#[test]
+fn terms_of_overload_stand_among_the_levels_with_their_thresholds() {
+    let (mut app, now) = watching(PLAIN);
+    press(&mut app, "4");
+    let shown = lines(&app, now + Duration::from_millis(500), 150, 20);
+    let kv = line(&shown, "term kv");
+    for part in ["batch", "binding", "93 %", "83.7 %", "90.0 %", "560 ms", "engines"] {
+        assert!(kv.contains(part), "{part} in {kv}");
+    }
+    let tpot = line(&shown, "term tpot");
+    assert!(tpot.contains("ok") && tpot.contains("40 %") && tpot.contains("32 ms") && tpot.contains("80 ms"), "{tpot}");
+    press(&mut app, "G");
+    assert!(line(&lines(&app, now, 150, 6), "term tpot").contains("batch"), "the last row can be marked");
 }
 
 #[test]
@@ -265,7 +321,7 @@ fn the_marked_row_stays_in_sight() {
 #[test]
 fn any_size_of_terminal_is_drawn() {
     let (mut app, now) = watching(COLOURED);
-    for key in "1234567?".chars() {
+    for key in "12345678?".chars() {
         press(&mut app, &key.to_string());
         for (width, height) in [(1, 1), (20, 4), (40, 10), (80, 24), (300, 100)] {
             screen_of(&app, now, width, height);
