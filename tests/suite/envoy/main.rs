@@ -55,6 +55,7 @@ on_every_envoy!(
     workers::bound_holds_and_permits_of_a_trapped_worker_return,
     hostile::hostile_requests_trap_nothing_and_lift_nobody,
     access_log::latencies_come_by_access_log_where_no_filter_runs,
+    access_log::time_between_tokens_comes_where_envoy_reads_the_token_counts_of_streams,
     files::bootstraps_for_users_are_valid,
     gateway::every_option_renders_to_what_envoy_takes,
     gateway::an_envoy_with_nothing_but_a_bootstrap_routes_by_model_version_and_length,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use envoy_types::pb::envoy::config::core::v3::{address, socket_address};
 use envoy_types::pb::envoy::data::accesslog::v3::{AccessLogCommon, AccessLogType, HttpAccessLogEntry};
+use envoy_types::pb::google::protobuf::value::Kind;
 use headgate_core::fleet::PolicySet;
 use headgate_core::latency::Metric;
 use headgate_core::policy::Policy;
@@ -15,10 +16,14 @@ use prost::Message;
 const POOL_TAG: &str = "headgate.pool";
 const CLASS_TAG: &str = "headgate.class";
 const MODEL_TAG: &str = "headgate.model";
-/// Namespace of dynamic metadata with the same names, `pool` and `class`.
+const TOKENS_TAG: &str = "headgate.streamed_tokens";
+/// Namespace of dynamic metadata with the same names: `pool`, `class` and `streamed_tokens`.
 const METADATA: &str = "headgate";
 /// Filter state in which the filter leaves its decision.
 const FILTER_STATE: &str = "wasm.headgate";
+
+/// Most tokens that an output is believed to have.
+const MAX_TOKENS: u64 = 1 << 24;
 
 /// What became of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,8 +151,31 @@ fn samples(common: &AccessLogCommon) -> Vec<(Metric, u64)> {
     let mut samples = vec![(Metric::Ttft, ttft)];
     samples.extend(first_sent.map(|queue| (Metric::Queue, queue)));
     samples.extend(last_sent_down.map(|total| (Metric::Total, total)));
+    samples.extend(time_per_token(ttft, last_received, streamed_tokens(common)).map(|tpot| (Metric::Tpot, tpot)));
     samples.extend(first_sent.zip(last_received).map(|(from, to)| (Metric::Upstream, to.saturating_sub(from))));
     samples
+}
+
+/// Mean time between tokens of a stream, in microseconds: from the response's first byte to its last, over one less than its tokens.
+///
+/// An entry has no time of any token, only eight of a request's first and last bytes (`time_to_*` of `AccessLogCommon`, Envoy
+/// `api/envoy/data/accesslog/v3/accesslog.proto`), so their number has to come from elsewhere. The first byte is of the response's headers:
+/// of an engine that sends them before its first token the mean is too long by the prompt's time over the gaps, never too short.
+fn time_per_token(first_received: u64, last_received: Option<u64>, tokens: Option<u64>) -> Option<u64> {
+    let gaps = tokens?.checked_sub(1).filter(|gaps| (1..MAX_TOKENS).contains(gaps))?;
+    Some(last_received?.checked_sub(first_received)? / gaps)
+}
+
+/// How many tokens a streamed output had; not of one that came whole, which has no time between tokens.
+fn streamed_tokens(common: &AccessLogCommon) -> Option<u64> {
+    if let Some(said) = tag(common, TOKENS_TAG) {
+        return said.parse().ok();
+    }
+    match metadata_value(common, "streamed_tokens")? {
+        Kind::NumberValue(count) if count.fract() == 0.0 && (0.0..=MAX_TOKENS as f64).contains(count) => Some(*count as u64),
+        Kind::StringValue(count) => count.parse().ok(),
+        _ => None,
+    }
 }
 
 /// The endpoint that answered well, and how long its first byte took once the request was on its way to it.
@@ -173,11 +201,14 @@ fn tag<'a>(common: &'a AccessLogCommon, name: &str) -> Option<&'a str> {
 }
 
 fn metadata<'a>(common: &'a AccessLogCommon, field: &str) -> Option<&'a str> {
-    use envoy_types::pb::google::protobuf::value::Kind;
-    match common.metadata.as_ref()?.filter_metadata.get(METADATA)?.fields.get(field)?.kind.as_ref()? {
+    match metadata_value(common, field)? {
         Kind::StringValue(value) => Some(value),
         _ => None,
     }
+}
+
+fn metadata_value<'a>(common: &'a AccessLogCommon, field: &str) -> Option<&'a Kind> {
+    common.metadata.as_ref()?.filter_metadata.get(METADATA)?.fields.get(field)?.kind.as_ref()
 }
 
 /// The line that the filter leaves in filter state, which Envoy logs as a `BytesValue`: field 1, as in a `StringValue`.

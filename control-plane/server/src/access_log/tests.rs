@@ -111,6 +111,39 @@ fn the_class_is_that_of_the_tag_the_filters_decision_or_the_header_and_else_the_
     assert_eq!(Pools::of(&policies()).read(&by_header).unwrap().model, "m");
 }
 
+/// The entry after dynamic metadata `headgate`/`streamed_tokens` is `value`.
+fn with_tokens(value: Kind) -> HttpAccessLogEntry {
+    changed(move |common| {
+        let fields = HashMap::from([("streamed_tokens".to_owned(), Value { kind: Some(value.clone()) })]);
+        let filter_metadata = HashMap::from([("headgate".to_owned(), Struct { fields })]);
+        common.metadata = Some(Metadata { filter_metadata, ..Metadata::default() });
+    })
+}
+
+fn tpot(entry: &HttpAccessLogEntry) -> Option<u64> {
+    let samples = Pools::of(&policies()).read(entry).unwrap().samples;
+    samples.into_iter().find(|(metric, _)| *metric == Metric::Tpot).map(|(_, micros)| micros)
+}
+
+#[test]
+fn time_between_tokens_is_the_streams_time_over_its_gaps_where_their_number_is_known() {
+    // First byte after 300 µs, last after 800 µs of the second.
+    assert_eq!(tpot(&entry()), None, "an access log alone has no tokens");
+    assert_eq!(tpot(&with_tokens(Kind::NumberValue(6.0))), Some(100));
+    assert_eq!(tpot(&with_tokens(Kind::StringValue("11".to_owned()))), Some(50));
+    let tagged = changed(|common| drop(common.custom_tags.insert("headgate.streamed_tokens".to_owned(), "2".to_owned())));
+    assert_eq!(tpot(&tagged), Some(500));
+    for none in [0.0, 1.0, -3.0, 2.5, f64::NAN, f64::INFINITY, 1e300] {
+        assert_eq!(tpot(&with_tokens(Kind::NumberValue(none))), None, "{none}");
+    }
+    for none in ["", "-1", "many", "99999999999999999999", "4294967296"] {
+        assert_eq!(tpot(&with_tokens(Kind::StringValue(none.to_owned()))), None, "{none}");
+    }
+    let mut backwards = with_tokens(Kind::NumberValue(6.0));
+    backwards.common_properties.as_mut().unwrap().time_to_last_upstream_rx_byte = after(200);
+    assert_eq!(tpot(&backwards), None);
+}
+
 #[test]
 fn errors_refusals_and_requests_that_go_on_say_nothing() {
     let pools = Pools::of(&policies());
