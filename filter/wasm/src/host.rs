@@ -203,11 +203,11 @@ pub(crate) fn response_header(name: &str) -> Result<Bytes, HostError> {
 }
 
 /// Endpoint, header and value, where the response's headers say something of the engine's load. With the body Envoy does not show them, but
-/// what its `header_to_metadata` filter has kept of them.
+/// what its `header_to_metadata` filter has kept of them, which also takes them off what the client gets.
 pub(crate) fn engine_load(seen: LoadSeen) -> Option<(Bytes, LoadHeader, Bytes)> {
     let read = |header: LoadHeader| match seen {
         LoadSeen::AtFirstByte => property(header.metadata()),
-        LoadSeen::AtEnd => response_header(header.name()),
+        LoadSeen::AtEnd => response_header(header.name()).or_else(|_| property(header.metadata())),
     };
     let (header, value) = LoadHeader::ALL.into_iter().find_map(|header| read(header).ok().map(|value| (header, value)))?;
     Some((property("upstream\0address").ok()?, header, value))

@@ -17,6 +17,7 @@ use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::SdsSecretCon
 use envoy_types::pb::envoy::r#type::matcher::v3 as matcher;
 use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use envoy_types::pb::google::protobuf::Any;
+use headgate_core::in_band::LoadHeader;
 use prost::{Message, Name};
 
 use super::super::config::{Entry, Jwt, Keys, Network, Oauth2, RemoteFile, Signatures};
@@ -64,6 +65,7 @@ pub(super) fn chain(entry: &Entry) -> Vec<HttpFilter> {
     }
     if entry.admission {
         chain.push(admission());
+        chain.push(typed("envoy.filters.http.header_to_metadata", any(&loads_to_metadata())));
     }
     chain.push(typed("envoy.filters.http.router", any(&filter::router::v3::Router::default())));
     chain
@@ -81,6 +83,22 @@ fn admission() -> HttpFilter {
         ..core::ExtensionConfigSource::default()
     };
     HttpFilter { name: FILTER_NAME.to_owned(), config_type: Some(ConfigType::ConfigDiscovery(discovery)), ..HttpFilter::default() }
+}
+
+/// What engines say of their load is kept where the filter reads it (`envoy/load-header.json`), and is not the client's to know.
+fn loads_to_metadata() -> filter::header_to_metadata::v3::Config {
+    use filter::header_to_metadata::v3::config::{KeyValuePair, Rule};
+    let keep = |load: LoadHeader| Rule {
+        header: load.name().to_owned(),
+        on_header_present: Some(KeyValuePair {
+            metadata_namespace: "headgate".to_owned(),
+            key: load.name().to_owned(),
+            ..KeyValuePair::default()
+        }),
+        remove: true,
+        ..Rule::default()
+    };
+    filter::header_to_metadata::v3::Config { response_rules: LoadHeader::ALL.map(keep).to_vec(), ..Default::default() }
 }
 
 /// What a client may not say itself is taken off before anything looks: our own headers, and the model where the body names it.

@@ -128,3 +128,25 @@ fn where_telemetry_weighs_endpoints_their_latencies_are_logged() {
     let measured = DOCUMENTS.replace("hashHeader: x-user", "hashHeader: x-user, weights: telemetry");
     assert_eq!(manager(&rendered(&measured)).access_log.len(), 1);
 }
+
+#[test]
+fn loads_are_kept_for_the_filter_and_taken_off_the_answer_as_in_the_file_for_users() {
+    use envoy_types::pb::envoy::extensions::filters::http::header_to_metadata::v3::Config;
+    use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_filter::ConfigType;
+    let filters = manager(&rendered(DOCUMENTS)).http_filters;
+    let at = |end: &str| filters.iter().position(|filter| filter.name.ends_with(end)).unwrap();
+    assert_eq!(at("header_to_metadata"), at("headgate") + 1, "responses pass it before the filter");
+    let Some(ConfigType::TypedConfig(config)) = &filters[at("header_to_metadata")].config_type else { panic!("a configuration") };
+    let config = Config::decode(config.value.as_slice()).unwrap();
+    let rules: Vec<_> =
+        config.response_rules.iter().map(|rule| (rule.header.clone(), rule.on_header_present.clone(), rule.remove)).collect();
+    let file: serde_json::Value = serde_json::from_str(include_str!("../../../../../envoy/load-header.json")).unwrap();
+    let copied: Vec<_> = file["typed_config"]["response_rules"].as_array().unwrap().iter().collect();
+    assert_eq!(rules.len(), copied.len());
+    for ((header, kept, remove), copied) in rules.iter().zip(copied) {
+        let kept = kept.as_ref().unwrap();
+        let to = &copied["on_header_present"];
+        assert_eq!((header.as_str(), *remove), (copied["header"].as_str().unwrap(), copied["remove"].as_bool().unwrap()));
+        assert_eq!((&*kept.metadata_namespace, &*kept.key), (to["metadata_namespace"].as_str().unwrap(), to["key"].as_str().unwrap()));
+    }
+}
