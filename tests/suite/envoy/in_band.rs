@@ -153,3 +153,65 @@ pub(crate) async fn a_policy_that_does_not_ask_changes_and_reads_nothing(version
     ensure!(status["pools"][0]["engines"].as_array().is_none_or(Vec::is_empty), "{}", status["pools"][0]["engines"]);
     Ok(())
 }
+
+/// Tokens of each answer, and how many the engine puts into one piece of the stream after the first.
+const ANSWER_TOKENS: u32 = 48;
+const TOKENS_PER_PIECE: u32 = 8;
+/// A step of the engine, in milliseconds: the time between tokens of a client alone. Between pieces it is eight times that.
+const STEP_MS: u32 = 10;
+/// Between the two.
+const TPOT_SLO_MS: u32 = 40;
+/// What a token of output counts by default, and the most that the prompt of 400 letters can have, in tokens.
+const OUTPUT_WEIGHT: f64 = 2.0;
+const MOST_PROMPT: f64 = 400.0;
+/// More than the first that are all looked at, so that some are settled by what those have taught.
+const ANSWERS: u64 = 32;
+
+/// What the books have of `ANSWERS` streams that end with their `usage`: their end, and the overload's figures.
+async fn books_of_streams(version: EnvoyVersion, reads_usage: bool) -> Result<Value> {
+    let mut spec = spec();
+    spec["overload"] = json!({"ttftSloMs": 5000, "tpotSloMs": TPOT_SLO_MS, "usage": reads_usage});
+    let engine = ["--stream-interval", &TOKENS_PER_PIECE.to_string(), "--decode-base-ms", &STEP_MS.to_string()].map(str::to_owned);
+    let engine: Vec<&str> = engine.iter().map(String::as_str).collect();
+    let pool = Pool::start(version, &spec, &engine, Vec::new()).await?;
+    let body = json!({
+        "messages": [{"role": "user", "content": "x".repeat(400)}],
+        "max_tokens": ANSWER_TOKENS,
+        "stream": true,
+        "stream_options": {"include_usage": true},
+    });
+    let ask = |_| http_client::post_json(pool.envoy.address(), "/v1/chat/completions", &[], &body);
+    for _ in 0..ANSWERS / 4 {
+        for response in futures::future::try_join_all((0..4).map(ask)).await? {
+            ensure!(response.status == 200 && response.text().contains("\"completion_tokens\":48"), "{}", response.text());
+        }
+    }
+    wait_until("every response in the books", PATIENCE, || async {
+        let status = pool.control.status().await?;
+        let seen = status["pools"][0].clone();
+        let classes = seen["classes"].as_array().cloned().unwrap_or_default();
+        let sum = |field: &str| classes.iter().filter_map(|class| class[field].as_u64()).sum::<u64>();
+        let over = sum("completed") == ANSWERS && sum("in_flight") == 0;
+        Ok(over.then_some(seen))
+    })
+    .await
+}
+
+/// Goodput, in work tokens, and the median time between tokens, in milliseconds.
+fn goodput(books: &Value) -> (f64, f64) {
+    let stream = &books["latencies"]["streams"][0]["metrics"]["tpot"];
+    (books["overload"]["good_work"].as_f64().unwrap_or(-1.0), stream["p50_ms"].as_f64().unwrap_or(-1.0))
+}
+
+pub(crate) async fn usage_settles_tokens_and_goodput_of_streams_with_several_tokens_a_piece(version: EnvoyVersion) -> Result<()> {
+    let (read, unread) = (books_of_streams(version.clone(), true).await?, books_of_streams(version, false).await?);
+    let (work, tpot) = goodput(&read);
+    // Every answer is within its objectives, and counts with all of its tokens; of prompts, those not looked at are estimated.
+    let output = OUTPUT_WEIGHT * f64::from(ANSWER_TOKENS) * ANSWERS as f64;
+    ensure!(work >= output && work <= output + MOST_PROMPT * ANSWERS as f64, "{work} work tokens for {output} of output: {read}");
+    ensure!((f64::from(STEP_MS) * 0.7..f64::from(TPOT_SLO_MS)).contains(&tpot), "{tpot} ms between tokens");
+    // Where a piece counts for a token, the same answers look eight times as slow as they are, and none is good.
+    let (work, tpot) = goodput(&unread);
+    ensure!(work < 0.5 && tpot > f64::from(TPOT_SLO_MS), "{work} work tokens, {tpot} ms: {unread}");
+    Ok(())
+}

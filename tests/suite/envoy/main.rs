@@ -70,6 +70,7 @@ on_every_envoy!(
     identity::a_proxy_is_the_node_that_its_certificate_names_and_no_other,
     in_band::engines_tell_their_load_in_their_responses_without_any_page,
     in_band::without_its_filter_envoy_leaves_the_load_in_the_answer,
+    in_band::usage_settles_tokens_and_goodput_of_streams_with_several_tokens_a_piece,
     in_band::a_policy_that_does_not_ask_changes_and_reads_nothing,
     queue::who_finds_no_room_waits_and_the_important_go_first,
     queue::who_cannot_start_in_time_is_refused_in_time,
