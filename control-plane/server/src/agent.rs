@@ -94,7 +94,7 @@ struct Agent {
 /// [`AgentError`] when it cannot begin; a control plane that does not answer is no error, it is tried again.
 pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<(), AgentError> {
     let clock = Clock::start();
-    let sampler = Sampler::start(device::open(&config.devices)?, clock)?;
+    let sampler = Sampler::start(device::open(&config.devices)?.source, clock)?;
     let run = unix_ms().wrapping_mul(1_000_003) ^ u64::from(std::process::id());
     let mut rng = Rng::new(config.node.bytes().fold(run, |hash, byte| hash.wrapping_mul(31).wrapping_add(u64::from(byte))));
     let agent = Agent { config, clock, states: sampler.state(), sampler: sampler.control(), run };

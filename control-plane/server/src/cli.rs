@@ -69,7 +69,8 @@ enum Command {
     /// Show or record this machine's GPUs as the control plane would see them; no GPU is an answer, not an error
     #[command(
         after_help = "Examples:\n  headgate gpu\n  headgate gpu --json\n  headgate gpu --watch\n  headgate gpu --nvml-lib /usr/lib/libnvidia-ml.so.1\n  \
-                            headgate gpu --record day.jsonl --seconds 600 --period-ms 100"
+                            headgate gpu --record day.jsonl --seconds 600 --period-ms 100\n  \
+                            headgate gpu --record day.jsonl --engine http://127.0.0.1:8000/metrics"
     )]
     Gpu(Printing<gpu::GpuArgs>),
     /// Play a load against Headgate or another algorithm in a simulated fleet, and judge it

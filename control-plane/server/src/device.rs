@@ -33,7 +33,7 @@ pub use self::peer_clock::PeerClock;
 pub use self::pool::{DeviceView, PoolCapacity};
 pub use self::sampler::{Sampler, SamplerControl};
 pub use self::state::{DeviceState, SourceState};
-use self::tape::{Tape, TapeError, TapeSource};
+use self::tape::{Playback, Tape, TapeError, TapeSource};
 use self::verdict::is_fatal_xid;
 pub use self::verdict::{Derating, Ejection, Verdict};
 
@@ -96,14 +96,25 @@ pub enum SampleError {
     Off,
 }
 
+/// A source that has been opened.
+pub struct Opened {
+    /// Who answers.
+    pub source: Box<dyn DeviceSource>,
+    /// The tape, where it is one: engines may be on it too.
+    pub playback: Option<Playback>,
+}
+
 /// The source that the configuration names.
 ///
 /// # Errors
 /// [`TapeError`] when it is a tape that cannot be used. A missing library is no error here: the source says so when it is asked.
-pub fn open(origin: &DeviceOrigin) -> Result<Box<dyn DeviceSource>, TapeError> {
-    Ok(match origin {
+pub fn open(origin: &DeviceOrigin) -> Result<Opened, TapeError> {
+    let source: Box<dyn DeviceSource> = match origin {
         DeviceOrigin::Off => Box::new(NoDevices::new(SampleError::Off)),
-        DeviceOrigin::Tape(path) => Box::new(TapeSource::new(Tape::open(path)?)),
+        DeviceOrigin::Tape(path) => {
+            let playback = Playback::new(Tape::open(path)?);
+            return Ok(Opened { source: Box::new(TapeSource::new(playback.clone())), playback: Some(playback) });
+        }
         #[cfg(feature = "nvml")]
         DeviceOrigin::Driver => Box::new(nvml::Nvml::new(None)),
         #[cfg(feature = "nvml")]
@@ -113,7 +124,8 @@ pub fn open(origin: &DeviceOrigin) -> Result<Box<dyn DeviceSource>, TapeError> {
             library: "nvml".to_owned(),
             problem: "this build has no NVML support (feature `nvml`)".to_owned(),
         })),
-    })
+    };
+    Ok(Opened { source, playback: None })
 }
 
 /// Shortest period between two samples.

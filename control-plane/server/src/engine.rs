@@ -8,6 +8,7 @@ mod board;
 mod dialect;
 pub(crate) mod line;
 pub mod page;
+mod player;
 mod pool;
 mod resolve;
 mod scrape;
@@ -15,6 +16,7 @@ mod scraper;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use self::board::Scrape;
 pub use self::board::{EngineBoard, EngineState, Health, IN_BAND_STALE_AFTER, LoadSource, MAX_ENGINES, PERIOD, PageEndpoints, STALE_AFTER};
 pub use self::dialect::EngineKind;
 pub use self::line::SampleError;

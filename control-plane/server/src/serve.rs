@@ -167,12 +167,13 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
     let (grpc, http) = (front.grpc.address(), front.http.address());
     let replica = replicas::open(&config, grpc, &shutdown).await?;
     let (helm, (store, hub)) = (replica.helm.clone(), replica.stores(config.store.flag(), &fleet)?);
-    let sampler =
-        Sampler::start(device::open(&config.devices)?, clock).map_err(|source| system("start the GPU sampling thread", source))?;
+    let telemetry = device::open(&config.devices)?;
+    let sampler = Sampler::start(telemetry.source, clock).map_err(|source| system("start the GPU sampling thread", source))?;
     let devices = DeviceBoard::default();
     let (view, control) = watch::channel(Arc::new(ControlView::default()));
     let shared = (fleet.clone(), ledger.clone(), devices.clone());
-    let control_loop = ControlLoop::new(shared, clock, config.lifetime, view, helm.clone());
+    let mut control_loop = ControlLoop::new(shared, clock, config.lifetime, view, helm.clone());
+    control_loop.engines.play(telemetry.playback);
     let engines = control_loop.engine_board();
     let access_logs = Arc::new(crate::access_log::Counters::default());
     let ready = Arc::new(AtomicBool::new(false));

@@ -79,7 +79,7 @@ pub struct PoolStatus {
 pub struct EngineStatus {
     /// Address of its metrics page; `orca` where it is known by its responses alone.
     pub url: String,
-    /// Where the newest figures come from: `scrape`, or `orca` (the engine's responses).
+    /// Where the newest figures come from: `scrape`, `orca` (the engine's responses) or `tape` (a recording).
     #[serde(default)]
     pub source: String,
     /// Network address; empty while the name in `url` stands for none.

@@ -9,6 +9,7 @@ use clap::Parser;
 
 use crate::engine::EngineConfig;
 use crate::gpu::{Allocation, Device};
+use crate::metrics::Names;
 use crate::openai::Defaults;
 
 const EXAMPLES: &str = "\
@@ -75,6 +76,9 @@ pub struct Args {
     #[arg(long, default_value = "4", value_name = "TOKENS")]
     pub stream_interval: NonZeroU32,
 
+    /// Whose names the metrics have
+    #[arg(long, default_value = "vllm", value_name = "ENGINE")]
+    pub metrics: Names,
     /// Memory of the simulated GPU
     #[arg(long, default_value = "85899345920", value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..))]
     pub gpu_memory_bytes: u64,

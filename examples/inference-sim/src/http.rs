@@ -35,14 +35,16 @@ pub struct App {
     serving: Arc<Serving>,
     defaults: Defaults,
     stream_interval: u32,
+    names: metrics::Names,
     requests: AtomicU64,
     is_draining: AtomicBool,
 }
 
 impl App {
-    /// Serves `serving`'s engine. `stream_interval` is the number of tokens per chunk after the first, at least 1.
-    pub fn new(serving: Arc<Serving>, defaults: Defaults, stream_interval: u32) -> Arc<App> {
-        Arc::new(App { serving, defaults, stream_interval, requests: AtomicU64::new(0), is_draining: AtomicBool::new(false) })
+    /// Serves `serving`'s engine, with its metrics under these names. `stream_interval` is the number of tokens per chunk after the first,
+    /// at least 1.
+    pub fn new(serving: Arc<Serving>, defaults: Defaults, stream_interval: u32, names: metrics::Names) -> Arc<App> {
+        Arc::new(App { serving, defaults, stream_interval, names, requests: AtomicU64::new(0), is_draining: AtomicBool::new(false) })
     }
 
     /// From now on `/health` says 503, so that balancers look elsewhere; requests are still served.
@@ -144,7 +146,7 @@ async fn health(State(app): Shared) -> StatusCode {
 }
 
 async fn scrape(State(app): Shared) -> Response {
-    let text = app.serving.read(|engine| metrics::render(engine, &app.defaults.model));
+    let text = app.serving.read(|engine| metrics::render(engine, &app.defaults.model, app.names));
     ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
 }
 

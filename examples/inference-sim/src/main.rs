@@ -32,7 +32,7 @@ async fn main() -> anyhow::Result<()> {
             None => std::future::pending().await,
         }
     };
-    let app = App::new(serving, args.defaults(), args.stream_interval.get());
+    let app = App::new(serving, args.defaults(), args.stream_interval.get(), args.metrics);
     tokio::select! {
         result = publishing => result,
         result = serve(&args, app, &mut terminate, &mut interrupt) => result,

@@ -1,14 +1,43 @@
-//! `/metrics` in Prometheus' text format under vLLM's names.
+//! `/metrics` in Prometheus' text format under vLLM's names or Triton's.
 
 use std::fmt::{Display, Write};
+
+use clap::ValueEnum;
 
 use crate::engine::{Engine, Histogram};
 
 /// The content type of [`render`]'s text.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Every metric of `engine`, labelled with the model's name.
-pub fn render(engine: &Engine, model: &str) -> String {
+/// Whose names the metrics have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Names {
+    /// vLLM's: queue, batch, KV cache, tokens and latencies.
+    Vllm,
+    /// Those of Triton with a backend that allocates as it goes: what waits, what was done, and nothing of memory.
+    Triton,
+}
+
+/// Every metric of `engine` that has such a name, labelled with the model's name.
+pub fn render(engine: &Engine, model: &str, names: Names) -> String {
+    match names {
+        Names::Vllm => vllm(engine, model),
+        Names::Triton => triton(engine, model),
+    }
+}
+
+fn triton(engine: &Engine, model: &str) -> String {
+    let mut page = Page { text: String::new(), labels: format!(r#"model="{}",version="1""#, escape(model)) };
+    let stats = engine.stats();
+    let finished = stats.finished_stop + stats.finished_length;
+    page.single("nv_inference_request_success", "counter", "Number of successful inference requests, all batch sizes", finished);
+    page.single("nv_inference_request_failure", "counter", "Number of failed inference requests, all batch sizes", stats.rejections);
+    page.single("nv_inference_count", "counter", "Number of inferences performed (does not include cached requests)", finished);
+    page.single("nv_inference_pending_request_count", "gauge", "Instantaneous number of pending requests", engine.waiting());
+    page.text
+}
+
+fn vllm(engine: &Engine, model: &str) -> String {
     let labels = format!(r#"model_name="{}",engine="0""#, escape(model));
     let mut page = Page { text: String::with_capacity(8192), labels };
     gauges(&mut page, engine);

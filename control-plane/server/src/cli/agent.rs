@@ -37,7 +37,7 @@ pub(super) struct AgentArgs {
     /// NVML library: a path, or `auto` (the driver's)
     #[arg(long, env = "HEADGATE_NVML_LIB", value_name = "PATH|auto", default_value = "auto")]
     nvml_lib: String,
-    /// Recording of GPUs to play over and over instead of asking NVML
+    /// Recording to play the GPUs of over and over instead of asking NVML
     #[arg(long, env = "HEADGATE_DEVICE_TAPE", value_name = "FILE")]
     device_tape: Option<PathBuf>,
     #[command(flatten)]

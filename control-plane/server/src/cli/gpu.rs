@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use headgate_core::time::Timestamp;
+use hyper::Uri;
 use serde::Serialize;
 
 use super::table::{Align, Table};
@@ -32,6 +33,9 @@ pub(super) struct GpuArgs {
     /// Record to FILE what the sampler of `headgate serve` would see, instead of showing it; `serve --device-tape` plays it
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,
+    /// Metrics page of an engine to record beside the GPUs, as policies name it; several with commas
+    #[arg(long = "engine", value_name = "URL", value_delimiter = ',', value_parser = page, requires = "record")]
+    engines: Vec<String>,
     /// Time to record, in seconds; Ctrl-C ends it sooner
     #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400), requires = "record")]
     seconds: u64,
@@ -53,11 +57,20 @@ pub(super) async fn run(args: &GpuArgs, format: Format) -> Result<(), CliError> 
         "off" => DeviceOrigin::Off,
         path => DeviceOrigin::Library(path.into()),
     };
-    let source = device::open(&origin).map_err(|error| CliError::Refused(error.to_string()))?;
+    let source = device::open(&origin).map_err(|error| CliError::Refused(error.to_string()))?.source;
     match &args.record {
-        Some(file) => record::run(source, file, args.seconds, args.period_ms, format).await,
+        Some(file) => {
+            let (length, period) = (Duration::from_secs(args.seconds), Duration::from_millis(args.period_ms));
+            record::run(source, file, args.engines.clone(), (length, period), format).await
+        }
         None => show(source, args, format).await,
     }
+}
+
+/// The address of a metrics page, as policies name it.
+fn page(text: &str) -> Result<String, String> {
+    let page = text.parse::<Uri>().ok().filter(|page| page.scheme_str() == Some("http") && page.authority().is_some());
+    page.map(|_| text.to_owned()).ok_or_else(|| "not the address of a page, for example http://10.0.0.7:8000/metrics".to_owned())
 }
 
 /// Shows the GPUs once, or until interrupted. No GPU is an answer.

@@ -39,7 +39,8 @@ pub struct RawConfig {
     /// NVML library: a path, `auto` (the driver's), or `off` [default: auto]
     #[arg(long, env = "HEADGATE_NVML_LIB", value_name = "PATH|auto|off")]
     pub nvml_lib: Option<String>,
-    /// Recording of GPUs to play over and over instead of asking NVML; `headgate gpu --record` makes one
+    /// Recording to play over and over: its GPUs instead of NVML's, its engines instead of the pages of the same addresses;
+    /// `headgate gpu --record` makes one
     #[arg(long, env = "HEADGATE_DEVICE_TAPE", value_name = "FILE")]
     pub device_tape: Option<PathBuf>,
     /// Page of a dcgm-exporter to read GPUs from, where no agent can run; several with commas

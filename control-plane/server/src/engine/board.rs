@@ -70,6 +70,8 @@ pub enum LoadSource {
     Page,
     /// By its responses (ORCA), which are newer than its page or take its place.
     InBand,
+    /// By a recording of its page.
+    Tape,
 }
 
 /// How the last reading went.
@@ -107,11 +109,11 @@ pub struct PageEndpoints {
     pub engines: BTreeMap<SocketAddr, EngineState>,
 }
 
-/// One attempt.
-pub(super) struct Scrape {
-    pub(super) asked_at: Timestamp,
-    pub(super) took: Duration,
-    pub(super) result: Result<Reading, ScrapeError>,
+/// One attempt to read an engine's page, now or on a tape.
+pub(crate) struct Scrape {
+    pub(crate) asked_at: Timestamp,
+    pub(crate) took: Duration,
+    pub(crate) result: Result<Reading, ScrapeError>,
 }
 
 // === impl LoadSource ===
@@ -122,6 +124,7 @@ impl LoadSource {
         match self {
             Self::Page => "scrape",
             Self::InBand => "orca",
+            Self::Tape => "tape",
         }
     }
 }
@@ -183,11 +186,12 @@ impl EngineBoard {
     }
 
     /// Takes the outcome of one attempt. An engine that is no longer wanted is ignored.
-    pub(super) fn record(&self, url: &str, address: SocketAddr, scrape: Scrape) {
+    pub(super) fn record(&self, url: &str, address: SocketAddr, source: LoadSource, scrape: Scrape) {
         let mut board = self.lock();
         let epoch = board.epoch + 1;
         let Some(state) = board.pages.get_mut(url).and_then(|page| page.engines.get_mut(&address)) else { return };
         let is_good = scrape.result.is_ok();
+        state.source = source;
         state.take(url, address, scrape, epoch);
         if is_good {
             board.epoch = epoch;
@@ -206,7 +210,7 @@ impl EngineState {
     /// Whether the last good reading is too old to decide on.
     pub fn is_stale(&self, now: Timestamp) -> bool {
         let most = match self.source {
-            LoadSource::Page => STALE_AFTER,
+            LoadSource::Page | LoadSource::Tape => STALE_AFTER,
             LoadSource::InBand => IN_BAND_STALE_AFTER,
         };
         self.reading.is_none() || now.since(self.read_at) > most
@@ -215,7 +219,7 @@ impl EngineState {
     /// Whether its figures have stood still for three of its own periods. That alone is no fault: an engine without work has nothing to
     /// change, and one in a long step neither. What comes with a response is written for it, and the same where requests come one by one.
     pub fn stands_still(&self) -> bool {
-        self.source == LoadSource::Page
+        self.source != LoadSource::InBand
             && self.reading.is_some()
             && self.read_at.since(self.changed_at) > STILL_PERIODS * self.longest_still.max(PERIOD)
     }

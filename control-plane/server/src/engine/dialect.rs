@@ -13,10 +13,13 @@
 //! metrics documentation with its TensorRT-LLM backend's, TGI's and llama.cpp's reference of metrics. Counters of output tokens that move
 //! only when a request ends (SGLang's, TensorRT-LLM's and TGI's `generation_tokens`) say no rate and are not read as one.
 
+use serde::{Deserialize, Serialize};
+
 use super::line::Sample;
 
 /// An engine by the format of its page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum EngineKind {
     /// vLLM, also behind Triton's vLLM backend, whose page has both formats.
     Vllm,

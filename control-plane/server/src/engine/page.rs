@@ -5,6 +5,8 @@
 //! everything that is kept is bounded, whatever the length of the page. Format: Prometheus text exposition 0.0.4, of which OpenMetrics is
 //! a superset here. Which engine wrote it follows from the names of its series: [`EngineKind`].
 
+use serde::{Deserialize, Serialize};
+
 use super::dialect::{DIALECT_COUNT, DIALECTS, Dialect, EngineKind};
 use super::line::{MAX_LINE_BYTES, SampleError, parse};
 
@@ -20,7 +22,8 @@ pub const MAX_SERIES: usize = 256;
 pub const MAX_PAGE_BYTES: usize = 4 << 20;
 
 /// What one page says. A figure that the engine does not export is absent.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Reading {
     /// Who wrote the page; `None` only in a reading that was made by hand.
     pub engine: Option<EngineKind>,

@@ -33,6 +33,9 @@ pub enum ScrapeError {
     /// Its page is compressed although nobody asked for that: what it would unfold to has no bound.
     #[error("the page is compressed, which was not asked for")]
     Compressed,
+    /// It could not be read when the tape was recorded.
+    #[error("{0}")]
+    Recorded(String),
     /// Its page cannot be used.
     #[error(transparent)]
     Page(#[from] PageError),

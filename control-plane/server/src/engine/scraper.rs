@@ -1,4 +1,4 @@
-//! The tasks that read engines: one a page that finds the engines behind it, and one an engine.
+//! The tasks that read engines: one a page that finds the engines behind it, and one an engine; or one a page that is on a tape.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -11,10 +11,11 @@ use tokio::sync::Semaphore;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::board::{EngineBoard, MAX_ENGINES, PERIOD, Scrape};
+use super::board::{EngineBoard, LoadSource, MAX_ENGINES, PERIOD, Scrape};
 use super::resolve::{self, Place, RESOLVE_EVERY, Resolver};
 use super::scrape::EngineClient;
 use crate::clock::Clock;
+use crate::device::tape::{Playback, Tap};
 
 /// Part of the period by which a reading comes earlier or later, so that many engines are not read in one moment.
 const JITTER: f64 = 0.2;
@@ -32,14 +33,18 @@ pub struct Engines {
 
 /// What every task needs.
 #[derive(Clone)]
-struct Reader {
-    board: EngineBoard,
+pub(super) struct Reader {
+    pub(super) board: EngineBoard,
     client: EngineClient,
-    clock: Clock,
+    pub(super) clock: Clock,
     permits: Arc<Semaphore>,
     resolver: Resolver,
     /// Time between two resolutions of a name.
     resolve_every: Duration,
+    /// A tape from which the pages that it has are played.
+    playback: Option<Playback>,
+    /// The way to the tape on which every reading is recorded.
+    tap: Option<Tap>,
 }
 
 // === impl Engines ===
@@ -52,13 +57,24 @@ impl Engines {
 
     pub(super) fn with_resolver(clock: Clock, resolver: Resolver, resolve_every: Duration) -> Self {
         let permits = Arc::new(Semaphore::new(MAX_CONCURRENT));
-        let reader = Reader { board: EngineBoard::default(), client: EngineClient::new(), clock, permits, resolver, resolve_every };
+        let (board, client, playback, tap) = (EngineBoard::default(), EngineClient::new(), None, None);
+        let reader = Reader { board, client, clock, permits, resolver, resolve_every, playback, tap };
         Self { reader, tasks: JoinSet::new(), running: BTreeMap::new() }
     }
 
     /// Where the readings are.
     pub fn board(&self) -> EngineBoard {
         self.reader.board.clone()
+    }
+
+    /// Plays the pages that are on this tape, if there is one, instead of asking for them. To be called before [`Engines::set`].
+    pub fn play(&mut self, playback: Option<Playback>) {
+        self.reader.playback = playback;
+    }
+
+    /// Tells every reading to this tape as well. To be called before [`Engines::set`].
+    pub fn record(&mut self, tap: Tap) {
+        self.reader.tap = Some(tap);
     }
 
     /// Reads exactly these pages from now on; one that stays keeps what is known of it. Beyond [`MAX_ENGINES`] they are left out.
@@ -94,6 +110,9 @@ impl Engines {
 impl Reader {
     /// Finds the engines behind a page again and again and reads each of them, until it is aborted.
     async fn follow_page(self, url: String) {
+        if let Some(playback) = self.playback.clone().filter(|playback| playback.tape().pages().any(|page| page == url)) {
+            return self.play_page(&url, &playback).await;
+        }
         let uri = url.parse::<Uri>().ok();
         let Some((uri, place)) = uri.and_then(|uri| Place::of(&uri).map(|place| (uri, place))) else {
             return self.board.set_unresolved(&url, "not the address of a page".to_owned());
@@ -147,9 +166,18 @@ impl Reader {
             let result = self.client.read(&uri, address).await;
             drop(permit);
             failed = if result.is_ok() { 0 } else { failed.saturating_add(1) };
-            self.board.record(&url, address, Scrape { asked_at, took: self.clock.now().since(asked_at), result });
+            let scrape = Scrape { asked_at, took: self.clock.now().since(asked_at), result };
+            self.tell(&url, address, LoadSource::Page, scrape);
             due = next(due, Instant::now(), failed, rng.next_f64());
         }
+    }
+
+    /// Brings a reading to the board, and to the tape when one is recorded.
+    pub(super) fn tell(&self, url: &str, address: SocketAddr, source: LoadSource, scrape: Scrape) {
+        if let Some(tap) = &self.tap {
+            tap.engine(url, address, &scrape);
+        }
+        self.board.record(url, address, source, scrape);
     }
 }
 

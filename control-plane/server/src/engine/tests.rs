@@ -233,7 +233,8 @@ impl Hand {
     }
 
     fn record(&self, index: usize, at_ms: u64, result: Result<Reading, ScrapeError>) {
-        self.board.record(&self.urls[index], Self::address(index), Scrape { result, ..scrape_at(at_ms, Reading::default()) });
+        let scrape = Scrape { result, ..scrape_at(at_ms, Reading::default()) };
+        self.board.record(&self.urls[index], Self::address(index), LoadSource::Page, scrape);
     }
 
     fn state(&self, index: usize) -> EngineState {
@@ -391,7 +392,7 @@ fn the_engine_of_an_endpoint_is_found_by_its_address_or_as_the_only_one_there() 
     assert_eq!(waiting(200, "10.0.0.0:9000"), Some(7), "its page is on another port");
     assert_eq!((waiting(200, "10.0.0.1:8000"), waiting(500, "10.0.0.0:8000")), (None, None), "another machine, and too old");
     hand.board.set_endpoints(&hand.urls[0], &[Hand::address(0), "10.0.0.0:8001".parse().unwrap()]);
-    hand.board.record(&hand.urls[0], "10.0.0.0:8001".parse().unwrap(), scrape_at(100, reading(9, 0.5, 0)));
+    hand.board.record(&hand.urls[0], "10.0.0.0:8001".parse().unwrap(), LoadSource::Page, scrape_at(100, reading(9, 0.5, 0)));
     assert_eq!(waiting(200, "10.0.0.0:9000"), None, "two engines on one machine: nobody knows whose it is");
     assert_eq!(waiting(200, "10.0.0.0:8001"), Some(9));
     hand.record(0, 600, Ok(reading(7, 0.5, 0)));

@@ -31,7 +31,7 @@ fn server(kv_blocks: u32, max_batch: usize, max_queue: usize) -> Server {
         max_model_tokens: NonZeroU32::new(4096).unwrap(),
     });
     tokio::spawn(Arc::clone(&serving).run());
-    let app = App::new(Arc::clone(&serving), Defaults { model: "sim".into(), max_tokens: 8 }, 4);
+    let app = App::new(Arc::clone(&serving), Defaults { model: "sim".into(), max_tokens: 8 }, 4, metrics::Names::Vllm);
     Server { serving, app: Arc::clone(&app), router: router(app) }
 }
 

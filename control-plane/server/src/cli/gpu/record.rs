@@ -1,4 +1,4 @@
-//! `headgate gpu --record`: the production sampler, with a tape beside it.
+//! `headgate gpu --record`: the production sampler and scraper, with a tape beside them.
 
 use std::fs::File;
 use std::io;
@@ -12,8 +12,9 @@ use tokio::time::Instant;
 
 use super::super::{CliError, Format, print, print_json};
 use crate::clock::Clock;
-use crate::device::tape::{Answer, Call, Header, Recorder, TapeWriter, Written};
+use crate::device::tape::{Answer, Call, EngineOutcome, Header, Recorder, TapeWriter, Written};
 use crate::device::{DeviceSource, Sampler};
+use crate::engine::Engines;
 
 /// What was recorded.
 #[derive(Debug, Default, Serialize)]
@@ -21,6 +22,8 @@ struct Recorded {
     tape: String,
     bytes: u64,
     samples: usize,
+    /// Readings of engines.
+    engine_readings: usize,
     failures: usize,
     /// Calls that the disk was too slow for.
     dropped: u64,
@@ -28,6 +31,7 @@ struct Recorded {
     full: bool,
     sample_us: Cost,
     inspect_us: Cost,
+    engine_us: Cost,
 }
 
 /// How long calls took, in microseconds.
@@ -43,42 +47,48 @@ struct Cost {
 struct Costs {
     sample_us: Vec<u64>,
     inspect_us: Vec<u64>,
+    engine_us: Vec<u64>,
     failures: usize,
 }
 
-/// Records `source` to `file` for `seconds`, until the tape is full or until SIGINT or SIGTERM.
+/// Records `source` and the pages of `engines` to `file` for `length`, until the tape is full or until SIGINT or SIGTERM.
 pub(super) async fn run(
     mut source: Box<dyn DeviceSource>,
     file: &Path,
-    seconds: u64,
-    period_ms: u64,
+    engines: Vec<String>,
+    (length, period): (Duration, Duration),
     format: Format,
 ) -> Result<(), CliError> {
     let failed = |source| CliError::Io { what: format!("cannot write {}", file.display()), source };
-    let period = Duration::from_millis(period_ms);
-    let header =
-        Header::of(source.as_mut(), period).map_err(|error| CliError::Refused(format!("nothing to record: no device: {error}")))?;
+    let header = Header::of(source.as_mut(), period, engines).map_err(|error| {
+        CliError::Refused(format!("nothing to record: no device: {error}; engines alone are recorded with --engine URL"))
+    })?;
     let mut tape = TapeWriter::begin(File::create(file).map_err(failed)?, &header).map_err(failed)?;
 
-    let deadline = Instant::now() + Duration::from_secs(seconds);
-    let (recorder, mut calls, dropped) = Recorder::new(source);
-    let sampler = Sampler::start(Box::new(recorder), Clock::start())
+    let (deadline, clock) = (Instant::now() + length, Clock::start());
+    let (recorder, mut calls, dropped) = Recorder::new(source, clock);
+    let mut engines = Engines::new(clock);
+    engines.record(recorder.tap());
+    let sampler = Sampler::start(Box::new(recorder), clock)
         .map_err(|source| CliError::Io { what: "cannot start the sampling thread".to_owned(), source })?;
     sampler.control().set_period(period);
+    engines.set(header.engines.iter().map(String::as_str));
     let mut costs = Costs::default();
     let full = write_calls(&mut tape, &mut calls, &mut costs, deadline).await.map_err(failed)?;
-    drop(sampler);
+    drop((sampler, engines));
     let bytes = tape.end().map_err(failed)?;
 
     let recorded = Recorded {
         tape: file.display().to_string(),
         bytes,
         samples: costs.sample_us.len(),
+        engine_readings: costs.engine_us.len(),
         failures: costs.failures,
         dropped: dropped.count(),
         full,
         sample_us: Cost::of(costs.sample_us),
         inspect_us: Cost::of(costs.inspect_us),
+        engine_us: Cost::of(costs.engine_us),
     };
     match format {
         Format::Json => print_json(&recorded),
@@ -114,10 +124,14 @@ async fn write_calls(
 
 impl Costs {
     fn count(&mut self, call: &Call) {
-        match call.answer {
+        match &call.answer {
             Answer::Samples(_) => self.sample_us.push(call.took_us),
             Answer::Details(_) => self.inspect_us.push(call.took_us),
             Answer::SampleFailed(_) | Answer::InspectFailed(_) => self.failures += 1,
+            Answer::Engine(engine) => match engine.outcome {
+                EngineOutcome::Reading(_) => self.engine_us.push(call.took_us),
+                EngineOutcome::Failed(_) => self.failures += 1,
+            },
         }
     }
 }
@@ -136,12 +150,15 @@ impl Cost {
 
 impl Recorded {
     fn line(&self) -> String {
-        let Self { tape, bytes, samples, failures, dropped, full, sample_us, inspect_us } = self;
+        let Self { tape, bytes, samples, engine_readings, failures, dropped, full, sample_us, inspect_us, engine_us } = self;
         let end = if *full { "; the tape is full" } else { "" };
+        let cost = |cost: &Cost| format!("{} µs (p99 {}, max {})", cost.p50, cost.p99, cost.max);
         format!(
-            "{tape}: {samples} samples, {failures} failures, {dropped} dropped, {bytes} bytes{end}\n\
-             a sample took {} µs (p99 {}, max {}), a look at the rest {} µs (p99 {}, max {})",
-            sample_us.p50, sample_us.p99, sample_us.max, inspect_us.p50, inspect_us.p99, inspect_us.max
+            "{tape}: {samples} samples, {engine_readings} readings of engines, {failures} failures, {dropped} dropped, {bytes} bytes{end}\n\
+             a sample took {}, a look at the rest {}, an engine's page {}",
+            cost(sample_us),
+            cost(inspect_us),
+            cost(engine_us)
         )
     }
 }

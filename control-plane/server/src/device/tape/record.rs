@@ -1,15 +1,18 @@
-//! Recording: a source that tells what another says, and the file that it goes to.
+//! Recording: a source that tells what another says, a tap that engines are read through, and the file that both go to.
 
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use headgate_core::time::Timestamp;
 use tokio::sync::mpsc;
 
-use super::{Answer, Call, DeviceName, Header, MAX_TAPE_BYTES, VERSION};
-use crate::clock::unix_ms;
+use super::{Answer, Call, DeviceName, EngineAnswer, EngineOutcome, Header, MAX_TAPE_BYTES, VERSION};
+use crate::clock::{Clock, unix_ms};
 use crate::device::{DeviceDetail, DeviceReading, DeviceSource, DriverInfo, SampleError};
+use crate::engine::Scrape;
 
 /// Calls that wait for a slow disk before they are dropped: 5 s at 50 Hz.
 const WAITING_CALLS: usize = 256;
@@ -19,7 +22,14 @@ const WAITING_CALLS: usize = 256;
 /// The thread that asks the driver never waits for the disk: when the writer falls behind, calls are dropped and counted.
 pub struct Recorder {
     inner: Box<dyn DeviceSource>,
-    began: Instant,
+    tap: Tap,
+}
+
+/// Takes calls for whoever writes the tape. All copies have one zero.
+#[derive(Clone, Debug)]
+pub struct Tap {
+    clock: Clock,
+    zero: Timestamp,
     calls: mpsc::Sender<Call>,
     dropped: Dropped,
 }
@@ -49,12 +59,16 @@ pub enum Written {
 // === impl Header ===
 
 impl Header {
-    /// The header of a tape that begins now.
+    /// The header of a tape of `source` and of the engines' pages at `engines` that begins now.
     ///
     /// # Errors
-    /// [`SampleError`] when the source does not answer: there would be nothing to record.
-    pub fn of(source: &mut dyn DeviceSource, period: Duration) -> Result<Self, SampleError> {
-        let devices = source.sample()?;
+    /// [`SampleError`] when the source does not answer and there is no engine: there would be nothing to record.
+    pub fn of(source: &mut dyn DeviceSource, period: Duration, engines: Vec<String>) -> Result<Self, SampleError> {
+        let said = source.sample().and_then(|devices| Ok((devices, source.driver()?)));
+        let (devices, driver) = match said {
+            Err(error) if engines.is_empty() => return Err(error),
+            said => said.unwrap_or_default(),
+        };
         let name = |device: DeviceReading| {
             let (index, uuid, name) = match device {
                 DeviceReading::Sample(device) => (device.index, device.uuid, device.name),
@@ -66,9 +80,10 @@ impl Header {
             headgate_device_tape: VERSION,
             recorded_at_unix_ms: unix_ms(),
             source: source.name().to_owned(),
-            driver: source.driver()?,
+            driver,
             period_ms: u64::try_from(period.as_millis()).unwrap_or(u64::MAX),
             devices: devices.into_iter().map(name).collect(),
+            engines,
         })
     }
 }
@@ -86,10 +101,15 @@ impl Dropped {
 
 impl Recorder {
     /// A recorder of `inner` whose zero is now, the calls that it sees, and the count of those that it had to drop.
-    pub fn new(inner: Box<dyn DeviceSource>) -> (Self, mpsc::Receiver<Call>, Dropped) {
+    pub fn new(inner: Box<dyn DeviceSource>, clock: Clock) -> (Self, mpsc::Receiver<Call>, Dropped) {
         let (calls, seen) = mpsc::channel(WAITING_CALLS);
         let dropped = Dropped::default();
-        (Self { inner, began: Instant::now(), calls, dropped: dropped.clone() }, seen, dropped)
+        (Self { inner, tap: Tap { clock, zero: clock.now(), calls, dropped: dropped.clone() } }, seen, dropped)
+    }
+
+    /// The way in for what else goes on the tape.
+    pub fn tap(&self) -> Tap {
+        self.tap.clone()
     }
 
     fn tell<T: Clone>(
@@ -98,15 +118,32 @@ impl Recorder {
         good: fn(Vec<T>) -> Answer,
         bad: fn(SampleError) -> Answer,
     ) -> Result<Vec<T>, SampleError> {
-        let at = self.began.elapsed();
+        let asked_at = self.tap.clock.now();
         let answer = ask(self.inner.as_mut());
-        let took = self.began.elapsed().saturating_sub(at);
+        let took = self.tap.clock.now().since(asked_at);
+        self.tap.take(asked_at, took, answer.clone().map_or_else(bad, good));
+        answer
+    }
+}
+
+// === impl Tap ===
+
+impl Tap {
+    /// Takes what the engine at `address`, behind the page at `url`, said to one reading.
+    pub(crate) fn engine(&self, url: &str, address: SocketAddr, scrape: &Scrape) {
+        let outcome = match &scrape.result {
+            Ok(reading) => EngineOutcome::Reading(reading.clone()),
+            Err(error) => EngineOutcome::Failed(error.to_string()),
+        };
+        self.take(scrape.asked_at, scrape.took, Answer::Engine(EngineAnswer { url: url.to_owned(), address, outcome }));
+    }
+
+    fn take(&self, asked_at: Timestamp, took: Duration, answer: Answer) {
         let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-        let call = Call { at_us: micros(at), took_us: micros(took), answer: answer.clone().map_or_else(bad, good) };
+        let call = Call { at_us: micros(asked_at.since(self.zero)), took_us: micros(took), answer };
         if self.calls.try_send(call).is_err() {
             self.dropped.0.fetch_add(1, Ordering::Relaxed);
         }
-        answer
     }
 }
 

@@ -7,9 +7,12 @@ use headgate_core::level::{GpuMemoryLevel, GpuMemorySample, LevelState};
 use headgate_core::policy::{GpuMemoryConfig, HysteresisConfig};
 use headgate_core::time::Timestamp;
 
-use super::replay::within;
+use proptest::prelude::*;
+
 use super::*;
+use crate::clock::Clock;
 use crate::device::{DeviceActivity, DeviceSample, DeviceSource, DeviceState, DeviceView, NodeView, ThrottleReasons};
+use crate::engine::{EngineKind, Scrape};
 
 const HEADER: &str = r#"{"headgate_device_tape":1,"recorded_at_unix_ms":0,"source":"nvml","driver":{},"period_ms":100,"devices":[]}"#;
 
@@ -69,8 +72,8 @@ fn what_was_recorded_is_what_is_read() {
         script.send(answer).unwrap();
     }
     let mut source = Scripted { answers };
-    let header = Header::of(&mut source, Duration::from_millis(20)).unwrap();
-    let (mut recorder, mut calls, dropped) = Recorder::new(Box::new(source));
+    let header = Header::of(&mut source, Duration::from_millis(20), Vec::new()).unwrap();
+    let (mut recorder, mut calls, dropped) = Recorder::new(Box::new(source), Clock::start());
     assert_eq!(recorder.sample().unwrap(), [sample(40)], "the recorder passes on what the source says");
     let details = recorder.inspect().unwrap();
     assert_eq!(recorder.sample(), Err(lost.clone()));
@@ -96,7 +99,7 @@ fn what_was_recorded_is_what_is_read() {
 #[test]
 fn a_recorder_that_nobody_empties_drops_calls_and_still_answers() {
     let (script, answers) = channel::channel();
-    let (mut recorder, calls, dropped) = Recorder::new(Box::new(Scripted { answers }));
+    let (mut recorder, calls, dropped) = Recorder::new(Box::new(Scripted { answers }), Clock::start());
     for used in 0..300 {
         script.send(Ok(used)).unwrap();
         assert_eq!(recorder.sample().unwrap(), [sample(used)]);
@@ -121,12 +124,69 @@ fn each_moment_has_the_answer_of_the_call_that_had_begun() {
     assert_eq!(at(1699), (1700, false));
     assert_eq!(at(1700), (1700, true));
     assert_eq!(tape.length(), Duration::from_millis(1800));
-    assert_eq!(within(Duration::from_millis(3900), tape.length()), Duration::from_millis(300), "it begins anew");
+    let (playback, began) = (Playback::new(tape), std::time::Instant::now());
+    assert_eq!(playback.position(began), (0, Duration::ZERO), "it begins with the first question");
+    let later = began + Duration::from_millis(3900);
+    assert_eq!(playback.position(later), (2, Duration::from_millis(300)), "it begins anew");
+    assert_eq!(playback.time_of(2, Duration::from_millis(300)), Some(later));
+}
+
+/// Any reading that an adapter can yield.
+fn readings() -> impl Strategy<Value = crate::engine::page::Reading> {
+    use proptest::option::of;
+    let kinds = [EngineKind::Vllm, EngineKind::Sglang, EngineKind::TensorRtLlm, EngineKind::Triton, EngineKind::Tgi, EngineKind::LlamaCpp];
+    let load = (of(any::<u64>()), of(any::<u64>()), of(0.0..1.01), of(0.0..1.01), of(any::<u64>()));
+    let counters = (of(any::<u64>()), of(any::<u64>()), 0.0..9e15);
+    (of(proptest::sample::select(kinds.to_vec())), load, counters).prop_map(|(engine, load, (preemptions, output_tokens, progress))| {
+        let (running, waiting, kv_use, kv_fullest, kv_total_tokens) = load;
+        let load = Reading { engine, running, waiting, kv_use, kv_fullest, kv_total_tokens, ..Reading::default() };
+        Reading { preemptions, output_tokens, progress, ..load }
+    })
+}
+
+proptest! {
+    #[test]
+    fn whatever_an_engine_says_is_on_the_tape_to_the_last_bit(said in prop::collection::vec((readings(), prop::bool::ANY), 1..20)) {
+        let (recorder, mut calls, dropped) = Recorder::new(Box::new(Scripted { answers: channel::channel().1 }), Clock::start());
+        let address = |odd: bool| SocketAddr::from(([10, 0, 0, u8::from(odd)], 8000));
+        for (n, (reading, odd)) in said.iter().enumerate() {
+            let at = Timestamp::from_millis(10_000 + n as u64);
+            let scrape = Scrape { asked_at: at, took: Duration::from_millis(3), result: Ok(reading.clone()) };
+            recorder.tap().engine("http://llm/metrics", address(*odd), &scrape);
+        }
+        let mut file = format!("{HEADER}\n").into_bytes();
+        while let Ok(call) = calls.try_recv() {
+            file.extend(serde_json::to_vec(&call).unwrap());
+            file.push(b'\n');
+        }
+        prop_assert_eq!(dropped.count(), 0);
+        let tape = read(std::str::from_utf8(&file).unwrap()).unwrap();
+        for odd in [false, true] {
+            let played = tape.engines("http://llm/metrics").filter(|(at, _)| *at == address(odd));
+            let played: Vec<Reading> = played.flat_map(|(_, moments)| moments.iter().map(|moment| moment.answer.clone().unwrap())).collect();
+            let wanted: Vec<Reading> = said.iter().filter(|(_, of)| *of == odd).map(|(reading, _)| reading.clone()).collect();
+            prop_assert_eq!(played, wanted);
+        }
+        prop_assert!(tape.engines("http://llm:80/metrics").next().is_none(), "another page");
+    }
+}
+
+#[test]
+fn engines_may_be_recorded_where_there_is_no_gpu_and_say_why_they_could_not_be_read() {
+    let mut source = crate::device::NoDevices::new(SampleError::Off);
+    assert!(Header::of(&mut source, Duration::from_millis(100), Vec::new()).is_err(), "there is nothing to record");
+    let header = Header::of(&mut source, Duration::from_millis(100), vec!["http://llm/metrics".to_owned()]).unwrap();
+    assert_eq!((header.devices.len(), header.engines.len()), (0, 1));
+    let line = r#"{"at_us":7,"took_us":3,"engine":{"url":"u","address":"10.0.0.1:80","failed":"no answer: refused"}}"#;
+    let tape = read(&format!("{}\n{line}\n", serde_json::to_string(&header).unwrap())).unwrap();
+    let (_, moments) = tape.engines("u").next().unwrap();
+    assert_eq!(moments[0].answer.as_ref().unwrap_err().to_string(), "no answer: refused");
+    assert_eq!(moments[0].ready_at, Duration::from_micros(10));
 }
 
 #[test]
 fn a_tape_plays_as_a_source_and_says_that_it_is_one() {
-    let mut source = TapeSource::new(tape(&[r#"{"at_us":0,"took_us":0,"sample_failed":"no_device"}"#]));
+    let mut source = TapeSource::new(Playback::new(tape(&[r#"{"at_us":0,"took_us":0,"sample_failed":"no_device"}"#])));
     assert_eq!(source.name(), "tape");
     assert_eq!(source.sample(), Err(SampleError::NoDevice));
     assert_eq!(source.inspect(), Ok(Vec::new()), "a tape without details knows none");
@@ -141,13 +201,13 @@ fn a_last_line_without_its_end_is_left_out() {
 
 #[test]
 fn what_is_wrong_with_a_tape_is_said_with_its_line() {
-    assert!(problem("").starts_with("x.jsonl: no tape of version 1: "), "{}", problem(""));
-    assert_eq!(problem(&format!("{}\n", HEADER.replace("tape\":1", "tape\":2"))), "x.jsonl: no tape of version 1: version 2");
-    assert_eq!(problem(&format!("{HEADER}\n")), "x.jsonl: holds no sample");
+    assert!(problem("").starts_with("x.jsonl: no tape of version 1 to 2: "), "{}", problem(""));
+    assert_eq!(problem(&format!("{}\n", HEADER.replace("tape\":1", "tape\":3"))), "x.jsonl: no tape of version 1 to 2: version 3");
+    assert_eq!(problem(&format!("{HEADER}\n")), "x.jsonl: holds no sample and no reading");
     let garbage = problem(&format!("{HEADER}\n{{}}\n"));
     assert!(garbage.starts_with("x.jsonl:2: "), "{garbage}");
     let backwards = format!("{HEADER}\n{}\n{}\n", r#"{"at_us":5,"took_us":0,"samples":[]}"#, r#"{"at_us":4,"took_us":0,"samples":[]}"#);
-    assert_eq!(problem(&backwards), "x.jsonl:3: at_us 4 is before that of the line above");
+    assert_eq!(problem(&backwards), "x.jsonl:3: at_us 4 is before that of the call before");
     let endless = format!("{HEADER}\n{}", "x".repeat(2 << 20));
     assert!(problem(&endless).contains("a line is longer than 1 MiB"), "{}", problem(&endless));
 }
