@@ -24,8 +24,8 @@ use crate::identity::{Caller, Guard, guard_page};
 use crate::records::StoreHealth;
 use crate::replica::Helm;
 use crate::status::{
-    ClassStatus, EngineStatus, GpuStatus, LevelView, OverloadStatus, PoolStatus, ProxyStatus, ReplicaStatus, StatusDocument, TripView,
-    source_text,
+    ClassStatus, EngineStatus, GpuStatus, LevelView, OverloadStatus, PoolStatus, ProxyStatus, QuotaStatus, ReplicaStatus, StatusDocument,
+    TripView, source_text,
 };
 
 mod metrics;
@@ -114,7 +114,8 @@ impl Observatory {
 
     fn pools(&self, control: &ControlView) -> Vec<PoolStatus> {
         let now = self.clock.now();
-        let ledger = self.ledger.lock();
+        let mut ledger = self.ledger.lock();
+        let quotas = ledger.quotas().views(now);
         let loads = ledger.view(now);
         let nothing = PoolView::default();
         let pool = |(name, view): (&String, &PoolControlView)| {
@@ -134,6 +135,7 @@ impl Observatory {
                 gpu_units: control.capacities.get(name).map_or(0.0, |capacity| capacity.units),
                 gpu_capacity: control.capacities.get(name).map_or(1.0, PoolCapacity::fraction),
                 gpu_problem: control.capacities.get(name).map_or_else(String::new, |capacity| capacity.because.clone()),
+                quotas: QuotaStatus::list(&quotas, name),
                 engines,
             }
         };

@@ -10,12 +10,14 @@ use crate::fleet::ProxyView;
 mod gpus;
 mod latency;
 mod overload;
+mod quotas;
 mod replica;
 mod terms;
 
 pub use self::gpus::{GpuStatus, source_text};
 pub use self::latency::{LatencyFigures, LatencyStatus, LatencyStream, MissingLatencies};
 pub use self::overload::{BudgetStatus, ClassShed, CutOffStatus, OverloadStatus, QueueStatus, RungStatus, WorkStatus};
+pub use self::quotas::{QuotaHolderStatus, QuotaStatus};
 pub use self::replica::ReplicaStatus;
 pub use self::terms::TermStatus;
 
@@ -72,6 +74,9 @@ pub struct PoolStatus {
     /// The engines behind the pool, in the policy's order.
     #[serde(default)]
     pub engines: Vec<EngineStatus>,
+    /// The quotas of the policy.
+    #[serde(default)]
+    pub quotas: Vec<QuotaStatus>,
 }
 
 /// One engine behind a pool.

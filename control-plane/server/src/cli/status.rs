@@ -10,6 +10,7 @@ use super::{CliError, Format, gpu, print};
 use crate::status::{ClassStatus, EngineStatus, LevelView, PoolStatus, StatusDocument};
 
 mod overload;
+mod quotas;
 
 /// Arguments of `headgate status`.
 #[derive(Args, Debug)]
@@ -91,6 +92,9 @@ fn pool(pool: &PoolStatus) -> String {
     parts.push(levels.render());
     parts.extend(pool.levels.iter().filter_map(source_reason));
     parts.push(classes.render());
+    if !pool.quotas.is_empty() {
+        parts.push(quotas::render(&pool.quotas));
+    }
     if !pool.engines.is_empty() {
         parts.push(engines(&pool.engines).render());
     }

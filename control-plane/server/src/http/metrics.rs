@@ -27,6 +27,7 @@ mod gateway;
 mod gpus;
 mod latency;
 mod overload;
+mod quotas;
 mod replica;
 #[cfg(test)]
 mod tests;
@@ -202,6 +203,7 @@ impl Collector for Scrape {
         latency::encode(&self.status.pools, &mut out)?;
         access_log::encode(&self.access_logs, &mut out)?;
         overload::encode(&self.status.pools, &mut out)?;
+        quotas::encode(&self.status.pools, &mut out)?;
         engines::encode(&self.status.pools, &mut out)?;
         gateway::encode(&self.endpoints, self.refusals, &mut out)?;
         gpus::encode(&self.status, self.gpu_telemetry_up, &mut out)?;

@@ -16,7 +16,7 @@ use crate::device::DeviceBoard;
 use crate::fleet::Fleet;
 use crate::status::{
     BudgetStatus, ClassShed, CutOffStatus, EngineStatus, GpuStatus, LatencyFigures, LatencyStatus, LatencyStream, OverloadStatus,
-    QueueStatus, RungStatus,
+    QueueStatus, QuotaStatus, RungStatus,
 };
 
 /// A family: its type, its help, its labels.
@@ -57,6 +57,7 @@ fn full() -> Scrape {
         classes: vec![class],
         overload: Some(overload),
         engines: vec![engine],
+        quotas: vec![QuotaStatus::default()],
         latencies: LatencyStatus { streams: vec![stream], ..LatencyStatus::default() },
         ..PoolStatus::default()
     };
