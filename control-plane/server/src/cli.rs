@@ -14,6 +14,7 @@ use crate::config::{Config, ConfigErrors, FileError, RawConfig};
 mod agent;
 mod connect;
 mod credentials;
+mod dry_run;
 mod gateway;
 mod gpu;
 mod policy;

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, unix_ms};
 use crate::device::{DEFAULT_PERIOD, DeviceBoard, PoolCapacity};
+use crate::dry_run::{Frame, Tape};
 use crate::engine::{EngineBoard, EngineKind, Engines, FreezeWatch, PoolEngines};
 use crate::fleet::{Fleet, LimitsTable, PolicySet};
 use crate::replica::Helm;
@@ -79,6 +80,8 @@ pub struct ControlLoop {
     pub view: watch::Sender<Arc<ControlView>>,
     /// Whether this replica may act.
     pub helm: Helm,
+    /// The last minutes' signals.
+    pub tape: Tape,
     /// Limits of the leader before: they stay in force until this one has learned enough to push its own.
     pub inherited: Arc<LimitsTable>,
 }
@@ -110,12 +113,17 @@ impl ControlLoop {
         helm: Helm,
     ) -> Self {
         let (engines, memories, inherited) = (Engines::new(clock), BTreeMap::new(), Arc::default());
-        Self { fleet, ledger, devices, engines, memories, clock, lifetime, view, helm, inherited }
+        Self { fleet, ledger, devices, engines, memories, clock, lifetime, view, helm, tape: Tape::default(), inherited }
     }
 
     /// Where what is known of the engines stands.
     pub fn engine_board(&self) -> EngineBoard {
         self.engines.board()
+    }
+
+    /// Where the last minutes' signals stand.
+    pub fn tape(&self) -> Tape {
+        self.tape.clone()
     }
 
     /// Runs until `shutdown`.
@@ -160,7 +168,10 @@ impl ControlLoop {
                     self.step(&mut controls, term, steps);
                 }
                 // What is known of pools is what the leader knows.
-                None => drop(self.view.send_replace(Arc::new(ControlView { at: self.clock.now(), steps, ..ControlView::default() }))),
+                None => {
+                    self.tape.clear();
+                    drop(self.view.send_replace(Arc::new(ControlView { at: self.clock.now(), steps, ..ControlView::default() })));
+                }
             }
             let now = self.clock.now();
             if now.since(housekeeping_at) >= HOUSEKEEPING {
@@ -229,27 +240,33 @@ impl ControlLoop {
         let engines: BTreeMap<String, PoolEngines> = controls.engines().map(&mut read).collect();
         let sample = |pool: &str| engines.get(pool).and_then(|engines| engines.sample);
         let shares = |pool: &str| self.ledger.lock().shares(at, pool);
-        let memories = RefCell::new((&mut self.memories, BTreeMap::new()));
+        let memories = RefCell::new((&mut self.memories, BTreeMap::new(), BTreeMap::new()));
         let gpu_memory = |books: &str, config: &GpuMemoryConfig| {
             let pool = serving_pool(books);
             let engines = engines.get(books).map(PoolEngines::memory).unwrap_or_default();
             let process = (engines == EngineFacts::NotNamed).then(|| devices.up_front(pool, config)).flatten();
             let facts = MemoryFacts { nvml: devices.fullest(pool, config), engines, process: process.map(EngineKind::as_str) };
-            let (memories, reasons) = &mut *memories.borrow_mut();
+            let (memories, reasons, samples) = &mut *memories.borrow_mut();
             let choice = memories.entry(books.to_owned()).or_default().source.choose(config.source, &facts);
             reasons.insert(books.to_owned(), choice.reason);
+            samples.extend(choice.sample.map(|sample| (books.to_owned(), sample)));
             choice.sample
         };
         let capacity = |books: &str, config: &GpuMemoryConfig| devices.capacity(serving_pool(books), config).fraction();
         let table = controls
             .step(at, &StepInputs { loads: &loads, gpu_memory: &gpu_memory, capacity: &capacity, engines: &sample, shares: &shares });
-        let (_, memory_sources) = memories.into_inner();
+        let (_, memory_sources, gpu_memory) = memories.into_inner();
         let is_granted = self.ledger.lock().quotas().step(at);
         if table.is_some() || is_granted {
             self.publish(controls, term, table.unwrap_or_else(|| controls.table()));
         }
-        let capacities =
+        let capacities: BTreeMap<String, PoolCapacity> =
             controls.gpu_memory().map(|(pool, config)| (pool.to_owned(), devices.capacity(serving_pool(pool), config))).collect();
+        if self.tape.is_due(at) {
+            let capacity = capacities.iter().map(|(pool, capacity)| (pool.clone(), capacity.fraction())).collect();
+            let engines = engines.iter().filter_map(|(pool, engines)| Some((pool.clone(), engines.sample?))).collect();
+            self.tape.record(Frame { at, loads, gpu_memory, capacity, engines, learned: None }, || controls.clone());
+        }
         let (pools, step) = (controls.views(), began.elapsed());
         self.view.send_replace(Arc::new(ControlView { pools, engines, memory_sources, capacities, at, step, steps }));
     }

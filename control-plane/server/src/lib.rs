@@ -14,6 +14,7 @@ pub mod device;
 pub mod device_reporting;
 pub mod discovery;
 pub mod document;
+pub mod dry_run;
 pub mod engine;
 pub mod etcd;
 pub mod fleet;

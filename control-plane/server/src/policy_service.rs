@@ -162,7 +162,7 @@ impl PolicyService for PolicyServer {
     }
 }
 
-fn checked(source: Option<PolicySource>) -> Result<CheckedPolicy, Status> {
+pub(crate) fn checked(source: Option<PolicySource>) -> Result<CheckedPolicy, Status> {
     let checked = match source.and_then(|source| source.source) {
         Some(Source::Policy(policy)) => CheckedPolicy::from_wire(policy),
         Some(Source::Document(text)) => CheckedPolicy::from_document(&text),

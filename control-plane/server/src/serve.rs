@@ -18,6 +18,7 @@ use crate::control_loop::{ControlLoop, ControlView, SharedLedger};
 use crate::device::tape::TapeError;
 use crate::device::{self, DeviceBoard, DeviceState, Sampler, SamplerControl};
 use crate::device_reporting::DeviceReports;
+use crate::dry_run::DryRunServer;
 use crate::engine::EngineBoard;
 use crate::fleet::Fleet;
 use crate::gateway::{EndpointLatencies, GatewayError, GatewayHub, GatewayPublisher};
@@ -175,6 +176,7 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
     let mut control_loop = ControlLoop::new(shared, clock, config.lifetime, view, helm.clone());
     control_loop.engines.play(telemetry.playback);
     let engines = control_loop.engine_board();
+    let dry_run = DryRunServer::new(control_loop.tape(), fleet.clone());
     let access_logs = Arc::new(crate::access_log::Counters::default());
     let ready = Arc::new(AtomicBool::new(false));
     let observatory = Observatory {
@@ -198,6 +200,7 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
     let services = grpc::Services {
         store,
         gateway,
+        dry_run,
         latencies,
         fleet: fleet.clone(),
         ledger,

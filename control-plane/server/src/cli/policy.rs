@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::connect::{GrpcArgs, PolicyClient};
 use super::table::{Align, Table};
-use super::{CliError, Format, print, print_json};
+use super::{CliError, Format, dry_run, print, print_json};
 use crate::document::CheckedPolicy;
 
 /// Longest document that is sent (`policy_service.proto`).
@@ -29,7 +29,8 @@ pub(super) struct PolicyArgs {
 enum PolicyCommand {
     /// Create or replace a policy; when it returns, the policy is durable
     #[command(after_help = "Examples:\n  headgate policy apply -f policy.yaml\n  cat policy.yaml | headgate policy apply -f -\n  \
-                            headgate policy apply -f policy.yaml --expected-version none    # only if it does not exist")]
+                            headgate policy apply -f policy.yaml --expected-version none    # only if it does not exist\n  \
+                            headgate policy apply -f policy.yaml --dry-run    # what it would have done in the last minutes")]
     Apply {
         /// Document to apply; `-` reads stdin
         #[arg(short, long, value_name = "FILE|-")]
@@ -37,6 +38,9 @@ enum PolicyCommand {
         /// Version that must be in force; `none`: the policy must not exist
         #[arg(long, value_name = "VERSION")]
         expected_version: Option<String>,
+        /// Change nothing; say what it would have done with the last minutes' load, beside the policy in force
+        #[arg(long, conflicts_with = "expected_version")]
+        dry_run: bool,
     },
     /// Check a document without a server; prints every error, one a line
     #[command(after_help = "Examples:\n  headgate policy validate -f policy.yaml && echo good")]
@@ -137,7 +141,11 @@ pub(super) async fn run(args: PolicyArgs, format: Format) -> Result<(), CliError
     }
     match args.command {
         PolicyCommand::Validate { .. } => Ok(()),
-        PolicyCommand::Apply { file, expected_version } => {
+        PolicyCommand::Apply { file, dry_run: true, .. } => {
+            let document = read_document(&file)?;
+            dry_run::run(args.grpc.channel().await?, document, format).await
+        }
+        PolicyCommand::Apply { file, expected_version, .. } => {
             let document = read_document(&file)?;
             apply(args.grpc.connect().await?, document, expected_version.unwrap_or_default(), format).await
         }

@@ -49,6 +49,7 @@ pub const RPCS: &[Rpc] = &[
     rpc("/headgate.v1.PolicyService/ListPolicies", Need::View, SMALL),
     rpc("/headgate.v1.PolicyService/DeletePolicy", Need::Admin, SMALL),
     rpc("/headgate.v1.PolicyService/WatchPolicies", Need::View, SMALL),
+    rpc("/headgate.v1.PolicyTrial/DryRunPolicy", Need::View, DOCUMENT),
     rpc("/headgate.v1.GatewayService/ApplyGateway", Need::Operate, DOCUMENT),
     rpc("/headgate.v1.GatewayService/ValidateGateway", Need::View, DOCUMENT),
     rpc("/headgate.v1.GatewayService/ListGateway", Need::View, SMALL),

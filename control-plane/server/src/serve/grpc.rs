@@ -10,6 +10,7 @@ use headgate_protos::v1::device_reporting_server::DeviceReportingServer;
 use headgate_protos::v1::gateway_service_server::GatewayServiceServer;
 use headgate_protos::v1::load_reporting_server::LoadReportingServer;
 use headgate_protos::v1::policy_service_server::PolicyServiceServer;
+use headgate_protos::v1::policy_trial_server::PolicyTrialServer;
 use headgate_protos::v1::replication_server::ReplicationServer as ReplicationServiceServer;
 use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
@@ -23,6 +24,7 @@ use crate::config::FilterDelivery;
 use crate::control_loop::SharedLedger;
 use crate::device_reporting::DeviceReports;
 use crate::discovery::Discovery;
+use crate::dry_run::DryRunServer;
 use crate::engine::EngineBoard;
 use crate::fleet::Fleet;
 use crate::gateway::EndpointLatencies;
@@ -47,6 +49,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 pub(super) struct Services {
     pub(super) store: Store,
     pub(super) gateway: GatewayServer,
+    pub(super) dry_run: DryRunServer,
     pub(super) latencies: EndpointLatencies,
     pub(super) fleet: Fleet,
     pub(super) ledger: SharedLedger,
@@ -101,6 +104,7 @@ impl Services {
             .add_service(ReplicationServiceServer::new(replication))
             .add_service(access_logs)
             .add_service(PolicyServiceServer::new(policies))
+            .add_service(PolicyTrialServer::new(self.dry_run))
             .add_service(GatewayServiceServer::new(self.gateway));
         Ok(async move {
             health.set_service_status("", ServingStatus::Serving).await;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use headgate_core::fleet::{PoolControlView, PoolView};
-use headgate_core::overload::{Budgets, COHORTS, CutOff, Flow, OverloadState, Work};
+use headgate_core::overload::{Budgets, Flow, OverloadState, Work};
 use serde::{Deserialize, Serialize};
 
 use super::{EngineStatus, TermStatus, terms};
@@ -172,17 +172,9 @@ impl OverloadStatus {
 impl CutOffStatus {
     fn of(state: &OverloadState, view: &PoolControlView) -> Self {
         let classes = view.state.classes.iter().enumerate();
-        let shed = classes.map(|(index, class)| ClassShed { class: class.class.clone(), part: shed_part(state.cut_off, index) });
+        let shed = classes.map(|(index, class)| ClassShed { class: class.class.clone(), part: state.cut_off.shed_part(index) });
         Self { level: state.cut_off.level, fraction: state.cut_off.fraction, shed: shed.collect() }
     }
-}
-
-/// Part of the cohorts of a class that a cut-off sheds, 0 to 1. Cohorts are drawn alike, so it is about the part of its requests.
-fn shed_part(cut: CutOff, class: usize) -> f64 {
-    let first = u32::try_from(class).unwrap_or(u32::MAX).saturating_mul(u32::from(COHORTS));
-    let cohorts = f64::from(COHORTS);
-    let admitted = f64::from(u32::from(cut.level).saturating_sub(first)) + if u32::from(cut.level) >= first { cut.fraction } else { 0.0 };
-    1.0 - (admitted / cohorts).clamp(0.0, 1.0)
 }
 
 // === impl QueueStatus ===
@@ -216,21 +208,5 @@ impl From<Work> for WorkStatus {
     fn from(work: Work) -> Self {
         let Work { prefill_tokens, kv_tokens, streams } = work;
         Self { prefill_tokens, kv_tokens, streams }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_cut_sheds_the_classes_above_it_wholly_and_one_in_part() {
-        let cut = CutOff { level: 256 + 80, fraction: 0.5 };
-        assert_eq!(shed_part(cut, 0), 0.0);
-        assert_eq!(shed_part(cut, 1), 0.0);
-        assert!((shed_part(cut, 2) - (1.0 - 80.5 / 128.0)).abs() < 1e-12);
-        assert_eq!(shed_part(cut, 3), 1.0);
-        assert_eq!(shed_part(CutOff::NONE, 7), 0.0);
-        assert_eq!(shed_part(CutOff { level: 0, fraction: 0.0 }, 0), 1.0);
     }
 }

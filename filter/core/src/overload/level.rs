@@ -81,6 +81,16 @@ impl CutOff {
         self.level >= LEVELS
     }
 
+    /// Part of the cohorts of the class at position `class` that is cut off, `0..=1`. Cohorts are drawn alike, so it is about the part of
+    /// its requests.
+    #[must_use]
+    pub fn shed_part(self, class: usize) -> f64 {
+        let first = u32::try_from(class).unwrap_or(u32::MAX).saturating_mul(u32::from(COHORTS));
+        let level = u32::from(self.level);
+        let admitted = f64::from(level.saturating_sub(first)) + if level >= first { self.fraction } else { 0.0 };
+        1.0 - (admitted / f64::from(COHORTS)).clamp(0.0, 1.0)
+    }
+
     /// The one that admits less.
     #[must_use]
     pub fn stricter(self, other: Self) -> Self {

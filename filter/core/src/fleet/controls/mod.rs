@@ -56,13 +56,15 @@ pub struct PoolControlView {
     pub epoch: u64,
 }
 
-/// The pure part of the loop.
+/// The pure part of the loop. A clone goes on from what was learned.
+#[derive(Clone)]
 pub struct Controls {
     lifetime: LimitsLifetime,
     pools: BTreeMap<String, PoolControl>,
 }
 
 /// One pool.
+#[derive(Clone)]
 struct PoolControl {
     policy: Policy,
     controller: PoolController,
@@ -75,6 +77,7 @@ struct PoolControl {
     pushed: Option<Pushed>,
 }
 
+#[derive(Clone)]
 struct Pushed {
     limits: Arc<PoolLimits>,
     at: Timestamp,

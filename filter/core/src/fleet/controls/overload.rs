@@ -13,6 +13,7 @@ use crate::policy::Policy;
 use crate::time::Timestamp;
 
 /// Overload control of one pool.
+#[derive(Clone)]
 pub(super) struct PoolOverload {
     controller: OverloadController,
     /// Most engines that were read at once.

@@ -261,3 +261,12 @@ fn the_state_of_one_proxy_is_its_share() {
     assert_eq!((wire.drain_work_per_s, wire.cut_level), (250.0, 1024));
     assert_eq!(wire.rungs, [1]);
 }
+
+#[test]
+fn a_cut_sheds_the_classes_above_it_wholly_and_one_in_part() {
+    let cut = CutOff { level: 256 + 80, fraction: 0.5 };
+    assert_eq!((cut.shed_part(0), cut.shed_part(1), cut.shed_part(3)), (0.0, 0.0, 1.0));
+    assert!((cut.shed_part(2) - (1.0 - 80.5 / 128.0)).abs() < 1e-12);
+    assert_eq!(CutOff::NONE.shed_part(7), 0.0);
+    assert_eq!(CutOff { level: 0, fraction: 0.0 }.shed_part(0), 1.0);
+}
