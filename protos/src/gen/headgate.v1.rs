@@ -679,1778 +679,6 @@ pub mod device_reporting_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
-/// One part of a gateway: a pool of endpoints, routes to pools, or an entry with its listeners. Together they are the complete
-/// configuration of an Envoy that was started with nothing but `envoy/gateway.yaml`. The same message is the YAML document of
-/// `headgate gateway apply` (field names in lowerCamelCase, enum values in lower_snake_case).
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct GatewayResource {
-    /// Name, unique among the resources of its kind: `[a-z0-9](\[-a-z0-9\]*[a-z0-9])?`, at most 63 characters. Required.
-    #[prost(string, tag = "1")]
-    pub name: ::prost::alloc::string::String,
-    /// Content hash in hexadecimal, set by the control plane. Not part of a document.
-    #[prost(string, tag = "5")]
-    pub version: ::prost::alloc::string::String,
-    /// What the resource says. Required.
-    #[prost(oneof = "gateway_resource::Spec", tags = "2, 3, 4")]
-    pub spec: ::core::option::Option<gateway_resource::Spec>,
-}
-/// Nested message and enum types in `GatewayResource`.
-pub mod gateway_resource {
-    /// What the resource says. Required.
-    #[derive(Clone, PartialEq, ::prost::Oneof)]
-    pub enum Spec {
-        /// `kind: Pool`.
-        #[prost(message, tag = "2")]
-        Pool(super::PoolSpec),
-        /// `kind: Route`.
-        #[prost(message, tag = "3")]
-        Route(super::RouteSpec),
-        /// `kind: Gateway`.
-        #[prost(message, tag = "4")]
-        Gateway(super::GatewaySpec),
-    }
-}
-impl ::prost::Name for GatewayResource {
-    const NAME: &'static str = "GatewayResource";
-    const PACKAGE: &'static str = "headgate.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "headgate.v1.GatewayResource".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "/headgate.v1.GatewayResource".into()
-    }
-}
-/// Upstream endpoints that serve one model set, and how requests are spread over them (`kind: Pool`). Its name is that of the Envoy
-/// cluster, and the `pool` that an admission policy protects.
-#[cfg_attr(feature = "document", derive(serde::Serialize))]
-#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct PoolSpec {
-    /// The endpoints. 1 to 256; address and port unique. Required.
-    #[prost(message, repeated, tag = "1")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub endpoints: ::prost::alloc::vec::Vec<PoolEndpoint>,
-    /// How requests are spread. Absent: all defaults.
-    #[prost(message, optional, tag = "2")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub balancing: ::core::option::Option<PoolBalancing>,
-    /// Active health checks. Absent: all defaults.
-    #[prost(message, optional, tag = "3")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub health_check: ::core::option::Option<PoolHealthCheck>,
-    /// Passive health checks: endpoints are judged by their answers. Absent: all defaults.
-    #[prost(message, optional, tag = "4")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub outliers: ::core::option::Option<PoolOutliers>,
-    /// Retries. Absent: all defaults.
-    #[prost(message, optional, tag = "5")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub retries: ::core::option::Option<PoolRetries>,
-    /// TLS to the endpoints. Absent: plain text.
-    #[prost(message, optional, tag = "6")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub tls: ::core::option::Option<PoolTls>,
-    /// What the endpoints speak. Default: `http1`.
-    #[prost(enumeration = "PoolProtocol", tag = "7")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    #[cfg_attr(
-        feature = "document",
-        serde(with = "crate::document::EnumName::<crate::v1::PoolProtocol>")
-    )]
-    pub protocol: i32,
-    /// Longest time to connect, in milliseconds. Range: 50..=60000. Default: 1000.
-    #[prost(uint32, optional, tag = "8")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub connect_timeout_ms: ::core::option::Option<u32>,
-    /// Most requests at once, a fuse above what the policy admits. Range: 1..=1000000. Default: 65536.
-    #[prost(uint32, optional, tag = "9")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub max_requests: ::core::option::Option<u32>,
-    /// How much more than its part of the traffic a tier is trusted with before the next one gets some, in percent: 140 sends traffic on once
-    /// less than 72 % of the tier's endpoints are able. Range: 100..=1000. Default: 140.
-    #[prost(uint32, optional, tag = "10")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub overprovisioning_percent: ::core::option::Option<u32>,
-}
-impl ::prost::Name for PoolSpec {
-    const NAME: &'static str = "PoolSpec";
-    const PACKAGE: &'static str = "headgate.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "headgate.v1.PoolSpec".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "/headgate.v1.PoolSpec".into()
-    }
-}
-/// One server of a pool.
-#[cfg_attr(feature = "document", derive(serde::Serialize))]
-#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct PoolEndpoint {
-    /// IPv4 or IPv6 address. Required.
-    #[prost(string, tag = "1")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub address: ::prost::alloc::string::String,
-    /// Port. Range: 1..=65535. Required.
-    #[prost(uint32, tag = "2")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub port: u32,
-    /// Part of the traffic against the other endpoints of its tier; with other `weights` than `given` the most that it gets. Range: 1..=1000.
-    /// Default: 100.
-    #[prost(uint32, optional, tag = "3")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub weight: ::core::option::Option<u32>,
-    /// Tier: 0 is used first, the next while too few endpoints of the ones before are able. The edge is 0, the centre 1. Tiers have no
-    /// gaps. Range: 0..=7. Default: 0.
-    #[prost(uint32, optional, tag = "4")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub tier: ::core::option::Option<u32>,
-    /// Zone, for people and for the access log. At most 63 bytes. Default: none.
-    #[prost(string, tag = "5")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub zone: ::prost::alloc::string::String,
-    /// UUIDs of the GPUs that the endpoint computes on. It leaves the balancing when any of them is ejected. At most 64.
-    #[prost(string, repeated, tag = "6")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub gpus: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// Node whose agent speaks for the endpoint's GPUs, where `gpus` names none: all GPUs of that node. At most 253 bytes. Default: none.
-    #[prost(string, tag = "7")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub node: ::prost::alloc::string::String,
-}
-impl ::prost::Name for PoolEndpoint {
-    const NAME: &'static str = "PoolEndpoint";
-    const PACKAGE: &'static str = "headgate.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "headgate.v1.PoolEndpoint".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "/headgate.v1.PoolEndpoint".into()
-    }
-}
-/// How requests are spread over the endpoints of a pool.
-#[cfg_attr(feature = "document", derive(serde::Serialize))]
-#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct PoolBalancing {
-    /// Which endpoint is next. Default: `least_request`.
-    #[prost(enumeration = "BalancingAlgorithm", tag = "1")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    #[cfg_attr(
-        feature = "document",
-        serde(with = "crate::document::EnumName::<crate::v1::BalancingAlgorithm>")
-    )]
-    pub algorithm: i32,
-    /// Where the endpoints' weights come from; not with `round_robin` and `latency_aware`. Default: `given`.
-    #[prost(enumeration = "WeightSource", tag = "2")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    #[cfg_attr(
-        feature = "document",
-        serde(with = "crate::document::EnumName::<crate::v1::WeightSource>")
-    )]
-    pub weights: i32,
-    /// Header by which `consistent_hash` chooses: equal values, equal endpoint. Lower case. Required with `consistent_hash`, refused
-    /// without.
-    #[prost(string, tag = "3")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub hash_header: ::prost::alloc::string::String,
-    /// Time in which an endpoint that comes, or comes back, reaches its full part of the traffic, in milliseconds; 0: at once. Not with
-    /// `consistent_hash`. Range: 0..=600000. Default: 30000.
-    #[prost(uint32, optional, tag = "4")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub slow_start_ms: ::core::option::Option<u32>,
-}
-impl ::prost::Name for PoolBalancing {
-    const NAME: &'static str = "PoolBalancing";
-    const PACKAGE: &'static str = "headgate.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "headgate.v1.PoolBalancing".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "/headgate.v1.PoolBalancing".into()
-    }
-}
-/// Active health checks: a GET that has to be answered with 200.
-#[cfg_attr(feature = "document", derive(serde::Serialize))]
-#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct PoolHealthCheck {
-    /// Whether there are any. Default: true.
-    #[prost(bool, optional, tag = "1")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub enabled: ::core::option::Option<bool>,
-    /// Path. Starts with `/`. At most 256 bytes. Default: `/health`.
-    #[prost(string, tag = "2")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub path: ::prost::alloc::string::String,
-    /// Time between two checks of an able endpoint, in milliseconds. Range: 100..=600000. Default: 10000.
-    #[prost(uint32, optional, tag = "3")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub interval_ms: ::core::option::Option<u32>,
-    /// Time within which the answer has to be there, in milliseconds. Range: 50..=60000. Default: 2000.
-    #[prost(uint32, optional, tag = "4")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub timeout_ms: ::core::option::Option<u32>,
-    /// Failed checks after which an endpoint leaves the balancing. Range: 1..=100. Default: 3.
-    #[prost(uint32, optional, tag = "5")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub failures: ::core::option::Option<u32>,
-    /// Time between two probes of an endpoint that has left, in milliseconds; the first that is answered brings it back, at the pace of
-    /// `balancing.slowStartMs`. Range: 100..=600000. Default: 30000.
-    #[prost(uint32, optional, tag = "6")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub probe_ms: ::core::option::Option<u32>,
-}
-impl ::prost::Name for PoolHealthCheck {
-    const NAME: &'static str = "PoolHealthCheck";
-    const PACKAGE: &'static str = "headgate.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "headgate.v1.PoolHealthCheck".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "/headgate.v1.PoolHealthCheck".into()
-    }
-}
-/// Passive health checks: an endpoint that answers with errors leaves the balancing for a while.
-#[cfg_attr(feature = "document", derive(serde::Serialize))]
-#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct PoolOutliers {
-    /// Whether there are any. Default: true.
-    #[prost(bool, optional, tag = "1")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub enabled: ::core::option::Option<bool>,
-    /// Part of the answers of one window that may be errors (5xx, resets, time-outs), in percent. Range: 1..=100. Default: 20.
-    #[prost(uint32, optional, tag = "2")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub error_percent: ::core::option::Option<u32>,
-    /// Window, in milliseconds; windows follow one another, they do not slide. Range: 1000..=600000. Default: 300000.
-    #[prost(uint32, optional, tag = "3")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub window_ms: ::core::option::Option<u32>,
-    /// Answers in a window below which the part of errors says nothing. Range: 1..=100000. Default: 20.
-    #[prost(uint32, optional, tag = "4")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub min_requests: ::core::option::Option<u32>,
-    /// Errors in a row after which an endpoint leaves without waiting for the window's end. Range: 1..=1000. Default: 5.
-    #[prost(uint32, optional, tag = "5")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub consecutive_errors: ::core::option::Option<u32>,
-    /// How long an endpoint stays away, in milliseconds; an answered active health check ends it sooner. Range: 1000..=600000.
-    /// Default: 30000.
-    #[prost(uint32, optional, tag = "6")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub ejection_ms: ::core::option::Option<u32>,
-    /// Part of the endpoints that may be away for this reason, in percent. Range: 1..=100. Default: 50.
-    #[prost(uint32, optional, tag = "7")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub max_ejected_percent: ::core::option::Option<u32>,
-}
-impl ::prost::Name for PoolOutliers {
-    const NAME: &'static str = "PoolOutliers";
-    const PACKAGE: &'static str = "headgate.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "headgate.v1.PoolOutliers".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "/headgate.v1.PoolOutliers".into()
-    }
-}
-/// Retries of requests that no endpoint has begun to work on: the connection failed, the stream was refused or reset before the request
-/// went out. A request that may have had an effect is never sent twice.
-#[cfg_attr(feature = "document", derive(serde::Serialize))]
-#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct PoolRetries {
-    /// Whether there are any. Default: true.
-    #[prost(bool, optional, tag = "1")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub enabled: ::core::option::Option<bool>,
-    /// Retries of one request, each on another endpoint. Range: 1..=10. Default: 2.
-    #[prost(uint32, optional, tag = "2")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub attempts: ::core::option::Option<u32>,
-    /// Part of the requests in flight that may be retries, in percent. Range: 1..=100. Default: 20.
-    #[prost(uint32, optional, tag = "3")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub budget_percent: ::core::option::Option<u32>,
-    /// Retries at once that are allowed however few requests are in flight. Range: 1..=1000. Default: 3.
-    #[prost(uint32, optional, tag = "4")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub min_concurrency: ::core::option::Option<u32>,
-}
-impl ::prost::Name for PoolRetries {
-    const NAME: &'static str = "PoolRetries";
-    const PACKAGE: &'static str = "headgate.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "headgate.v1.PoolRetries".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "/headgate.v1.PoolRetries".into()
-    }
-}
-/// TLS to the endpoints of a pool.
-#[cfg_attr(feature = "document", derive(serde::Serialize))]
-#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct PoolTls {
-    /// Name that is asked for and that the certificate must have. At most 253 bytes. Required.
-    #[prost(string, tag = "1")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub server_name: ::prost::alloc::string::String,
-    /// File with the authorities that may have signed the certificate, as Envoy sees it. Required.
-    #[prost(string, tag = "2")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub ca_file: ::prost::alloc::string::String,
-    /// File with the certificate that is shown, as Envoy sees it. Default: none.
-    #[prost(string, tag = "3")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub certificate_file: ::prost::alloc::string::String,
-    /// File with its key. Required with `certificateFile`.
-    #[prost(string, tag = "4")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub key_file: ::prost::alloc::string::String,
-}
-impl ::prost::Name for PoolTls {
-    const NAME: &'static str = "PoolTls";
-    const PACKAGE: &'static str = "headgate.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "headgate.v1.PoolTls".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "/headgate.v1.PoolTls".into()
-    }
-}
-/// Which requests go to which pools (`kind: Route`). The rules of all routes of a gateway and host are tried in the order of the
-/// routes' names and then in their own; the first that matches decides. What none matches is answered 404.
-#[cfg_attr(feature = "document", derive(serde::Serialize))]
-#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct RouteSpec {
-    /// Gateways that serve the route. Empty: all of them. At most 16.
-    #[prost(string, repeated, tag = "1")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub gateways: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// Hosts (`:authority`, port removed): exact, `*.example.org`, or `*`. Empty: every host. At most 32.
-    #[prost(string, repeated, tag = "2")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub hosts: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// The rules. 1 to 64. Required.
-    #[prost(message, repeated, tag = "3")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub rules: ::prost::alloc::vec::Vec<RouteRule>,
-}
-impl ::prost::Name for RouteSpec {
-    const NAME: &'static str = "RouteSpec";
-    const PACKAGE: &'static str = "headgate.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "headgate.v1.RouteSpec".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "/headgate.v1.RouteSpec".into()
-    }
-}
-/// One rule of a route: all given criteria must match.
-#[cfg_attr(feature = "document", derive(serde::Serialize))]
-#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct RouteRule {
-    /// Prefix of the path, starting with `/`. At most 256 bytes. Default: `/`.
-    #[prost(string, tag = "1")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub path_prefix: ::prost::alloc::string::String,
-    /// Models (header `x-model`; with `modelFromBody` of the gateway the body's `model`), any of which matches: exact, or a prefix that ends
-    /// with `*` such as `llama-3*`. At most 32. Empty: every model.
-    #[prost(string, repeated, tag = "2")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub models: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// Versions of the model (header `x-model-version`), exact, any of which matches. At most 32. Empty: every version.
-    #[prost(string, repeated, tag = "3")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub model_versions: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// Least length of the input (`content-length`), in bytes; a request that does not tell its length does not match. Default: none.
-    #[prost(uint64, optional, tag = "4")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub min_input_bytes: ::core::option::Option<u64>,
-    /// Greatest length of the input, in bytes; a request that does not tell its length does not match. Default: none.
-    #[prost(uint64, optional, tag = "5")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub max_input_bytes: ::core::option::Option<u64>,
-    /// Pools that get the requests, by weight: several versions of a model, a canary. 1 to 16; pools unique. Required.
-    #[prost(message, repeated, tag = "6")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub backends: ::prost::alloc::vec::Vec<RouteBackend>,
-    /// Longest time from the end of the request to the end of the answer, in milliseconds; 0: none, as streams need it. Range: 0..=3600000.
-    /// Default: 0.
-    #[prost(uint32, optional, tag = "7")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub timeout_ms: ::core::option::Option<u32>,
-    /// Longest time in which nothing moves either way, in milliseconds. Range: 1000..=3600000. Default: 300000.
-    #[prost(uint32, optional, tag = "8")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub idle_timeout_ms: ::core::option::Option<u32>,
-}
-impl ::prost::Name for RouteRule {
-    const NAME: &'static str = "RouteRule";
-    const PACKAGE: &'static str = "headgate.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "headgate.v1.RouteRule".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "/headgate.v1.RouteRule".into()
-    }
-}
-/// A pool that gets a part of a rule's requests.
-#[cfg_attr(feature = "document", derive(serde::Serialize))]
-#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct RouteBackend {
-    /// Name of the pool. Required.
-    #[prost(string, tag = "1")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub pool: ::prost::alloc::string::String,
-    /// Its part against the others. Range: 0..=10000; not all 0. Default: 1.
-    #[prost(uint32, optional, tag = "2")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub weight: ::core::option::Option<u32>,
-}
-impl ::prost::Name for RouteBackend {
-    const NAME: &'static str = "RouteBackend";
-    const PACKAGE: &'static str = "headgate.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "headgate.v1.RouteBackend".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "/headgate.v1.RouteBackend".into()
-    }
-}
-/// Where requests come in, and what they have to be (`kind: Gateway`).
-#[cfg_attr(feature = "document", derive(serde::Serialize))]
-#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct GatewaySpec {
-    /// `node.cluster` of the proxies that are this gateway. Empty: every proxy that asks for listeners. At most 253 bytes.
-    #[prost(string, tag = "1")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub node_cluster: ::prost::alloc::string::String,
-    /// IPv4 or IPv6 address to listen on. Default: `0.0.0.0`.
-    #[prost(string, tag = "2")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub address: ::prost::alloc::string::String,
-    /// Port. Range: 1..=65535. Required.
-    #[prost(uint32, tag = "3")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub port: u32,
-    /// TLS, and with it HTTP/2 by negotiation. Absent: plain text, HTTP/1.1 and HTTP/2 by the connection's first bytes.
-    #[prost(message, optional, tag = "4")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub tls: ::core::option::Option<GatewayTls>,
-    /// HTTP/3 on the same port of UDP. Needs `tls`. Default: false.
-    #[prost(bool, tag = "5")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub http3: bool,
-    /// Answers are compressed with gzip for clients that ask for it; event streams never are. Default: false.
-    #[prost(bool, tag = "6")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub gzip: bool,
-    /// Whether Headgate's filter is in the chain. Default: true.
-    #[prost(bool, optional, tag = "7")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub admission: ::core::option::Option<bool>,
-    /// Whether the body's `model` becomes the header `x-model`, whatever the client has put there. The body is held until it is complete.
-    /// Default: false.
-    #[prost(bool, tag = "8")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub model_from_body: bool,
-    /// Longest request body, in bytes, where it has to be held (`modelFromBody`, `signatures`); longer ones are answered 413. Range:
-    /// 1024..=67108864. Default: 1048576.
-    #[prost(uint32, optional, tag = "9")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub max_body_bytes: ::core::option::Option<u32>,
-    /// Longest headers of a request, in KiB. Range: 1..=96. Default: 60.
-    #[prost(uint32, optional, tag = "10")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub max_header_kib: ::core::option::Option<u32>,
-    /// Proxies in front of this one whose `x-forwarded-for` counts. Range: 0..=10. Default: 0.
-    #[prost(uint32, optional, tag = "11")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub trusted_hops: ::core::option::Option<u32>,
-    /// Networks whose connections are let in, such as `10.0.0.0/8`: the address of the connection itself, which no header changes. Empty:
-    /// all. At most 256.
-    #[prost(string, repeated, tag = "12")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub allow: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// Tokens that a request may show; it has to show one of them. Empty: none is asked for. At most 16, names unique.
-    #[prost(message, repeated, tag = "13")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub jwt: ::prost::alloc::vec::Vec<GatewayJwt>,
-    /// Sign-in of people by OAuth2. Absent: none.
-    #[prost(message, optional, tag = "14")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub oauth2: ::core::option::Option<GatewayOauth2>,
-    /// Signatures that a request has to carry. Absent: none.
-    #[prost(message, optional, tag = "15")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub signatures: ::core::option::Option<GatewaySignatures>,
-    /// File with the authorities of the `<https://`> addresses that Envoy itself asks (`jwksUri`, `tokenEndpoint`), as Envoy sees it.
-    /// Default: `/etc/ssl/certs/ca-certificates.crt`.
-    #[prost(string, tag = "16")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub remote_ca_file: ::prost::alloc::string::String,
-}
-impl ::prost::Name for GatewaySpec {
-    const NAME: &'static str = "GatewaySpec";
-    const PACKAGE: &'static str = "headgate.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "headgate.v1.GatewaySpec".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "/headgate.v1.GatewaySpec".into()
-    }
-}
-/// The gateway's certificate. The files are as Envoy sees them; a new pair is taken up when their folder changes.
-#[cfg_attr(feature = "document", derive(serde::Serialize))]
-#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct GatewayTls {
-    /// File with the certificate chain, PEM. Required.
-    #[prost(string, tag = "1")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub certificate_file: ::prost::alloc::string::String,
-    /// File with its key, PEM. Required.
-    #[prost(string, tag = "2")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub key_file: ::prost::alloc::string::String,
-    /// File with the authorities of client certificates; with it a client has to show one. Not with `http3`. Default: none.
-    #[prost(string, tag = "3")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub client_ca_file: ::prost::alloc::string::String,
-}
-impl ::prost::Name for GatewayTls {
-    const NAME: &'static str = "GatewayTls";
-    const PACKAGE: &'static str = "headgate.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "headgate.v1.GatewayTls".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "/headgate.v1.GatewayTls".into()
-    }
-}
-/// Tokens of one issuer. Exactly one of `jwks`, `jwksFile` and `jwksUri` is given. The payload is in dynamic metadata `jwt_payload`, where
-/// tenants of a policy find their claims.
-#[cfg_attr(feature = "document", derive(serde::Serialize))]
-#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct GatewayJwt {
-    /// Name: 1 to 63 characters of `\[a-z0-9-\]`. Required.
-    #[prost(string, tag = "1")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub name: ::prost::alloc::string::String,
-    /// `iss` that the token must have. At most 512 bytes. Required.
-    #[prost(string, tag = "2")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub issuer: ::prost::alloc::string::String,
-    /// `aud`, one of which the token must have. Empty: any. At most 16.
-    #[prost(string, repeated, tag = "3")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub audiences: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// The keys (JWKS), as text. At most 65536 bytes.
-    #[prost(string, tag = "4")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub jwks: ::prost::alloc::string::String,
-    /// File with the keys, as Envoy sees it.
-    #[prost(string, tag = "5")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub jwks_file: ::prost::alloc::string::String,
-    /// Address of the keys, `<http://HOST\[:PORT\]/PATH`> or `<https://…`;> fetched anew every ten minutes.
-    #[prost(string, tag = "6")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub jwks_uri: ::prost::alloc::string::String,
-}
-impl ::prost::Name for GatewayJwt {
-    const NAME: &'static str = "GatewayJwt";
-    const PACKAGE: &'static str = "headgate.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "headgate.v1.GatewayJwt".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "/headgate.v1.GatewayJwt".into()
-    }
-}
-/// Sign-in by OAuth2 (authorization code). Secrets are files in Envoy's SDS format, as Envoy sees them.
-#[cfg_attr(feature = "document", derive(serde::Serialize))]
-#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct GatewayOauth2 {
-    /// Where people sign in, `<https://…`.> Required.
-    #[prost(string, tag = "1")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub authorization_endpoint: ::prost::alloc::string::String,
-    /// Where the code is exchanged, `<http://HOST\[:PORT\]/PATH`> or `<https://…`.> Required.
-    #[prost(string, tag = "2")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub token_endpoint: ::prost::alloc::string::String,
-    /// Client. Required.
-    #[prost(string, tag = "3")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub client_id: ::prost::alloc::string::String,
-    /// SDS file with the generic secret `token`, the client's secret. Required.
-    #[prost(string, tag = "4")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub token_secret_file: ::prost::alloc::string::String,
-    /// SDS file with the generic secret `hmac`, by which cookies are signed. Required.
-    #[prost(string, tag = "5")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub hmac_secret_file: ::prost::alloc::string::String,
-    /// Scopes. At most 16. Default: `openid`.
-    #[prost(string, repeated, tag = "6")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub scopes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// Requests that carry `authorization` already, such as those of programs, go by without signing in. Default: false.
-    #[prost(bool, tag = "7")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub pass_authorization: bool,
-}
-impl ::prost::Name for GatewayOauth2 {
-    const NAME: &'static str = "GatewayOauth2";
-    const PACKAGE: &'static str = "headgate.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "headgate.v1.GatewayOauth2".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "/headgate.v1.GatewayOauth2".into()
-    }
-}
-/// Signed requests. A request carries `x-signature-key` (name of a key), `x-signature-time` (Unix time in seconds) and `x-signature`
-/// (hexadecimal): RSA PKCS#1 v1.5 with SHA-256 over the time, the method, the path with its query and the body, each but the last followed by
-/// a line feed. Envoy has no filter for a shared secret (HMAC); a public key in the gateway is no secret.
-#[cfg_attr(feature = "document", derive(serde::Serialize))]
-#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct GatewaySignatures {
-    /// Keys. 1 to 16, names unique. Required.
-    #[prost(message, repeated, tag = "1")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub keys: ::prost::alloc::vec::Vec<SignatureKey>,
-    /// How far the time may be from Envoy's, in seconds. Range: 1..=3600. Default: 300.
-    #[prost(uint32, optional, tag = "2")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub max_skew_s: ::core::option::Option<u32>,
-}
-impl ::prost::Name for GatewaySignatures {
-    const NAME: &'static str = "GatewaySignatures";
-    const PACKAGE: &'static str = "headgate.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "headgate.v1.GatewaySignatures".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "/headgate.v1.GatewaySignatures".into()
-    }
-}
-/// A key that signs requests.
-#[cfg_attr(feature = "document", derive(serde::Serialize))]
-#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct SignatureKey {
-    /// Name: 1 to 63 characters of `\[a-z0-9-\]`. Required.
-    #[prost(string, tag = "1")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub name: ::prost::alloc::string::String,
-    /// RSA public key: SubjectPublicKeyInfo in base64, the text between the lines of a PEM file. At most 2048 characters. Required.
-    #[prost(string, tag = "2")]
-    #[cfg_attr(
-        feature = "document",
-        serde(skip_serializing_if = "crate::document::is_default")
-    )]
-    pub public_key: ::prost::alloc::string::String,
-}
-impl ::prost::Name for SignatureKey {
-    const NAME: &'static str = "SignatureKey";
-    const PACKAGE: &'static str = "headgate.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "headgate.v1.SignatureKey".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "/headgate.v1.SignatureKey".into()
-    }
-}
-/// Resources as a person or a program gives them; exactly one field is given.
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct ApplyGatewayRequest {
-    /// One or more YAML documents, separated by `---`. At most 1 MiB.
-    #[prost(string, tag = "1")]
-    pub documents: ::prost::alloc::string::String,
-    /// The messages themselves. At most 1024.
-    #[prost(message, repeated, tag = "2")]
-    pub resources: ::prost::alloc::vec::Vec<GatewayResource>,
-}
-impl ::prost::Name for ApplyGatewayRequest {
-    const NAME: &'static str = "ApplyGatewayRequest";
-    const PACKAGE: &'static str = "headgate.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "headgate.v1.ApplyGatewayRequest".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "/headgate.v1.ApplyGatewayRequest".into()
-    }
-}
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct ApplyGatewayResponse {
-    /// What was given, with versions.
-    #[prost(message, repeated, tag = "1")]
-    pub resources: ::prost::alloc::vec::Vec<GatewayResource>,
-    /// How many of them changed anything.
-    #[prost(uint32, tag = "2")]
-    pub changed: u32,
-}
-impl ::prost::Name for ApplyGatewayResponse {
-    const NAME: &'static str = "ApplyGatewayResponse";
-    const PACKAGE: &'static str = "headgate.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "headgate.v1.ApplyGatewayResponse".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "/headgate.v1.ApplyGatewayResponse".into()
-    }
-}
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ListGatewayRequest {}
-impl ::prost::Name for ListGatewayRequest {
-    const NAME: &'static str = "ListGatewayRequest";
-    const PACKAGE: &'static str = "headgate.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "headgate.v1.ListGatewayRequest".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "/headgate.v1.ListGatewayRequest".into()
-    }
-}
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct ListGatewayResponse {
-    /// All resources, by kind and name.
-    #[prost(message, repeated, tag = "1")]
-    pub resources: ::prost::alloc::vec::Vec<GatewayResource>,
-    /// The state of each endpoint of each pool.
-    #[prost(message, repeated, tag = "2")]
-    pub endpoints: ::prost::alloc::vec::Vec<EndpointStatus>,
-    /// What proxies refuse; for callers who may view everything. At most 256.
-    #[prost(message, repeated, tag = "3")]
-    pub refusals: ::prost::alloc::vec::Vec<GatewayRefusal>,
-}
-impl ::prost::Name for ListGatewayResponse {
-    const NAME: &'static str = "ListGatewayResponse";
-    const PACKAGE: &'static str = "headgate.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "headgate.v1.ListGatewayResponse".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "/headgate.v1.ListGatewayResponse".into()
-    }
-}
-/// A resource of Envoy's own types that a proxy refuses; it keeps what it had.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct GatewayRefusal {
-    /// `node.id` of the proxy.
-    #[prost(string, tag = "1")]
-    pub node_id: ::prost::alloc::string::String,
-    /// Type, such as `envoy.config.listener.v3.Listener`.
-    #[prost(string, tag = "2")]
-    pub r#type: ::prost::alloc::string::String,
-    /// Name of the resource: that of a pool or gateway.
-    #[prost(string, tag = "3")]
-    pub name: ::prost::alloc::string::String,
-    /// Why, in the proxy's words.
-    #[prost(string, tag = "4")]
-    pub error: ::prost::alloc::string::String,
-}
-impl ::prost::Name for GatewayRefusal {
-    const NAME: &'static str = "GatewayRefusal";
-    const PACKAGE: &'static str = "headgate.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "headgate.v1.GatewayRefusal".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "/headgate.v1.GatewayRefusal".into()
-    }
-}
-/// The state of an endpoint in the balancing, as the control plane tells it to the proxies.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct EndpointStatus {
-    /// Pool.
-    #[prost(string, tag = "1")]
-    pub pool: ::prost::alloc::string::String,
-    /// Address and port.
-    #[prost(string, tag = "2")]
-    pub address: ::prost::alloc::string::String,
-    /// Weight that is told.
-    #[prost(uint32, tag = "3")]
-    pub weight: u32,
-    /// Why it is out of the balancing; empty: it is in.
-    #[prost(string, tag = "4")]
-    pub out_because: ::prost::alloc::string::String,
-}
-impl ::prost::Name for EndpointStatus {
-    const NAME: &'static str = "EndpointStatus";
-    const PACKAGE: &'static str = "headgate.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "headgate.v1.EndpointStatus".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "/headgate.v1.EndpointStatus".into()
-    }
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct DeleteGatewayRequest {
-    /// Kind: `Pool`, `Route` or `Gateway`. Required.
-    #[prost(string, tag = "1")]
-    pub kind: ::prost::alloc::string::String,
-    /// Name. Required.
-    #[prost(string, tag = "2")]
-    pub name: ::prost::alloc::string::String,
-}
-impl ::prost::Name for DeleteGatewayRequest {
-    const NAME: &'static str = "DeleteGatewayRequest";
-    const PACKAGE: &'static str = "headgate.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "headgate.v1.DeleteGatewayRequest".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "/headgate.v1.DeleteGatewayRequest".into()
-    }
-}
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct DeleteGatewayResponse {}
-impl ::prost::Name for DeleteGatewayResponse {
-    const NAME: &'static str = "DeleteGatewayResponse";
-    const PACKAGE: &'static str = "headgate.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "headgate.v1.DeleteGatewayResponse".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "/headgate.v1.DeleteGatewayResponse".into()
-    }
-}
-/// Which endpoint a request goes to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
-#[repr(i32)]
-pub enum BalancingAlgorithm {
-    /// Not given: `least_request`.
-    Unspecified = 0,
-    /// One after the other; weights do not count.
-    RoundRobin = 1,
-    /// One after the other, as often as their weights say.
-    Weighted = 2,
-    /// Of two at random the one with fewer requests in flight, against its weight.
-    LeastRequest = 3,
-    /// By what each endpoint says of its load in its answers (ORCA, header `endpoint-load-metrics`): rate over utilisation, so that the
-    /// faster and less loaded get more.
-    LatencyAware = 4,
-    /// By the value of `hashHeader`: a conversation stays where its KV cache is.
-    ConsistentHash = 5,
-}
-impl BalancingAlgorithm {
-    /// String value of the enum field names used in the ProtoBuf definition.
-    ///
-    /// The values are not transformed in any way and thus are considered stable
-    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
-    pub fn as_str_name(&self) -> &'static str {
-        match self {
-            Self::Unspecified => "BALANCING_ALGORITHM_UNSPECIFIED",
-            Self::RoundRobin => "BALANCING_ALGORITHM_ROUND_ROBIN",
-            Self::Weighted => "BALANCING_ALGORITHM_WEIGHTED",
-            Self::LeastRequest => "BALANCING_ALGORITHM_LEAST_REQUEST",
-            Self::LatencyAware => "BALANCING_ALGORITHM_LATENCY_AWARE",
-            Self::ConsistentHash => "BALANCING_ALGORITHM_CONSISTENT_HASH",
-        }
-    }
-    /// Creates an enum from field names used in the ProtoBuf definition.
-    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
-        match value {
-            "BALANCING_ALGORITHM_UNSPECIFIED" => Some(Self::Unspecified),
-            "BALANCING_ALGORITHM_ROUND_ROBIN" => Some(Self::RoundRobin),
-            "BALANCING_ALGORITHM_WEIGHTED" => Some(Self::Weighted),
-            "BALANCING_ALGORITHM_LEAST_REQUEST" => Some(Self::LeastRequest),
-            "BALANCING_ALGORITHM_LATENCY_AWARE" => Some(Self::LatencyAware),
-            "BALANCING_ALGORITHM_CONSISTENT_HASH" => Some(Self::ConsistentHash),
-            _ => None,
-        }
-    }
-}
-/// Where the weights of endpoints come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
-#[repr(i32)]
-pub enum WeightSource {
-    /// Not given: `given`.
-    Unspecified = 0,
-    /// From the document.
-    Given = 1,
-    /// From telemetry: `max(10, w * (1 - min(u, 0.7)) * (1 - l / 2000))`, `w` the weight in the document, `u` the utilisation of the
-    /// fullest of the endpoint's GPUs and `l` its latency in milliseconds. A GPU that is slowed down by heat takes its part off.
-    Telemetry = 2,
-    /// From the engine's saturation: `w * max(0.1, 1 - s)`, `s` the greater of its waiting requests over 5 and its KV cache use over 0.8, as
-    /// a moving mean of a second. An engine that nobody reads keeps `w`. A GPU that is slowed down by heat takes its part off.
-    Saturation = 3,
-}
-impl WeightSource {
-    /// String value of the enum field names used in the ProtoBuf definition.
-    ///
-    /// The values are not transformed in any way and thus are considered stable
-    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
-    pub fn as_str_name(&self) -> &'static str {
-        match self {
-            Self::Unspecified => "WEIGHT_SOURCE_UNSPECIFIED",
-            Self::Given => "WEIGHT_SOURCE_GIVEN",
-            Self::Telemetry => "WEIGHT_SOURCE_TELEMETRY",
-            Self::Saturation => "WEIGHT_SOURCE_SATURATION",
-        }
-    }
-    /// Creates an enum from field names used in the ProtoBuf definition.
-    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
-        match value {
-            "WEIGHT_SOURCE_UNSPECIFIED" => Some(Self::Unspecified),
-            "WEIGHT_SOURCE_GIVEN" => Some(Self::Given),
-            "WEIGHT_SOURCE_TELEMETRY" => Some(Self::Telemetry),
-            "WEIGHT_SOURCE_SATURATION" => Some(Self::Saturation),
-            _ => None,
-        }
-    }
-}
-/// What the endpoints of a pool speak.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
-#[repr(i32)]
-pub enum PoolProtocol {
-    /// Not given: `http1`.
-    Unspecified = 0,
-    /// HTTP/1.1.
-    Http1 = 1,
-    /// HTTP/2, without negotiation.
-    Http2 = 2,
-}
-impl PoolProtocol {
-    /// String value of the enum field names used in the ProtoBuf definition.
-    ///
-    /// The values are not transformed in any way and thus are considered stable
-    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
-    pub fn as_str_name(&self) -> &'static str {
-        match self {
-            Self::Unspecified => "POOL_PROTOCOL_UNSPECIFIED",
-            Self::Http1 => "POOL_PROTOCOL_HTTP1",
-            Self::Http2 => "POOL_PROTOCOL_HTTP2",
-        }
-    }
-    /// Creates an enum from field names used in the ProtoBuf definition.
-    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
-        match value {
-            "POOL_PROTOCOL_UNSPECIFIED" => Some(Self::Unspecified),
-            "POOL_PROTOCOL_HTTP1" => Some(Self::Http1),
-            "POOL_PROTOCOL_HTTP2" => Some(Self::Http2),
-            _ => None,
-        }
-    }
-}
-/// Generated client implementations.
-#[cfg(feature = "grpc")]
-pub mod gateway_service_client {
-    #![allow(
-        unused_variables,
-        dead_code,
-        missing_docs,
-        clippy::wildcard_imports,
-        clippy::let_unit_value,
-    )]
-    use tonic::codegen::*;
-    use tonic::codegen::http::Uri;
-    /// The gateway's resources: apply, validate, read, delete. What is refused is INVALID_ARGUMENT with one
-    /// `google.rpc.BadRequest.FieldViolation` for every error, and changes nothing.
-    #[derive(Debug, Clone)]
-    pub struct GatewayServiceClient<T> {
-        inner: tonic::client::Grpc<T>,
-    }
-    impl<T> GatewayServiceClient<T>
-    where
-        T: tonic::client::GrpcService<tonic::body::Body>,
-        T::Error: Into<StdError>,
-        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
-        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
-    {
-        pub fn new(inner: T) -> Self {
-            let inner = tonic::client::Grpc::new(inner);
-            Self { inner }
-        }
-        pub fn with_origin(inner: T, origin: Uri) -> Self {
-            let inner = tonic::client::Grpc::with_origin(inner, origin);
-            Self { inner }
-        }
-        pub fn with_interceptor<F>(
-            inner: T,
-            interceptor: F,
-        ) -> GatewayServiceClient<InterceptedService<T, F>>
-        where
-            F: tonic::service::Interceptor,
-            T::ResponseBody: Default,
-            T: tonic::codegen::Service<
-                http::Request<tonic::body::Body>,
-                Response = http::Response<
-                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
-                >,
-            >,
-            <T as tonic::codegen::Service<
-                http::Request<tonic::body::Body>,
-            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
-        {
-            GatewayServiceClient::new(InterceptedService::new(inner, interceptor))
-        }
-        /// Compress requests with the given encoding.
-        ///
-        /// This requires the server to support it otherwise it might respond with an
-        /// error.
-        #[must_use]
-        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
-            self.inner = self.inner.send_compressed(encoding);
-            self
-        }
-        /// Enable decompressing responses.
-        #[must_use]
-        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
-            self.inner = self.inner.accept_compressed(encoding);
-            self
-        }
-        /// Limits the maximum size of a decoded message.
-        ///
-        /// Default: `4MB`
-        #[must_use]
-        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
-            self.inner = self.inner.max_decoding_message_size(limit);
-            self
-        }
-        /// Limits the maximum size of an encoded message.
-        ///
-        /// Default: `usize::MAX`
-        #[must_use]
-        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
-            self.inner = self.inner.max_encoding_message_size(limit);
-            self
-        }
-        /// Creates or replaces resources, all or none. When it returns, they are durable.
-        pub async fn apply_gateway(
-            &mut self,
-            request: impl tonic::IntoRequest<super::ApplyGatewayRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::ApplyGatewayResponse>,
-            tonic::Status,
-        > {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
-            let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static(
-                "/headgate.v1.GatewayService/ApplyGateway",
-            );
-            let mut req = request.into_request();
-            req.extensions_mut()
-                .insert(GrpcMethod::new("headgate.v1.GatewayService", "ApplyGateway"));
-            self.inner.unary(req, path, codec).await
-        }
-        /// Checks resources beside those that are there, without storing them.
-        pub async fn validate_gateway(
-            &mut self,
-            request: impl tonic::IntoRequest<super::ApplyGatewayRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::ApplyGatewayResponse>,
-            tonic::Status,
-        > {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
-            let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static(
-                "/headgate.v1.GatewayService/ValidateGateway",
-            );
-            let mut req = request.into_request();
-            req.extensions_mut()
-                .insert(
-                    GrpcMethod::new("headgate.v1.GatewayService", "ValidateGateway"),
-                );
-            self.inner.unary(req, path, codec).await
-        }
-        /// All resources, by kind and name.
-        pub async fn list_gateway(
-            &mut self,
-            request: impl tonic::IntoRequest<super::ListGatewayRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::ListGatewayResponse>,
-            tonic::Status,
-        > {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
-            let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static(
-                "/headgate.v1.GatewayService/ListGateway",
-            );
-            let mut req = request.into_request();
-            req.extensions_mut()
-                .insert(GrpcMethod::new("headgate.v1.GatewayService", "ListGateway"));
-            self.inner.unary(req, path, codec).await
-        }
-        /// Deletes a resource that no other one needs. When it returns, the deletion is durable.
-        pub async fn delete_gateway(
-            &mut self,
-            request: impl tonic::IntoRequest<super::DeleteGatewayRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::DeleteGatewayResponse>,
-            tonic::Status,
-        > {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
-            let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static(
-                "/headgate.v1.GatewayService/DeleteGateway",
-            );
-            let mut req = request.into_request();
-            req.extensions_mut()
-                .insert(GrpcMethod::new("headgate.v1.GatewayService", "DeleteGateway"));
-            self.inner.unary(req, path, codec).await
-        }
-    }
-}
-/// Generated server implementations.
-#[cfg(feature = "grpc")]
-pub mod gateway_service_server {
-    #![allow(
-        unused_variables,
-        dead_code,
-        missing_docs,
-        clippy::wildcard_imports,
-        clippy::let_unit_value,
-    )]
-    use tonic::codegen::*;
-    /// Generated trait containing gRPC methods that should be implemented for use with GatewayServiceServer.
-    #[async_trait]
-    pub trait GatewayService: std::marker::Send + std::marker::Sync + 'static {
-        /// Creates or replaces resources, all or none. When it returns, they are durable.
-        async fn apply_gateway(
-            &self,
-            request: tonic::Request<super::ApplyGatewayRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::ApplyGatewayResponse>,
-            tonic::Status,
-        >;
-        /// Checks resources beside those that are there, without storing them.
-        async fn validate_gateway(
-            &self,
-            request: tonic::Request<super::ApplyGatewayRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::ApplyGatewayResponse>,
-            tonic::Status,
-        >;
-        /// All resources, by kind and name.
-        async fn list_gateway(
-            &self,
-            request: tonic::Request<super::ListGatewayRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::ListGatewayResponse>,
-            tonic::Status,
-        >;
-        /// Deletes a resource that no other one needs. When it returns, the deletion is durable.
-        async fn delete_gateway(
-            &self,
-            request: tonic::Request<super::DeleteGatewayRequest>,
-        ) -> std::result::Result<
-            tonic::Response<super::DeleteGatewayResponse>,
-            tonic::Status,
-        >;
-    }
-    /// The gateway's resources: apply, validate, read, delete. What is refused is INVALID_ARGUMENT with one
-    /// `google.rpc.BadRequest.FieldViolation` for every error, and changes nothing.
-    #[derive(Debug)]
-    pub struct GatewayServiceServer<T> {
-        inner: Arc<T>,
-        accept_compression_encodings: EnabledCompressionEncodings,
-        send_compression_encodings: EnabledCompressionEncodings,
-        max_decoding_message_size: Option<usize>,
-        max_encoding_message_size: Option<usize>,
-    }
-    impl<T> GatewayServiceServer<T> {
-        pub fn new(inner: T) -> Self {
-            Self::from_arc(Arc::new(inner))
-        }
-        pub fn from_arc(inner: Arc<T>) -> Self {
-            Self {
-                inner,
-                accept_compression_encodings: Default::default(),
-                send_compression_encodings: Default::default(),
-                max_decoding_message_size: None,
-                max_encoding_message_size: None,
-            }
-        }
-        pub fn with_interceptor<F>(
-            inner: T,
-            interceptor: F,
-        ) -> InterceptedService<Self, F>
-        where
-            F: tonic::service::Interceptor,
-        {
-            InterceptedService::new(Self::new(inner), interceptor)
-        }
-        /// Enable decompressing requests with the given encoding.
-        #[must_use]
-        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
-            self.accept_compression_encodings.enable(encoding);
-            self
-        }
-        /// Compress responses with the given encoding, if the client supports it.
-        #[must_use]
-        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
-            self.send_compression_encodings.enable(encoding);
-            self
-        }
-        /// Limits the maximum size of a decoded message.
-        ///
-        /// Default: `4MB`
-        #[must_use]
-        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
-            self.max_decoding_message_size = Some(limit);
-            self
-        }
-        /// Limits the maximum size of an encoded message.
-        ///
-        /// Default: `usize::MAX`
-        #[must_use]
-        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
-            self.max_encoding_message_size = Some(limit);
-            self
-        }
-    }
-    impl<T, B> tonic::codegen::Service<http::Request<B>> for GatewayServiceServer<T>
-    where
-        T: GatewayService,
-        B: Body + std::marker::Send + 'static,
-        B::Error: Into<StdError> + std::marker::Send + 'static,
-    {
-        type Response = http::Response<tonic::body::Body>;
-        type Error = std::convert::Infallible;
-        type Future = BoxFuture<Self::Response, Self::Error>;
-        fn poll_ready(
-            &mut self,
-            _cx: &mut Context<'_>,
-        ) -> Poll<std::result::Result<(), Self::Error>> {
-            Poll::Ready(Ok(()))
-        }
-        fn call(&mut self, req: http::Request<B>) -> Self::Future {
-            match req.uri().path() {
-                "/headgate.v1.GatewayService/ApplyGateway" => {
-                    #[allow(non_camel_case_types)]
-                    struct ApplyGatewaySvc<T: GatewayService>(pub Arc<T>);
-                    impl<
-                        T: GatewayService,
-                    > tonic::server::UnaryService<super::ApplyGatewayRequest>
-                    for ApplyGatewaySvc<T> {
-                        type Response = super::ApplyGatewayResponse;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::Response>,
-                            tonic::Status,
-                        >;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<super::ApplyGatewayRequest>,
-                        ) -> Self::Future {
-                            let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as GatewayService>::apply_gateway(&inner, request).await
-                            };
-                            Box::pin(fut)
-                        }
-                    }
-                    let accept_compression_encodings = self.accept_compression_encodings;
-                    let send_compression_encodings = self.send_compression_encodings;
-                    let max_decoding_message_size = self.max_decoding_message_size;
-                    let max_encoding_message_size = self.max_encoding_message_size;
-                    let inner = self.inner.clone();
-                    let fut = async move {
-                        let method = ApplyGatewaySvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
-                        let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
-                        let res = grpc.unary(method, req).await;
-                        Ok(res)
-                    };
-                    Box::pin(fut)
-                }
-                "/headgate.v1.GatewayService/ValidateGateway" => {
-                    #[allow(non_camel_case_types)]
-                    struct ValidateGatewaySvc<T: GatewayService>(pub Arc<T>);
-                    impl<
-                        T: GatewayService,
-                    > tonic::server::UnaryService<super::ApplyGatewayRequest>
-                    for ValidateGatewaySvc<T> {
-                        type Response = super::ApplyGatewayResponse;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::Response>,
-                            tonic::Status,
-                        >;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<super::ApplyGatewayRequest>,
-                        ) -> Self::Future {
-                            let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as GatewayService>::validate_gateway(&inner, request)
-                                    .await
-                            };
-                            Box::pin(fut)
-                        }
-                    }
-                    let accept_compression_encodings = self.accept_compression_encodings;
-                    let send_compression_encodings = self.send_compression_encodings;
-                    let max_decoding_message_size = self.max_decoding_message_size;
-                    let max_encoding_message_size = self.max_encoding_message_size;
-                    let inner = self.inner.clone();
-                    let fut = async move {
-                        let method = ValidateGatewaySvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
-                        let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
-                        let res = grpc.unary(method, req).await;
-                        Ok(res)
-                    };
-                    Box::pin(fut)
-                }
-                "/headgate.v1.GatewayService/ListGateway" => {
-                    #[allow(non_camel_case_types)]
-                    struct ListGatewaySvc<T: GatewayService>(pub Arc<T>);
-                    impl<
-                        T: GatewayService,
-                    > tonic::server::UnaryService<super::ListGatewayRequest>
-                    for ListGatewaySvc<T> {
-                        type Response = super::ListGatewayResponse;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::Response>,
-                            tonic::Status,
-                        >;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<super::ListGatewayRequest>,
-                        ) -> Self::Future {
-                            let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as GatewayService>::list_gateway(&inner, request).await
-                            };
-                            Box::pin(fut)
-                        }
-                    }
-                    let accept_compression_encodings = self.accept_compression_encodings;
-                    let send_compression_encodings = self.send_compression_encodings;
-                    let max_decoding_message_size = self.max_decoding_message_size;
-                    let max_encoding_message_size = self.max_encoding_message_size;
-                    let inner = self.inner.clone();
-                    let fut = async move {
-                        let method = ListGatewaySvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
-                        let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
-                        let res = grpc.unary(method, req).await;
-                        Ok(res)
-                    };
-                    Box::pin(fut)
-                }
-                "/headgate.v1.GatewayService/DeleteGateway" => {
-                    #[allow(non_camel_case_types)]
-                    struct DeleteGatewaySvc<T: GatewayService>(pub Arc<T>);
-                    impl<
-                        T: GatewayService,
-                    > tonic::server::UnaryService<super::DeleteGatewayRequest>
-                    for DeleteGatewaySvc<T> {
-                        type Response = super::DeleteGatewayResponse;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::Response>,
-                            tonic::Status,
-                        >;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<super::DeleteGatewayRequest>,
-                        ) -> Self::Future {
-                            let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as GatewayService>::delete_gateway(&inner, request).await
-                            };
-                            Box::pin(fut)
-                        }
-                    }
-                    let accept_compression_encodings = self.accept_compression_encodings;
-                    let send_compression_encodings = self.send_compression_encodings;
-                    let max_decoding_message_size = self.max_decoding_message_size;
-                    let max_encoding_message_size = self.max_encoding_message_size;
-                    let inner = self.inner.clone();
-                    let fut = async move {
-                        let method = DeleteGatewaySvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
-                        let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
-                        let res = grpc.unary(method, req).await;
-                        Ok(res)
-                    };
-                    Box::pin(fut)
-                }
-                _ => {
-                    Box::pin(async move {
-                        let mut response = http::Response::new(
-                            tonic::body::Body::default(),
-                        );
-                        let headers = response.headers_mut();
-                        headers
-                            .insert(
-                                tonic::Status::GRPC_STATUS,
-                                (tonic::Code::Unimplemented as i32).into(),
-                            );
-                        headers
-                            .insert(
-                                http::header::CONTENT_TYPE,
-                                tonic::metadata::GRPC_CONTENT_TYPE,
-                            );
-                        Ok(response)
-                    })
-                }
-            }
-        }
-    }
-    impl<T> Clone for GatewayServiceServer<T> {
-        fn clone(&self) -> Self {
-            let inner = self.inner.clone();
-            Self {
-                inner,
-                accept_compression_encodings: self.accept_compression_encodings,
-                send_compression_encodings: self.send_compression_encodings,
-                max_decoding_message_size: self.max_decoding_message_size,
-                max_encoding_message_size: self.max_encoding_message_size,
-            }
-        }
-    }
-    /// Generated gRPC service name
-    pub const SERVICE_NAME: &str = "headgate.v1.GatewayService";
-    impl<T> tonic::server::NamedService for GatewayServiceServer<T> {
-        const NAME: &'static str = SERVICE_NAME;
-    }
-}
 /// What the control loop has computed for one pool, as pushed to one proxy: the xDS resource `headgate.v1.Limits`, named by its pool.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Limits {
@@ -2871,941 +1099,6 @@ impl ClassAction {
             "CLASS_ACTION_REFUSE" => Some(Self::Refuse),
             _ => None,
         }
-    }
-}
-/// State of the filter in one proxy.
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct LoadReport {
-    /// `node.id` of the proxy.
-    #[prost(string, tag = "1")]
-    pub node_id: ::prost::alloc::string::String,
-    /// Version of the filter.
-    #[prost(string, tag = "2")]
-    pub filter_version: ::prost::alloc::string::String,
-    /// Grows by one with every message of this stream.
-    #[prost(uint64, tag = "3")]
-    pub sequence: u64,
-    /// One entry a live worker VM.
-    #[prost(message, repeated, tag = "4")]
-    pub workers: ::prost::alloc::vec::Vec<WorkerReport>,
-    /// Policies in force.
-    #[prost(message, repeated, tag = "5")]
-    pub policies: ::prost::alloc::vec::Vec<AppliedPolicy>,
-    /// Policies that the filter refused.
-    #[prost(message, repeated, tag = "6")]
-    pub rejected: ::prost::alloc::vec::Vec<RejectedPolicy>,
-}
-impl ::prost::Name for LoadReport {
-    const NAME: &'static str = "LoadReport";
-    const PACKAGE: &'static str = "headgate.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "headgate.v1.LoadReport".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "/headgate.v1.LoadReport".into()
-    }
-}
-/// A policy in force.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct AppliedPolicy {
-    /// Name.
-    #[prost(string, tag = "1")]
-    pub name: ::prost::alloc::string::String,
-    /// Version.
-    #[prost(string, tag = "2")]
-    pub version: ::prost::alloc::string::String,
-    /// Epoch of the newest limits of its pool; 0 for none.
-    #[prost(uint64, tag = "3")]
-    pub limits_epoch: u64,
-}
-impl ::prost::Name for AppliedPolicy {
-    const NAME: &'static str = "AppliedPolicy";
-    const PACKAGE: &'static str = "headgate.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "headgate.v1.AppliedPolicy".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "/headgate.v1.AppliedPolicy".into()
-    }
-}
-/// A policy that the filter refused; the one before it stays in force.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct RejectedPolicy {
-    /// Name.
-    #[prost(string, tag = "1")]
-    pub name: ::prost::alloc::string::String,
-    /// Version that was refused.
-    #[prost(string, tag = "2")]
-    pub version: ::prost::alloc::string::String,
-    /// What is wrong, beginning with the field's path.
-    #[prost(string, tag = "3")]
-    pub error: ::prost::alloc::string::String,
-}
-impl ::prost::Name for RejectedPolicy {
-    const NAME: &'static str = "RejectedPolicy";
-    const PACKAGE: &'static str = "headgate.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "headgate.v1.RejectedPolicy".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "/headgate.v1.RejectedPolicy".into()
-    }
-}
-/// State of one worker VM. All counters only grow within one `vm_epoch`.
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct WorkerReport {
-    /// Slot of the worker in its proxy.
-    #[prost(uint32, tag = "1")]
-    pub slot: u32,
-    /// Random identity of the VM; a new one means counters from zero.
-    #[prost(uint64, tag = "2")]
-    pub vm_epoch: u64,
-    /// Monotonic time of the report, in nanoseconds.
-    #[prost(uint64, tag = "3")]
-    pub at_ns: u64,
-    /// One entry a policy.
-    #[prost(message, repeated, tag = "4")]
-    pub pools: ::prost::alloc::vec::Vec<PoolReport>,
-    /// Host calls that failed, requests without a policy and the like.
-    #[prost(message, optional, tag = "5")]
-    pub counters: ::core::option::Option<WorkerCounters>,
-}
-impl ::prost::Name for WorkerReport {
-    const NAME: &'static str = "WorkerReport";
-    const PACKAGE: &'static str = "headgate.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "headgate.v1.WorkerReport".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "/headgate.v1.WorkerReport".into()
-    }
-}
-/// Counters that belong to no policy.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct WorkerCounters {
-    /// Requests that no policy governs; they are admitted.
-    #[prost(uint64, tag = "1")]
-    pub unmatched: u64,
-    /// Host calls that returned an unexpected status.
-    #[prost(uint64, tag = "2")]
-    pub host_errors: u64,
-    /// Requests whose headers could not be read; they are classified as unknown.
-    #[prost(uint64, tag = "3")]
-    pub unreadable: u64,
-    /// Claims of a class that the client was not granted.
-    #[prost(uint64, tag = "4")]
-    pub denied_claims: u64,
-    /// Streams beyond the bound on per-stream state; they are admitted without accounting.
-    #[prost(uint64, tag = "5")]
-    pub untracked: u64,
-}
-impl ::prost::Name for WorkerCounters {
-    const NAME: &'static str = "WorkerCounters";
-    const PACKAGE: &'static str = "headgate.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "headgate.v1.WorkerCounters".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "/headgate.v1.WorkerCounters".into()
-    }
-}
-/// State of one policy in one worker.
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct PoolReport {
-    /// Policy.
-    #[prost(string, tag = "1")]
-    pub policy: ::prost::alloc::string::String,
-    /// Pool.
-    #[prost(string, tag = "2")]
-    pub pool: ::prost::alloc::string::String,
-    /// Version of the policy.
-    #[prost(string, tag = "3")]
-    pub policy_version: ::prost::alloc::string::String,
-    /// One entry a class, in the policy's order.
-    #[prost(message, repeated, tag = "4")]
-    pub classes: ::prost::alloc::vec::Vec<ClassReport>,
-    /// State of the pool's breaker.
-    #[prost(enumeration = "BreakerState", tag = "5")]
-    pub breaker: i32,
-    /// Endpoints and dependencies whose breaker is not closed. At most 64.
-    #[prost(message, repeated, tag = "6")]
-    pub open_breakers: ::prost::alloc::vec::Vec<BreakerReport>,
-    /// Permits that the worker holds of the proxy's `maxInFlight`.
-    #[prost(uint32, tag = "7")]
-    pub permits: u32,
-    /// Overload control; absent when the policy has none.
-    #[prost(message, optional, tag = "8")]
-    pub overload: ::core::option::Option<OverloadReport>,
-    /// Latencies by class and model; in one report a second, absent in the others.
-    #[prost(message, optional, tag = "10")]
-    pub latency: ::core::option::Option<LatencyReport>,
-    /// Whether the policy only watches: then its counters say what it would have done.
-    #[prost(bool, tag = "40")]
-    pub is_shadow: bool,
-    /// What the engines' responses said of their loads over the last two seconds; only where the policy asks for it. At most 64.
-    #[prost(message, repeated, tag = "60")]
-    pub endpoint_loads: ::prost::alloc::vec::Vec<EndpointLoad>,
-    /// One entry a quota of which this worker holds a part.
-    #[prost(message, repeated, tag = "80")]
-    pub quotas: ::prost::alloc::vec::Vec<QuotaReport>,
-}
-impl ::prost::Name for PoolReport {
-    const NAME: &'static str = "PoolReport";
-    const PACKAGE: &'static str = "headgate.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "headgate.v1.PoolReport".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "/headgate.v1.PoolReport".into()
-    }
-}
-/// One quota in one worker. What was asked and used is cumulative.
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct QuotaReport {
-    /// Name.
-    #[prost(string, tag = "1")]
-    pub quota: ::prost::alloc::string::String,
-    /// Random number of the proxy's process.
-    #[prost(uint64, tag = "2")]
-    pub holder: u64,
-    /// Fence of the grant that is held; 0: none.
-    #[prost(uint64, tag = "3")]
-    pub fence: u64,
-    /// Its number.
-    #[prost(uint64, tag = "4")]
-    pub sequence: u64,
-    /// What is in force of it in the whole proxy.
-    #[prost(message, optional, tag = "5")]
-    pub lease: ::core::option::Option<QuotaLease>,
-    /// What was asked for, by class in the policy's order, in the quota's unit.
-    #[prost(double, repeated, tag = "6")]
-    pub asked: ::prost::alloc::vec::Vec<f64>,
-    /// Requests that asked for it, by class.
-    #[prost(uint64, repeated, tag = "7")]
-    pub requests: ::prost::alloc::vec::Vec<u64>,
-    /// What was used, in the quota's unit.
-    #[prost(double, tag = "8")]
-    pub used: f64,
-    /// Requests that were refused for it.
-    #[prost(uint64, tag = "9")]
-    pub refused: u64,
-}
-impl ::prost::Name for QuotaReport {
-    const NAME: &'static str = "QuotaReport";
-    const PACKAGE: &'static str = "headgate.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "headgate.v1.QuotaReport".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "/headgate.v1.QuotaReport".into()
-    }
-}
-/// The newest load that an endpoint has told in its responses (ORCA). A figure that it does not tell is absent.
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct EndpointLoad {
-    /// Address of the endpoint, `IP:PORT`.
-    #[prost(string, tag = "1")]
-    pub endpoint: ::prost::alloc::string::String,
-    /// Reports of this endpoint that this worker has read.
-    #[prost(uint64, tag = "2")]
-    pub epoch: u64,
-    /// Reports of this endpoint that could not be read.
-    #[prost(uint64, tag = "3")]
-    pub unreadable: u64,
-    /// The report was made after this time on the monotonic clock of `atNs`, in nanoseconds: what was admitted later is not in it.
-    #[prost(uint64, tag = "4")]
-    pub made_after_ns: u64,
-    /// Part of the KV cache in use. Range: 0..=1.
-    #[prost(double, optional, tag = "5")]
-    pub kv_cache_use: ::core::option::Option<f64>,
-    /// Requests in the engine's own queue.
-    #[prost(uint64, optional, tag = "6")]
-    pub waiting: ::core::option::Option<u64>,
-    /// Requests in the engine's batch.
-    #[prost(uint64, optional, tag = "7")]
-    pub running: ::core::option::Option<u64>,
-    /// Tokens that the KV cache holds.
-    #[prost(uint64, optional, tag = "8")]
-    pub kv_total_tokens: ::core::option::Option<u64>,
-}
-impl ::prost::Name for EndpointLoad {
-    const NAME: &'static str = "EndpointLoad";
-    const PACKAGE: &'static str = "headgate.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "headgate.v1.EndpointLoad".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "/headgate.v1.EndpointLoad".into()
-    }
-}
-/// Latencies of one policy in one worker. Cumulative.
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct LatencyReport {
-    /// One entry for each class and model that has had a response. At most 200.
-    #[prost(message, repeated, tag = "1")]
-    pub streams: ::prost::alloc::vec::Vec<LatencyStream>,
-}
-impl ::prost::Name for LatencyReport {
-    const NAME: &'static str = "LatencyReport";
-    const PACKAGE: &'static str = "headgate.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "headgate.v1.LatencyReport".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "/headgate.v1.LatencyReport".into()
-    }
-}
-/// Latencies of one class and model. Everything is in microseconds.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct LatencyStream {
-    /// Class.
-    #[prost(string, tag = "1")]
-    pub class: ::prost::alloc::string::String,
-    /// Model, as requests name it; empty for all models that have no place of their own.
-    #[prost(string, tag = "2")]
-    pub model: ::prost::alloc::string::String,
-    /// Number of the class's counters in its VM: another one means counters from zero.
-    #[prost(uint64, tag = "3")]
-    pub series: u64,
-    /// Number of the place in which the model is counted, 0 for "all others". A model that loses its place leaves its counts to 0; one that
-    /// gains a place begins from zero under a new number.
-    #[prost(uint64, tag = "4")]
-    pub place: u64,
-    /// From the arrival of the request to the first byte of the response's body.
-    #[prost(message, optional, tag = "5")]
-    pub ttft_us: ::core::option::Option<Histogram>,
-    /// Mean time between two tokens of each streamed response; under overload control only.
-    #[prost(message, optional, tag = "6")]
-    pub tpot_us: ::core::option::Option<Histogram>,
-    /// From the arrival of the request to the end of the response.
-    #[prost(message, optional, tag = "7")]
-    pub total_us: ::core::option::Option<Histogram>,
-    /// From the arrival of the request to its admission.
-    #[prost(message, optional, tag = "8")]
-    pub queue_us: ::core::option::Option<Histogram>,
-    /// From the admission of the request to the end of the response.
-    #[prost(message, optional, tag = "9")]
-    pub upstream_us: ::core::option::Option<Histogram>,
-}
-impl ::prost::Name for LatencyStream {
-    const NAME: &'static str = "LatencyStream";
-    const PACKAGE: &'static str = "headgate.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "headgate.v1.LatencyStream".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "/headgate.v1.LatencyStream".into()
-    }
-}
-/// Overload control in one worker. What is not called a gauge is cumulative.
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct OverloadReport {
-    /// Gauge: work in flight, as reserved and settled so far.
-    #[prost(message, optional, tag = "1")]
-    pub in_flight: ::core::option::Option<Work>,
-    /// Work admitted.
-    #[prost(message, optional, tag = "2")]
-    pub admitted: ::core::option::Option<Work>,
-    /// Work of admitted requests that is over: prefill at the first token, the rest at the end.
-    #[prost(message, optional, tag = "3")]
-    pub finished: ::core::option::Option<Work>,
-    /// Work tokens offered by level (class index × 128 + cohort): each level as the difference from the one before, ascending.
-    #[prost(uint32, repeated, tag = "4")]
-    pub offered_level_deltas: ::prost::alloc::vec::Vec<u32>,
-    /// Work tokens of those levels.
-    #[prost(uint64, repeated, tag = "5")]
-    pub offered_work: ::prost::alloc::vec::Vec<u64>,
-    /// Gauge: the queue.
-    #[prost(message, optional, tag = "6")]
-    pub queue: ::core::option::Option<QueueReport>,
-    /// Time from admission to the first token, in microseconds.
-    #[prost(message, optional, tag = "7")]
-    pub service_ttft_us: ::core::option::Option<Histogram>,
-    /// Mean time between tokens of each response with at least two pieces, in microseconds.
-    #[prost(message, optional, tag = "8")]
-    pub tpot_us: ::core::option::Option<Histogram>,
-    /// Sums for the fit of the time from admission to first token over the prompt's tokens.
-    #[prost(message, optional, tag = "9")]
-    pub ttft_fit: ::core::option::Option<FitSums>,
-    /// Tokens of output that responses had, as counted by their pieces or by `usage`.
-    #[prost(uint64, tag = "10")]
-    pub output_tokens: u64,
-    /// Responses behind `outputTokens`.
-    #[prost(uint64, tag = "11")]
-    pub responses: u64,
-    /// Requests that carried an attempt number above one.
-    #[prost(uint64, tag = "12")]
-    pub retries: u64,
-    /// Work tokens of requests that ended within their objectives.
-    #[prost(uint64, tag = "13")]
-    pub good_work: u64,
-    /// Responses of the engine itself that refused for overload (429 or 503).
-    #[prost(uint64, tag = "14")]
-    pub engine_refusals: u64,
-    /// Epoch of the limits that were in force when the report was made.
-    #[prost(uint64, tag = "15")]
-    pub limits_epoch: u64,
-}
-impl ::prost::Name for OverloadReport {
-    const NAME: &'static str = "OverloadReport";
-    const PACKAGE: &'static str = "headgate.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "headgate.v1.OverloadReport".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "/headgate.v1.OverloadReport".into()
-    }
-}
-/// The queue of one worker.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct QueueReport {
-    /// Gauge: requests that wait.
-    #[prost(uint32, tag = "1")]
-    pub requests: u32,
-    /// Gauge: bytes that they count for.
-    #[prost(uint64, tag = "2")]
-    pub bytes: u64,
-    /// Gauge: work tokens that wait.
-    #[prost(uint64, tag = "3")]
-    pub work: u64,
-    /// Gauge: how long the one that waits longest has waited, in milliseconds.
-    #[prost(uint32, tag = "4")]
-    pub oldest_ms: u32,
-    /// Requests that were released to the pool.
-    #[prost(uint64, tag = "5")]
-    pub released: u64,
-    /// Requests whose deadline passed while they waited.
-    #[prost(uint64, tag = "6")]
-    pub expired: u64,
-    /// Requests whose client went away while they waited.
-    #[prost(uint64, tag = "7")]
-    pub abandoned: u64,
-    /// Requests that were refused because the queue was full.
-    #[prost(uint64, tag = "8")]
-    pub overflowed: u64,
-    /// Time in the queue of released requests, in microseconds.
-    #[prost(message, optional, tag = "9")]
-    pub wait_us: ::core::option::Option<Histogram>,
-}
-impl ::prost::Name for QueueReport {
-    const NAME: &'static str = "QueueReport";
-    const PACKAGE: &'static str = "headgate.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "headgate.v1.QueueReport".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "/headgate.v1.QueueReport".into()
-    }
-}
-/// Sums of a least-squares line: n, Σx, Σy, Σx², Σxy. They merge by addition.
-#[derive(Clone, Copy, PartialEq, ::prost::Message)]
-pub struct FitSums {
-    /// Samples.
-    #[prost(uint64, tag = "1")]
-    pub count: u64,
-    /// Σ x.
-    #[prost(double, tag = "2")]
-    pub x: f64,
-    /// Σ y.
-    #[prost(double, tag = "3")]
-    pub y: f64,
-    /// Σ x².
-    #[prost(double, tag = "4")]
-    pub xx: f64,
-    /// Σ x·y.
-    #[prost(double, tag = "5")]
-    pub xy: f64,
-}
-impl ::prost::Name for FitSums {
-    const NAME: &'static str = "FitSums";
-    const PACKAGE: &'static str = "headgate.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "headgate.v1.FitSums".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "/headgate.v1.FitSums".into()
-    }
-}
-/// A breaker that is not closed.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct BreakerReport {
-    /// Scope.
-    #[prost(string, tag = "1")]
-    pub scope: ::prost::alloc::string::String,
-    /// Address of the endpoint or name of the dependency.
-    #[prost(string, tag = "2")]
-    pub key: ::prost::alloc::string::String,
-    /// State.
-    #[prost(enumeration = "BreakerState", tag = "3")]
-    pub state: i32,
-}
-impl ::prost::Name for BreakerReport {
-    const NAME: &'static str = "BreakerReport";
-    const PACKAGE: &'static str = "headgate.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "headgate.v1.BreakerReport".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "/headgate.v1.BreakerReport".into()
-    }
-}
-/// State of one class of one policy in one worker.
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct ClassReport {
-    /// Class.
-    #[prost(string, tag = "1")]
-    pub class: ::prost::alloc::string::String,
-    /// Requests that arrived.
-    #[prost(uint64, tag = "2")]
-    pub offered: u64,
-    /// Requests admitted.
-    #[prost(uint64, tag = "3")]
-    pub admitted: u64,
-    /// Admitted requests that ended with a response other than a failure.
-    #[prost(uint64, tag = "4")]
-    pub completed: u64,
-    /// Admitted requests that ended with 500, 502, 503, 504 or no response. Without a breaker in force one whole response in 16 is
-    /// looked at, and after a failure all of the next 10 s: the first few of a lasting failure may be counted as completed.
-    #[prost(uint64, tag = "5")]
-    pub failed: u64,
-    /// Admitted requests whose client went away first.
-    #[prost(uint64, tag = "6")]
-    pub cancelled: u64,
-    /// Refused requests by reason.
-    #[prost(message, repeated, tag = "7")]
-    pub refused: ::prost::alloc::vec::Vec<ReasonCount>,
-    /// Requests in flight now.
-    #[prost(uint32, tag = "8")]
-    pub in_flight: u32,
-    /// Requests in flight whose first token has not come yet.
-    #[prost(uint32, tag = "9")]
-    pub waiting: u32,
-    /// Time to first token (first byte of the response body), in microseconds.
-    #[prost(message, optional, tag = "10")]
-    pub ttft_us: ::core::option::Option<Histogram>,
-    /// Whole duration, in microseconds; for people, never for control.
-    #[prost(message, optional, tag = "11")]
-    pub duration_us: ::core::option::Option<Histogram>,
-    /// Of a candidate that only watches: requests that it would have served and the policy in force did not.
-    #[prost(uint64, tag = "40")]
-    pub only_here: u64,
-    /// Of a candidate that only watches: requests that the policy in force served and it would not have.
-    #[prost(uint64, tag = "41")]
-    pub only_there: u64,
-}
-impl ::prost::Name for ClassReport {
-    const NAME: &'static str = "ClassReport";
-    const PACKAGE: &'static str = "headgate.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "headgate.v1.ClassReport".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "/headgate.v1.ClassReport".into()
-    }
-}
-/// Refused requests of one reason.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ReasonCount {
-    /// The reason's stable text, for example `gpu_memory`.
-    #[prost(string, tag = "1")]
-    pub reason: ::prost::alloc::string::String,
-    /// Requests.
-    #[prost(uint64, tag = "2")]
-    pub count: u64,
-}
-impl ::prost::Name for ReasonCount {
-    const NAME: &'static str = "ReasonCount";
-    const PACKAGE: &'static str = "headgate.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "headgate.v1.ReasonCount".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "/headgate.v1.ReasonCount".into()
-    }
-}
-/// A cumulative log-linear histogram (`headgate_core::histogram`): 128 linear sub-buckets for every power of two, exact below 128.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Histogram {
-    /// Indices of the occupied buckets, ascending, each as the difference from the one before.
-    #[prost(uint32, repeated, tag = "1")]
-    pub index_deltas: ::prost::alloc::vec::Vec<u32>,
-    /// Counts of those buckets.
-    #[prost(uint64, repeated, tag = "2")]
-    pub counts: ::prost::alloc::vec::Vec<u64>,
-    /// Sum of the samples.
-    #[prost(uint64, tag = "3")]
-    pub sum: u64,
-}
-impl ::prost::Name for Histogram {
-    const NAME: &'static str = "Histogram";
-    const PACKAGE: &'static str = "headgate.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "headgate.v1.Histogram".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "/headgate.v1.Histogram".into()
-    }
-}
-/// From the control plane to the filter.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct LoadReportResponse {
-    /// Time between reports, in milliseconds. Range: 20..=60000.
-    #[prost(uint32, tag = "1")]
-    pub report_interval_ms: u32,
-}
-impl ::prost::Name for LoadReportResponse {
-    const NAME: &'static str = "LoadReportResponse";
-    const PACKAGE: &'static str = "headgate.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "headgate.v1.LoadReportResponse".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "/headgate.v1.LoadReportResponse".into()
-    }
-}
-/// State of a breaker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
-#[repr(i32)]
-pub enum BreakerState {
-    /// No breaker.
-    Unspecified = 0,
-    /// Closed: requests pass.
-    Closed = 1,
-    /// Open: no request passes.
-    Open = 2,
-    /// Half-open: probes pass.
-    HalfOpen = 3,
-    /// Closed again, share of traffic growing.
-    Ramping = 4,
-}
-impl BreakerState {
-    /// String value of the enum field names used in the ProtoBuf definition.
-    ///
-    /// The values are not transformed in any way and thus are considered stable
-    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
-    pub fn as_str_name(&self) -> &'static str {
-        match self {
-            Self::Unspecified => "BREAKER_STATE_UNSPECIFIED",
-            Self::Closed => "BREAKER_STATE_CLOSED",
-            Self::Open => "BREAKER_STATE_OPEN",
-            Self::HalfOpen => "BREAKER_STATE_HALF_OPEN",
-            Self::Ramping => "BREAKER_STATE_RAMPING",
-        }
-    }
-    /// Creates an enum from field names used in the ProtoBuf definition.
-    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
-        match value {
-            "BREAKER_STATE_UNSPECIFIED" => Some(Self::Unspecified),
-            "BREAKER_STATE_CLOSED" => Some(Self::Closed),
-            "BREAKER_STATE_OPEN" => Some(Self::Open),
-            "BREAKER_STATE_HALF_OPEN" => Some(Self::HalfOpen),
-            "BREAKER_STATE_RAMPING" => Some(Self::Ramping),
-            _ => None,
-        }
-    }
-}
-/// Generated client implementations.
-#[cfg(feature = "grpc")]
-pub mod load_reporting_client {
-    #![allow(
-        unused_variables,
-        dead_code,
-        missing_docs,
-        clippy::wildcard_imports,
-        clippy::let_unit_value,
-    )]
-    use tonic::codegen::*;
-    use tonic::codegen::http::Uri;
-    /// Load reports, from the filter of one proxy to the control plane. One stream a proxy, held by the leading VM.
-    #[derive(Debug, Clone)]
-    pub struct LoadReportingClient<T> {
-        inner: tonic::client::Grpc<T>,
-    }
-    impl<T> LoadReportingClient<T>
-    where
-        T: tonic::client::GrpcService<tonic::body::Body>,
-        T::Error: Into<StdError>,
-        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
-        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
-    {
-        pub fn new(inner: T) -> Self {
-            let inner = tonic::client::Grpc::new(inner);
-            Self { inner }
-        }
-        pub fn with_origin(inner: T, origin: Uri) -> Self {
-            let inner = tonic::client::Grpc::with_origin(inner, origin);
-            Self { inner }
-        }
-        pub fn with_interceptor<F>(
-            inner: T,
-            interceptor: F,
-        ) -> LoadReportingClient<InterceptedService<T, F>>
-        where
-            F: tonic::service::Interceptor,
-            T::ResponseBody: Default,
-            T: tonic::codegen::Service<
-                http::Request<tonic::body::Body>,
-                Response = http::Response<
-                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
-                >,
-            >,
-            <T as tonic::codegen::Service<
-                http::Request<tonic::body::Body>,
-            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
-        {
-            LoadReportingClient::new(InterceptedService::new(inner, interceptor))
-        }
-        /// Compress requests with the given encoding.
-        ///
-        /// This requires the server to support it otherwise it might respond with an
-        /// error.
-        #[must_use]
-        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
-            self.inner = self.inner.send_compressed(encoding);
-            self
-        }
-        /// Enable decompressing responses.
-        #[must_use]
-        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
-            self.inner = self.inner.accept_compressed(encoding);
-            self
-        }
-        /// Limits the maximum size of a decoded message.
-        ///
-        /// Default: `4MB`
-        #[must_use]
-        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
-            self.inner = self.inner.max_decoding_message_size(limit);
-            self
-        }
-        /// Limits the maximum size of an encoded message.
-        ///
-        /// Default: `usize::MAX`
-        #[must_use]
-        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
-            self.inner = self.inner.max_encoding_message_size(limit);
-            self
-        }
-        /// Every message carries the cumulative state of all workers, so a lost or repeated message loses and counts nothing.
-        pub async fn stream_load_reports(
-            &mut self,
-            request: impl tonic::IntoStreamingRequest<Message = super::LoadReport>,
-        ) -> std::result::Result<
-            tonic::Response<tonic::codec::Streaming<super::LoadReportResponse>>,
-            tonic::Status,
-        > {
-            self.inner
-                .ready()
-                .await
-                .map_err(|e| {
-                    tonic::Status::unknown(
-                        format!("Service was not ready: {}", e.into()),
-                    )
-                })?;
-            let codec = tonic_prost::ProstCodec::default();
-            let path = http::uri::PathAndQuery::from_static(
-                "/headgate.v1.LoadReporting/StreamLoadReports",
-            );
-            let mut req = request.into_streaming_request();
-            req.extensions_mut()
-                .insert(
-                    GrpcMethod::new("headgate.v1.LoadReporting", "StreamLoadReports"),
-                );
-            self.inner.streaming(req, path, codec).await
-        }
-    }
-}
-/// Generated server implementations.
-#[cfg(feature = "grpc")]
-pub mod load_reporting_server {
-    #![allow(
-        unused_variables,
-        dead_code,
-        missing_docs,
-        clippy::wildcard_imports,
-        clippy::let_unit_value,
-    )]
-    use tonic::codegen::*;
-    /// Generated trait containing gRPC methods that should be implemented for use with LoadReportingServer.
-    #[async_trait]
-    pub trait LoadReporting: std::marker::Send + std::marker::Sync + 'static {
-        /// Server streaming response type for the StreamLoadReports method.
-        type StreamLoadReportsStream: tonic::codegen::tokio_stream::Stream<
-                Item = std::result::Result<super::LoadReportResponse, tonic::Status>,
-            >
-            + std::marker::Send
-            + 'static;
-        /// Every message carries the cumulative state of all workers, so a lost or repeated message loses and counts nothing.
-        async fn stream_load_reports(
-            &self,
-            request: tonic::Request<tonic::Streaming<super::LoadReport>>,
-        ) -> std::result::Result<
-            tonic::Response<Self::StreamLoadReportsStream>,
-            tonic::Status,
-        >;
-    }
-    /// Load reports, from the filter of one proxy to the control plane. One stream a proxy, held by the leading VM.
-    #[derive(Debug)]
-    pub struct LoadReportingServer<T> {
-        inner: Arc<T>,
-        accept_compression_encodings: EnabledCompressionEncodings,
-        send_compression_encodings: EnabledCompressionEncodings,
-        max_decoding_message_size: Option<usize>,
-        max_encoding_message_size: Option<usize>,
-    }
-    impl<T> LoadReportingServer<T> {
-        pub fn new(inner: T) -> Self {
-            Self::from_arc(Arc::new(inner))
-        }
-        pub fn from_arc(inner: Arc<T>) -> Self {
-            Self {
-                inner,
-                accept_compression_encodings: Default::default(),
-                send_compression_encodings: Default::default(),
-                max_decoding_message_size: None,
-                max_encoding_message_size: None,
-            }
-        }
-        pub fn with_interceptor<F>(
-            inner: T,
-            interceptor: F,
-        ) -> InterceptedService<Self, F>
-        where
-            F: tonic::service::Interceptor,
-        {
-            InterceptedService::new(Self::new(inner), interceptor)
-        }
-        /// Enable decompressing requests with the given encoding.
-        #[must_use]
-        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
-            self.accept_compression_encodings.enable(encoding);
-            self
-        }
-        /// Compress responses with the given encoding, if the client supports it.
-        #[must_use]
-        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
-            self.send_compression_encodings.enable(encoding);
-            self
-        }
-        /// Limits the maximum size of a decoded message.
-        ///
-        /// Default: `4MB`
-        #[must_use]
-        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
-            self.max_decoding_message_size = Some(limit);
-            self
-        }
-        /// Limits the maximum size of an encoded message.
-        ///
-        /// Default: `usize::MAX`
-        #[must_use]
-        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
-            self.max_encoding_message_size = Some(limit);
-            self
-        }
-    }
-    impl<T, B> tonic::codegen::Service<http::Request<B>> for LoadReportingServer<T>
-    where
-        T: LoadReporting,
-        B: Body + std::marker::Send + 'static,
-        B::Error: Into<StdError> + std::marker::Send + 'static,
-    {
-        type Response = http::Response<tonic::body::Body>;
-        type Error = std::convert::Infallible;
-        type Future = BoxFuture<Self::Response, Self::Error>;
-        fn poll_ready(
-            &mut self,
-            _cx: &mut Context<'_>,
-        ) -> Poll<std::result::Result<(), Self::Error>> {
-            Poll::Ready(Ok(()))
-        }
-        fn call(&mut self, req: http::Request<B>) -> Self::Future {
-            match req.uri().path() {
-                "/headgate.v1.LoadReporting/StreamLoadReports" => {
-                    #[allow(non_camel_case_types)]
-                    struct StreamLoadReportsSvc<T: LoadReporting>(pub Arc<T>);
-                    impl<
-                        T: LoadReporting,
-                    > tonic::server::StreamingService<super::LoadReport>
-                    for StreamLoadReportsSvc<T> {
-                        type Response = super::LoadReportResponse;
-                        type ResponseStream = T::StreamLoadReportsStream;
-                        type Future = BoxFuture<
-                            tonic::Response<Self::ResponseStream>,
-                            tonic::Status,
-                        >;
-                        fn call(
-                            &mut self,
-                            request: tonic::Request<tonic::Streaming<super::LoadReport>>,
-                        ) -> Self::Future {
-                            let inner = Arc::clone(&self.0);
-                            let fut = async move {
-                                <T as LoadReporting>::stream_load_reports(&inner, request)
-                                    .await
-                            };
-                            Box::pin(fut)
-                        }
-                    }
-                    let accept_compression_encodings = self.accept_compression_encodings;
-                    let send_compression_encodings = self.send_compression_encodings;
-                    let max_decoding_message_size = self.max_decoding_message_size;
-                    let max_encoding_message_size = self.max_encoding_message_size;
-                    let inner = self.inner.clone();
-                    let fut = async move {
-                        let method = StreamLoadReportsSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
-                        let mut grpc = tonic::server::Grpc::new(codec)
-                            .apply_compression_config(
-                                accept_compression_encodings,
-                                send_compression_encodings,
-                            )
-                            .apply_max_message_size_config(
-                                max_decoding_message_size,
-                                max_encoding_message_size,
-                            );
-                        let res = grpc.streaming(method, req).await;
-                        Ok(res)
-                    };
-                    Box::pin(fut)
-                }
-                _ => {
-                    Box::pin(async move {
-                        let mut response = http::Response::new(
-                            tonic::body::Body::default(),
-                        );
-                        let headers = response.headers_mut();
-                        headers
-                            .insert(
-                                tonic::Status::GRPC_STATUS,
-                                (tonic::Code::Unimplemented as i32).into(),
-                            );
-                        headers
-                            .insert(
-                                http::header::CONTENT_TYPE,
-                                tonic::metadata::GRPC_CONTENT_TYPE,
-                            );
-                        Ok(response)
-                    })
-                }
-            }
-        }
-    }
-    impl<T> Clone for LoadReportingServer<T> {
-        fn clone(&self) -> Self {
-            let inner = self.inner.clone();
-            Self {
-                inner,
-                accept_compression_encodings: self.accept_compression_encodings,
-                send_compression_encodings: self.send_compression_encodings,
-                max_decoding_message_size: self.max_decoding_message_size,
-                max_encoding_message_size: self.max_encoding_message_size,
-            }
-        }
-    }
-    /// Generated gRPC service name
-    pub const SERVICE_NAME: &str = "headgate.v1.LoadReporting";
-    impl<T> tonic::server::NamedService for LoadReportingServer<T> {
-        const NAME: &'static str = SERVICE_NAME;
     }
 }
 /// An admission policy: which requests reach one pool, in which priority classes, and what happens to each class when the
@@ -6668,6 +3961,3115 @@ pub mod policy_service_server {
     /// Generated gRPC service name
     pub const SERVICE_NAME: &str = "headgate.v1.PolicyService";
     impl<T> tonic::server::NamedService for PolicyServiceServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DryRunPolicyRequest {
+    /// The policy. Required.
+    #[prost(message, optional, tag = "1")]
+    pub source: ::core::option::Option<PolicySource>,
+}
+impl ::prost::Name for DryRunPolicyRequest {
+    const NAME: &'static str = "DryRunPolicyRequest";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.DryRunPolicyRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.DryRunPolicyRequest".into()
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DryRunPolicyResponse {
+    /// The policy with its version.
+    #[prost(message, optional, tag = "1")]
+    pub policy: ::core::option::Option<Policy>,
+    /// Name and version of the policy in force for its pool.
+    #[prost(string, tag = "2")]
+    pub in_force: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub in_force_version: ::prost::alloc::string::String,
+    /// Length of what was played, in milliseconds.
+    #[prost(uint64, tag = "4")]
+    pub window_ms: u64,
+    /// The classes of the given policy in its order, then those that only the policy in force has.
+    #[prost(message, repeated, tag = "5")]
+    pub classes: ::prost::alloc::vec::Vec<DryRunClass>,
+    /// The three levels.
+    #[prost(message, repeated, tag = "6")]
+    pub levels: ::prost::alloc::vec::Vec<DryRunLevel>,
+    /// What the answer cannot know about this policy, a sentence each.
+    #[prost(string, repeated, tag = "7")]
+    pub notes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+impl ::prost::Name for DryRunPolicyResponse {
+    const NAME: &'static str = "DryRunPolicyResponse";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.DryRunPolicyResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.DryRunPolicyResponse".into()
+    }
+}
+/// One class over the window.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DryRunClass {
+    #[prost(string, tag = "1")]
+    pub class: ::prost::alloc::string::String,
+    /// Requests that arrived, by the class they had.
+    #[prost(uint64, tag = "2")]
+    pub offered: u64,
+    /// Of those, refused as it really happened: by limits, budgets, queues and breakers in the proxies.
+    #[prost(uint64, tag = "3")]
+    pub refused: u64,
+    /// Of those, refused by the control loop's limits under the policy in force, when played; absent: it has no such class.
+    #[prost(double, optional, tag = "4")]
+    pub refused_in_force: ::core::option::Option<f64>,
+    /// The same under the given policy.
+    #[prost(double, optional, tag = "5")]
+    pub refused_by_policy: ::core::option::Option<f64>,
+}
+impl ::prost::Name for DryRunClass {
+    const NAME: &'static str = "DryRunClass";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.DryRunClass".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.DryRunClass".into()
+    }
+}
+/// One level over the window.
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct DryRunLevel {
+    #[prost(enumeration = "LevelKind", tag = "1")]
+    pub kind: i32,
+    /// Time for which it acted under the policy in force, when played, in milliseconds.
+    #[prost(uint64, tag = "2")]
+    pub acted_in_force_ms: u64,
+    /// The same under the given policy.
+    #[prost(uint64, tag = "3")]
+    pub acted_by_policy_ms: u64,
+    /// Greatest value, and the threshold at that time under the given policy, in the unit of the level; 0 while unknown.
+    #[prost(double, tag = "4")]
+    pub peak_value: f64,
+    #[prost(double, tag = "5")]
+    pub threshold: f64,
+}
+impl ::prost::Name for DryRunLevel {
+    const NAME: &'static str = "DryRunLevel";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.DryRunLevel".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.DryRunLevel".into()
+    }
+}
+/// Generated client implementations.
+#[cfg(feature = "grpc")]
+pub mod policy_trial_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// What a policy would have done with the last minutes' load, before it is applied.
+    #[derive(Debug, Clone)]
+    pub struct PolicyTrialClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> PolicyTrialClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> PolicyTrialClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            PolicyTrialClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Plays what the control plane saw of a pool in the last minutes to the control loop twice, under the policy in force and under the
+        /// given one. Changes nothing. A refused policy is INVALID_ARGUMENT as in `PolicyService`; FAILED_PRECONDITION: nothing is recorded of
+        /// its pool here.
+        pub async fn dry_run_policy(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DryRunPolicyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DryRunPolicyResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/headgate.v1.PolicyTrial/DryRunPolicy",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("headgate.v1.PolicyTrial", "DryRunPolicy"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+#[cfg(feature = "grpc")]
+pub mod policy_trial_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with PolicyTrialServer.
+    #[async_trait]
+    pub trait PolicyTrial: std::marker::Send + std::marker::Sync + 'static {
+        /// Plays what the control plane saw of a pool in the last minutes to the control loop twice, under the policy in force and under the
+        /// given one. Changes nothing. A refused policy is INVALID_ARGUMENT as in `PolicyService`; FAILED_PRECONDITION: nothing is recorded of
+        /// its pool here.
+        async fn dry_run_policy(
+            &self,
+            request: tonic::Request<super::DryRunPolicyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DryRunPolicyResponse>,
+            tonic::Status,
+        >;
+    }
+    /// What a policy would have done with the last minutes' load, before it is applied.
+    #[derive(Debug)]
+    pub struct PolicyTrialServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> PolicyTrialServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for PolicyTrialServer<T>
+    where
+        T: PolicyTrial,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/headgate.v1.PolicyTrial/DryRunPolicy" => {
+                    #[allow(non_camel_case_types)]
+                    struct DryRunPolicySvc<T: PolicyTrial>(pub Arc<T>);
+                    impl<
+                        T: PolicyTrial,
+                    > tonic::server::UnaryService<super::DryRunPolicyRequest>
+                    for DryRunPolicySvc<T> {
+                        type Response = super::DryRunPolicyResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DryRunPolicyRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as PolicyTrial>::dry_run_policy(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DryRunPolicySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for PolicyTrialServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "headgate.v1.PolicyTrial";
+    impl<T> tonic::server::NamedService for PolicyTrialServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+/// One part of a gateway: a pool of endpoints, routes to pools, or an entry with its listeners. Together they are the complete
+/// configuration of an Envoy that was started with nothing but `envoy/gateway.yaml`. The same message is the YAML document of
+/// `headgate gateway apply` (field names in lowerCamelCase, enum values in lower_snake_case).
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GatewayResource {
+    /// Name, unique among the resources of its kind: `[a-z0-9](\[-a-z0-9\]*[a-z0-9])?`, at most 63 characters. Required.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Content hash in hexadecimal, set by the control plane. Not part of a document.
+    #[prost(string, tag = "5")]
+    pub version: ::prost::alloc::string::String,
+    /// What the resource says. Required.
+    #[prost(oneof = "gateway_resource::Spec", tags = "2, 3, 4")]
+    pub spec: ::core::option::Option<gateway_resource::Spec>,
+}
+/// Nested message and enum types in `GatewayResource`.
+pub mod gateway_resource {
+    /// What the resource says. Required.
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Spec {
+        /// `kind: Pool`.
+        #[prost(message, tag = "2")]
+        Pool(super::PoolSpec),
+        /// `kind: Route`.
+        #[prost(message, tag = "3")]
+        Route(super::RouteSpec),
+        /// `kind: Gateway`.
+        #[prost(message, tag = "4")]
+        Gateway(super::GatewaySpec),
+    }
+}
+impl ::prost::Name for GatewayResource {
+    const NAME: &'static str = "GatewayResource";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.GatewayResource".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.GatewayResource".into()
+    }
+}
+/// Upstream endpoints that serve one model set, and how requests are spread over them (`kind: Pool`). Its name is that of the Envoy
+/// cluster, and the `pool` that an admission policy protects.
+#[cfg_attr(feature = "document", derive(serde::Serialize))]
+#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PoolSpec {
+    /// The endpoints. 1 to 256; address and port unique. Required.
+    #[prost(message, repeated, tag = "1")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub endpoints: ::prost::alloc::vec::Vec<PoolEndpoint>,
+    /// How requests are spread. Absent: all defaults.
+    #[prost(message, optional, tag = "2")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub balancing: ::core::option::Option<PoolBalancing>,
+    /// Active health checks. Absent: all defaults.
+    #[prost(message, optional, tag = "3")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub health_check: ::core::option::Option<PoolHealthCheck>,
+    /// Passive health checks: endpoints are judged by their answers. Absent: all defaults.
+    #[prost(message, optional, tag = "4")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub outliers: ::core::option::Option<PoolOutliers>,
+    /// Retries. Absent: all defaults.
+    #[prost(message, optional, tag = "5")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub retries: ::core::option::Option<PoolRetries>,
+    /// TLS to the endpoints. Absent: plain text.
+    #[prost(message, optional, tag = "6")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub tls: ::core::option::Option<PoolTls>,
+    /// What the endpoints speak. Default: `http1`.
+    #[prost(enumeration = "PoolProtocol", tag = "7")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    #[cfg_attr(
+        feature = "document",
+        serde(with = "crate::document::EnumName::<crate::v1::PoolProtocol>")
+    )]
+    pub protocol: i32,
+    /// Longest time to connect, in milliseconds. Range: 50..=60000. Default: 1000.
+    #[prost(uint32, optional, tag = "8")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub connect_timeout_ms: ::core::option::Option<u32>,
+    /// Most requests at once, a fuse above what the policy admits. Range: 1..=1000000. Default: 65536.
+    #[prost(uint32, optional, tag = "9")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub max_requests: ::core::option::Option<u32>,
+    /// How much more than its part of the traffic a tier is trusted with before the next one gets some, in percent: 140 sends traffic on once
+    /// less than 72 % of the tier's endpoints are able. Range: 100..=1000. Default: 140.
+    #[prost(uint32, optional, tag = "10")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub overprovisioning_percent: ::core::option::Option<u32>,
+}
+impl ::prost::Name for PoolSpec {
+    const NAME: &'static str = "PoolSpec";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.PoolSpec".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.PoolSpec".into()
+    }
+}
+/// One server of a pool.
+#[cfg_attr(feature = "document", derive(serde::Serialize))]
+#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PoolEndpoint {
+    /// IPv4 or IPv6 address. Required.
+    #[prost(string, tag = "1")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub address: ::prost::alloc::string::String,
+    /// Port. Range: 1..=65535. Required.
+    #[prost(uint32, tag = "2")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub port: u32,
+    /// Part of the traffic against the other endpoints of its tier; with other `weights` than `given` the most that it gets. Range: 1..=1000.
+    /// Default: 100.
+    #[prost(uint32, optional, tag = "3")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub weight: ::core::option::Option<u32>,
+    /// Tier: 0 is used first, the next while too few endpoints of the ones before are able. The edge is 0, the centre 1. Tiers have no
+    /// gaps. Range: 0..=7. Default: 0.
+    #[prost(uint32, optional, tag = "4")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub tier: ::core::option::Option<u32>,
+    /// Zone, for people and for the access log. At most 63 bytes. Default: none.
+    #[prost(string, tag = "5")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub zone: ::prost::alloc::string::String,
+    /// UUIDs of the GPUs that the endpoint computes on. It leaves the balancing when any of them is ejected. At most 64.
+    #[prost(string, repeated, tag = "6")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub gpus: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Node whose agent speaks for the endpoint's GPUs, where `gpus` names none: all GPUs of that node. At most 253 bytes. Default: none.
+    #[prost(string, tag = "7")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub node: ::prost::alloc::string::String,
+}
+impl ::prost::Name for PoolEndpoint {
+    const NAME: &'static str = "PoolEndpoint";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.PoolEndpoint".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.PoolEndpoint".into()
+    }
+}
+/// How requests are spread over the endpoints of a pool.
+#[cfg_attr(feature = "document", derive(serde::Serialize))]
+#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PoolBalancing {
+    /// Which endpoint is next. Default: `least_request`.
+    #[prost(enumeration = "BalancingAlgorithm", tag = "1")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    #[cfg_attr(
+        feature = "document",
+        serde(with = "crate::document::EnumName::<crate::v1::BalancingAlgorithm>")
+    )]
+    pub algorithm: i32,
+    /// Where the endpoints' weights come from; not with `round_robin` and `latency_aware`. Default: `given`.
+    #[prost(enumeration = "WeightSource", tag = "2")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    #[cfg_attr(
+        feature = "document",
+        serde(with = "crate::document::EnumName::<crate::v1::WeightSource>")
+    )]
+    pub weights: i32,
+    /// Header by which `consistent_hash` chooses: equal values, equal endpoint. Lower case. Required with `consistent_hash`, refused
+    /// without.
+    #[prost(string, tag = "3")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub hash_header: ::prost::alloc::string::String,
+    /// Time in which an endpoint that comes, or comes back, reaches its full part of the traffic, in milliseconds; 0: at once. Not with
+    /// `consistent_hash`. Range: 0..=600000. Default: 30000.
+    #[prost(uint32, optional, tag = "4")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub slow_start_ms: ::core::option::Option<u32>,
+}
+impl ::prost::Name for PoolBalancing {
+    const NAME: &'static str = "PoolBalancing";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.PoolBalancing".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.PoolBalancing".into()
+    }
+}
+/// Active health checks: a GET that has to be answered with 200.
+#[cfg_attr(feature = "document", derive(serde::Serialize))]
+#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PoolHealthCheck {
+    /// Whether there are any. Default: true.
+    #[prost(bool, optional, tag = "1")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub enabled: ::core::option::Option<bool>,
+    /// Path. Starts with `/`. At most 256 bytes. Default: `/health`.
+    #[prost(string, tag = "2")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub path: ::prost::alloc::string::String,
+    /// Time between two checks of an able endpoint, in milliseconds. Range: 100..=600000. Default: 10000.
+    #[prost(uint32, optional, tag = "3")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub interval_ms: ::core::option::Option<u32>,
+    /// Time within which the answer has to be there, in milliseconds. Range: 50..=60000. Default: 2000.
+    #[prost(uint32, optional, tag = "4")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub timeout_ms: ::core::option::Option<u32>,
+    /// Failed checks after which an endpoint leaves the balancing. Range: 1..=100. Default: 3.
+    #[prost(uint32, optional, tag = "5")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub failures: ::core::option::Option<u32>,
+    /// Time between two probes of an endpoint that has left, in milliseconds; the first that is answered brings it back, at the pace of
+    /// `balancing.slowStartMs`. Range: 100..=600000. Default: 30000.
+    #[prost(uint32, optional, tag = "6")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub probe_ms: ::core::option::Option<u32>,
+}
+impl ::prost::Name for PoolHealthCheck {
+    const NAME: &'static str = "PoolHealthCheck";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.PoolHealthCheck".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.PoolHealthCheck".into()
+    }
+}
+/// Passive health checks: an endpoint that answers with errors leaves the balancing for a while.
+#[cfg_attr(feature = "document", derive(serde::Serialize))]
+#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PoolOutliers {
+    /// Whether there are any. Default: true.
+    #[prost(bool, optional, tag = "1")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub enabled: ::core::option::Option<bool>,
+    /// Part of the answers of one window that may be errors (5xx, resets, time-outs), in percent. Range: 1..=100. Default: 20.
+    #[prost(uint32, optional, tag = "2")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub error_percent: ::core::option::Option<u32>,
+    /// Window, in milliseconds; windows follow one another, they do not slide. Range: 1000..=600000. Default: 300000.
+    #[prost(uint32, optional, tag = "3")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub window_ms: ::core::option::Option<u32>,
+    /// Answers in a window below which the part of errors says nothing. Range: 1..=100000. Default: 20.
+    #[prost(uint32, optional, tag = "4")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub min_requests: ::core::option::Option<u32>,
+    /// Errors in a row after which an endpoint leaves without waiting for the window's end. Range: 1..=1000. Default: 5.
+    #[prost(uint32, optional, tag = "5")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub consecutive_errors: ::core::option::Option<u32>,
+    /// How long an endpoint stays away, in milliseconds; an answered active health check ends it sooner. Range: 1000..=600000.
+    /// Default: 30000.
+    #[prost(uint32, optional, tag = "6")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub ejection_ms: ::core::option::Option<u32>,
+    /// Part of the endpoints that may be away for this reason, in percent. Range: 1..=100. Default: 50.
+    #[prost(uint32, optional, tag = "7")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub max_ejected_percent: ::core::option::Option<u32>,
+}
+impl ::prost::Name for PoolOutliers {
+    const NAME: &'static str = "PoolOutliers";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.PoolOutliers".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.PoolOutliers".into()
+    }
+}
+/// Retries of requests that no endpoint has begun to work on: the connection failed, the stream was refused or reset before the request
+/// went out. A request that may have had an effect is never sent twice.
+#[cfg_attr(feature = "document", derive(serde::Serialize))]
+#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PoolRetries {
+    /// Whether there are any. Default: true.
+    #[prost(bool, optional, tag = "1")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub enabled: ::core::option::Option<bool>,
+    /// Retries of one request, each on another endpoint. Range: 1..=10. Default: 2.
+    #[prost(uint32, optional, tag = "2")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub attempts: ::core::option::Option<u32>,
+    /// Part of the requests in flight that may be retries, in percent. Range: 1..=100. Default: 20.
+    #[prost(uint32, optional, tag = "3")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub budget_percent: ::core::option::Option<u32>,
+    /// Retries at once that are allowed however few requests are in flight. Range: 1..=1000. Default: 3.
+    #[prost(uint32, optional, tag = "4")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub min_concurrency: ::core::option::Option<u32>,
+}
+impl ::prost::Name for PoolRetries {
+    const NAME: &'static str = "PoolRetries";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.PoolRetries".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.PoolRetries".into()
+    }
+}
+/// TLS to the endpoints of a pool.
+#[cfg_attr(feature = "document", derive(serde::Serialize))]
+#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PoolTls {
+    /// Name that is asked for and that the certificate must have. At most 253 bytes. Required.
+    #[prost(string, tag = "1")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub server_name: ::prost::alloc::string::String,
+    /// File with the authorities that may have signed the certificate, as Envoy sees it. Required.
+    #[prost(string, tag = "2")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub ca_file: ::prost::alloc::string::String,
+    /// File with the certificate that is shown, as Envoy sees it. Default: none.
+    #[prost(string, tag = "3")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub certificate_file: ::prost::alloc::string::String,
+    /// File with its key. Required with `certificateFile`.
+    #[prost(string, tag = "4")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub key_file: ::prost::alloc::string::String,
+}
+impl ::prost::Name for PoolTls {
+    const NAME: &'static str = "PoolTls";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.PoolTls".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.PoolTls".into()
+    }
+}
+/// Which requests go to which pools (`kind: Route`). The rules of all routes of a gateway and host are tried in the order of the
+/// routes' names and then in their own; the first that matches decides. What none matches is answered 404.
+#[cfg_attr(feature = "document", derive(serde::Serialize))]
+#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RouteSpec {
+    /// Gateways that serve the route. Empty: all of them. At most 16.
+    #[prost(string, repeated, tag = "1")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub gateways: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Hosts (`:authority`, port removed): exact, `*.example.org`, or `*`. Empty: every host. At most 32.
+    #[prost(string, repeated, tag = "2")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub hosts: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The rules. 1 to 64. Required.
+    #[prost(message, repeated, tag = "3")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub rules: ::prost::alloc::vec::Vec<RouteRule>,
+}
+impl ::prost::Name for RouteSpec {
+    const NAME: &'static str = "RouteSpec";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.RouteSpec".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.RouteSpec".into()
+    }
+}
+/// One rule of a route: all given criteria must match.
+#[cfg_attr(feature = "document", derive(serde::Serialize))]
+#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RouteRule {
+    /// Prefix of the path, starting with `/`. At most 256 bytes. Default: `/`.
+    #[prost(string, tag = "1")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub path_prefix: ::prost::alloc::string::String,
+    /// Models (header `x-model`; with `modelFromBody` of the gateway the body's `model`), any of which matches: exact, or a prefix that ends
+    /// with `*` such as `llama-3*`. At most 32. Empty: every model.
+    #[prost(string, repeated, tag = "2")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub models: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Versions of the model (header `x-model-version`), exact, any of which matches. At most 32. Empty: every version.
+    #[prost(string, repeated, tag = "3")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub model_versions: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Least length of the input (`content-length`), in bytes; a request that does not tell its length does not match. Default: none.
+    #[prost(uint64, optional, tag = "4")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub min_input_bytes: ::core::option::Option<u64>,
+    /// Greatest length of the input, in bytes; a request that does not tell its length does not match. Default: none.
+    #[prost(uint64, optional, tag = "5")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub max_input_bytes: ::core::option::Option<u64>,
+    /// Pools that get the requests, by weight: several versions of a model, a canary. 1 to 16; pools unique. Required.
+    #[prost(message, repeated, tag = "6")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub backends: ::prost::alloc::vec::Vec<RouteBackend>,
+    /// Longest time from the end of the request to the end of the answer, in milliseconds; 0: none, as streams need it. Range: 0..=3600000.
+    /// Default: 0.
+    #[prost(uint32, optional, tag = "7")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub timeout_ms: ::core::option::Option<u32>,
+    /// Longest time in which nothing moves either way, in milliseconds. Range: 1000..=3600000. Default: 300000.
+    #[prost(uint32, optional, tag = "8")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub idle_timeout_ms: ::core::option::Option<u32>,
+}
+impl ::prost::Name for RouteRule {
+    const NAME: &'static str = "RouteRule";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.RouteRule".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.RouteRule".into()
+    }
+}
+/// A pool that gets a part of a rule's requests.
+#[cfg_attr(feature = "document", derive(serde::Serialize))]
+#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RouteBackend {
+    /// Name of the pool. Required.
+    #[prost(string, tag = "1")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub pool: ::prost::alloc::string::String,
+    /// Its part against the others. Range: 0..=10000; not all 0. Default: 1.
+    #[prost(uint32, optional, tag = "2")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub weight: ::core::option::Option<u32>,
+}
+impl ::prost::Name for RouteBackend {
+    const NAME: &'static str = "RouteBackend";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.RouteBackend".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.RouteBackend".into()
+    }
+}
+/// Where requests come in, and what they have to be (`kind: Gateway`).
+#[cfg_attr(feature = "document", derive(serde::Serialize))]
+#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GatewaySpec {
+    /// `node.cluster` of the proxies that are this gateway. Empty: every proxy that asks for listeners. At most 253 bytes.
+    #[prost(string, tag = "1")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub node_cluster: ::prost::alloc::string::String,
+    /// IPv4 or IPv6 address to listen on. Default: `0.0.0.0`.
+    #[prost(string, tag = "2")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub address: ::prost::alloc::string::String,
+    /// Port. Range: 1..=65535. Required.
+    #[prost(uint32, tag = "3")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub port: u32,
+    /// TLS, and with it HTTP/2 by negotiation. Absent: plain text, HTTP/1.1 and HTTP/2 by the connection's first bytes.
+    #[prost(message, optional, tag = "4")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub tls: ::core::option::Option<GatewayTls>,
+    /// HTTP/3 on the same port of UDP. Needs `tls`. Default: false.
+    #[prost(bool, tag = "5")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub http3: bool,
+    /// Answers are compressed with gzip for clients that ask for it; event streams never are. Default: false.
+    #[prost(bool, tag = "6")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub gzip: bool,
+    /// Whether Headgate's filter is in the chain. Default: true.
+    #[prost(bool, optional, tag = "7")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub admission: ::core::option::Option<bool>,
+    /// Whether the body's `model` becomes the header `x-model`, whatever the client has put there. The body is held until it is complete.
+    /// Default: false.
+    #[prost(bool, tag = "8")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub model_from_body: bool,
+    /// Longest request body, in bytes, where it has to be held (`modelFromBody`, `signatures`); longer ones are answered 413. Range:
+    /// 1024..=67108864. Default: 1048576.
+    #[prost(uint32, optional, tag = "9")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub max_body_bytes: ::core::option::Option<u32>,
+    /// Longest headers of a request, in KiB. Range: 1..=96. Default: 60.
+    #[prost(uint32, optional, tag = "10")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub max_header_kib: ::core::option::Option<u32>,
+    /// Proxies in front of this one whose `x-forwarded-for` counts. Range: 0..=10. Default: 0.
+    #[prost(uint32, optional, tag = "11")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub trusted_hops: ::core::option::Option<u32>,
+    /// Networks whose connections are let in, such as `10.0.0.0/8`: the address of the connection itself, which no header changes. Empty:
+    /// all. At most 256.
+    #[prost(string, repeated, tag = "12")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub allow: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Tokens that a request may show; it has to show one of them. Empty: none is asked for. At most 16, names unique.
+    #[prost(message, repeated, tag = "13")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub jwt: ::prost::alloc::vec::Vec<GatewayJwt>,
+    /// Sign-in of people by OAuth2. Absent: none.
+    #[prost(message, optional, tag = "14")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub oauth2: ::core::option::Option<GatewayOauth2>,
+    /// Signatures that a request has to carry. Absent: none.
+    #[prost(message, optional, tag = "15")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub signatures: ::core::option::Option<GatewaySignatures>,
+    /// File with the authorities of the `<https://`> addresses that Envoy itself asks (`jwksUri`, `tokenEndpoint`), as Envoy sees it.
+    /// Default: `/etc/ssl/certs/ca-certificates.crt`.
+    #[prost(string, tag = "16")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub remote_ca_file: ::prost::alloc::string::String,
+}
+impl ::prost::Name for GatewaySpec {
+    const NAME: &'static str = "GatewaySpec";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.GatewaySpec".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.GatewaySpec".into()
+    }
+}
+/// The gateway's certificate. The files are as Envoy sees them; a new pair is taken up when their folder changes.
+#[cfg_attr(feature = "document", derive(serde::Serialize))]
+#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GatewayTls {
+    /// File with the certificate chain, PEM. Required.
+    #[prost(string, tag = "1")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub certificate_file: ::prost::alloc::string::String,
+    /// File with its key, PEM. Required.
+    #[prost(string, tag = "2")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub key_file: ::prost::alloc::string::String,
+    /// File with the authorities of client certificates; with it a client has to show one. Not with `http3`. Default: none.
+    #[prost(string, tag = "3")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub client_ca_file: ::prost::alloc::string::String,
+}
+impl ::prost::Name for GatewayTls {
+    const NAME: &'static str = "GatewayTls";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.GatewayTls".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.GatewayTls".into()
+    }
+}
+/// Tokens of one issuer. Exactly one of `jwks`, `jwksFile` and `jwksUri` is given. The payload is in dynamic metadata `jwt_payload`, where
+/// tenants of a policy find their claims.
+#[cfg_attr(feature = "document", derive(serde::Serialize))]
+#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GatewayJwt {
+    /// Name: 1 to 63 characters of `\[a-z0-9-\]`. Required.
+    #[prost(string, tag = "1")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub name: ::prost::alloc::string::String,
+    /// `iss` that the token must have. At most 512 bytes. Required.
+    #[prost(string, tag = "2")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub issuer: ::prost::alloc::string::String,
+    /// `aud`, one of which the token must have. Empty: any. At most 16.
+    #[prost(string, repeated, tag = "3")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub audiences: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// The keys (JWKS), as text. At most 65536 bytes.
+    #[prost(string, tag = "4")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub jwks: ::prost::alloc::string::String,
+    /// File with the keys, as Envoy sees it.
+    #[prost(string, tag = "5")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub jwks_file: ::prost::alloc::string::String,
+    /// Address of the keys, `<http://HOST\[:PORT\]/PATH`> or `<https://…`;> fetched anew every ten minutes.
+    #[prost(string, tag = "6")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub jwks_uri: ::prost::alloc::string::String,
+}
+impl ::prost::Name for GatewayJwt {
+    const NAME: &'static str = "GatewayJwt";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.GatewayJwt".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.GatewayJwt".into()
+    }
+}
+/// Sign-in by OAuth2 (authorization code). Secrets are files in Envoy's SDS format, as Envoy sees them.
+#[cfg_attr(feature = "document", derive(serde::Serialize))]
+#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GatewayOauth2 {
+    /// Where people sign in, `<https://…`.> Required.
+    #[prost(string, tag = "1")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub authorization_endpoint: ::prost::alloc::string::String,
+    /// Where the code is exchanged, `<http://HOST\[:PORT\]/PATH`> or `<https://…`.> Required.
+    #[prost(string, tag = "2")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub token_endpoint: ::prost::alloc::string::String,
+    /// Client. Required.
+    #[prost(string, tag = "3")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub client_id: ::prost::alloc::string::String,
+    /// SDS file with the generic secret `token`, the client's secret. Required.
+    #[prost(string, tag = "4")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub token_secret_file: ::prost::alloc::string::String,
+    /// SDS file with the generic secret `hmac`, by which cookies are signed. Required.
+    #[prost(string, tag = "5")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub hmac_secret_file: ::prost::alloc::string::String,
+    /// Scopes. At most 16. Default: `openid`.
+    #[prost(string, repeated, tag = "6")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub scopes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Requests that carry `authorization` already, such as those of programs, go by without signing in. Default: false.
+    #[prost(bool, tag = "7")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub pass_authorization: bool,
+}
+impl ::prost::Name for GatewayOauth2 {
+    const NAME: &'static str = "GatewayOauth2";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.GatewayOauth2".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.GatewayOauth2".into()
+    }
+}
+/// Signed requests. A request carries `x-signature-key` (name of a key), `x-signature-time` (Unix time in seconds) and `x-signature`
+/// (hexadecimal): RSA PKCS#1 v1.5 with SHA-256 over the time, the method, the path with its query and the body, each but the last followed by
+/// a line feed. Envoy has no filter for a shared secret (HMAC); a public key in the gateway is no secret.
+#[cfg_attr(feature = "document", derive(serde::Serialize))]
+#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GatewaySignatures {
+    /// Keys. 1 to 16, names unique. Required.
+    #[prost(message, repeated, tag = "1")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub keys: ::prost::alloc::vec::Vec<SignatureKey>,
+    /// How far the time may be from Envoy's, in seconds. Range: 1..=3600. Default: 300.
+    #[prost(uint32, optional, tag = "2")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub max_skew_s: ::core::option::Option<u32>,
+}
+impl ::prost::Name for GatewaySignatures {
+    const NAME: &'static str = "GatewaySignatures";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.GatewaySignatures".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.GatewaySignatures".into()
+    }
+}
+/// A key that signs requests.
+#[cfg_attr(feature = "document", derive(serde::Serialize))]
+#[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SignatureKey {
+    /// Name: 1 to 63 characters of `\[a-z0-9-\]`. Required.
+    #[prost(string, tag = "1")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub name: ::prost::alloc::string::String,
+    /// RSA public key: SubjectPublicKeyInfo in base64, the text between the lines of a PEM file. At most 2048 characters. Required.
+    #[prost(string, tag = "2")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub public_key: ::prost::alloc::string::String,
+}
+impl ::prost::Name for SignatureKey {
+    const NAME: &'static str = "SignatureKey";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.SignatureKey".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.SignatureKey".into()
+    }
+}
+/// Resources as a person or a program gives them; exactly one field is given.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ApplyGatewayRequest {
+    /// One or more YAML documents, separated by `---`. At most 1 MiB.
+    #[prost(string, tag = "1")]
+    pub documents: ::prost::alloc::string::String,
+    /// The messages themselves. At most 1024.
+    #[prost(message, repeated, tag = "2")]
+    pub resources: ::prost::alloc::vec::Vec<GatewayResource>,
+}
+impl ::prost::Name for ApplyGatewayRequest {
+    const NAME: &'static str = "ApplyGatewayRequest";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.ApplyGatewayRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.ApplyGatewayRequest".into()
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ApplyGatewayResponse {
+    /// What was given, with versions.
+    #[prost(message, repeated, tag = "1")]
+    pub resources: ::prost::alloc::vec::Vec<GatewayResource>,
+    /// How many of them changed anything.
+    #[prost(uint32, tag = "2")]
+    pub changed: u32,
+}
+impl ::prost::Name for ApplyGatewayResponse {
+    const NAME: &'static str = "ApplyGatewayResponse";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.ApplyGatewayResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.ApplyGatewayResponse".into()
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListGatewayRequest {}
+impl ::prost::Name for ListGatewayRequest {
+    const NAME: &'static str = "ListGatewayRequest";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.ListGatewayRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.ListGatewayRequest".into()
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListGatewayResponse {
+    /// All resources, by kind and name.
+    #[prost(message, repeated, tag = "1")]
+    pub resources: ::prost::alloc::vec::Vec<GatewayResource>,
+    /// The state of each endpoint of each pool.
+    #[prost(message, repeated, tag = "2")]
+    pub endpoints: ::prost::alloc::vec::Vec<EndpointStatus>,
+    /// What proxies refuse; for callers who may view everything. At most 256.
+    #[prost(message, repeated, tag = "3")]
+    pub refusals: ::prost::alloc::vec::Vec<GatewayRefusal>,
+}
+impl ::prost::Name for ListGatewayResponse {
+    const NAME: &'static str = "ListGatewayResponse";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.ListGatewayResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.ListGatewayResponse".into()
+    }
+}
+/// A resource of Envoy's own types that a proxy refuses; it keeps what it had.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GatewayRefusal {
+    /// `node.id` of the proxy.
+    #[prost(string, tag = "1")]
+    pub node_id: ::prost::alloc::string::String,
+    /// Type, such as `envoy.config.listener.v3.Listener`.
+    #[prost(string, tag = "2")]
+    pub r#type: ::prost::alloc::string::String,
+    /// Name of the resource: that of a pool or gateway.
+    #[prost(string, tag = "3")]
+    pub name: ::prost::alloc::string::String,
+    /// Why, in the proxy's words.
+    #[prost(string, tag = "4")]
+    pub error: ::prost::alloc::string::String,
+}
+impl ::prost::Name for GatewayRefusal {
+    const NAME: &'static str = "GatewayRefusal";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.GatewayRefusal".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.GatewayRefusal".into()
+    }
+}
+/// The state of an endpoint in the balancing, as the control plane tells it to the proxies.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EndpointStatus {
+    /// Pool.
+    #[prost(string, tag = "1")]
+    pub pool: ::prost::alloc::string::String,
+    /// Address and port.
+    #[prost(string, tag = "2")]
+    pub address: ::prost::alloc::string::String,
+    /// Weight that is told.
+    #[prost(uint32, tag = "3")]
+    pub weight: u32,
+    /// Why it is out of the balancing; empty: it is in.
+    #[prost(string, tag = "4")]
+    pub out_because: ::prost::alloc::string::String,
+}
+impl ::prost::Name for EndpointStatus {
+    const NAME: &'static str = "EndpointStatus";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.EndpointStatus".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.EndpointStatus".into()
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteGatewayRequest {
+    /// Kind: `Pool`, `Route` or `Gateway`. Required.
+    #[prost(string, tag = "1")]
+    pub kind: ::prost::alloc::string::String,
+    /// Name. Required.
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+}
+impl ::prost::Name for DeleteGatewayRequest {
+    const NAME: &'static str = "DeleteGatewayRequest";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.DeleteGatewayRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.DeleteGatewayRequest".into()
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteGatewayResponse {}
+impl ::prost::Name for DeleteGatewayResponse {
+    const NAME: &'static str = "DeleteGatewayResponse";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.DeleteGatewayResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.DeleteGatewayResponse".into()
+    }
+}
+/// Which endpoint a request goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum BalancingAlgorithm {
+    /// Not given: `least_request`.
+    Unspecified = 0,
+    /// One after the other; weights do not count.
+    RoundRobin = 1,
+    /// One after the other, as often as their weights say.
+    Weighted = 2,
+    /// Of two at random the one with fewer requests in flight, against its weight.
+    LeastRequest = 3,
+    /// By what each endpoint says of its load in its answers (ORCA, header `endpoint-load-metrics`): rate over utilisation, so that the
+    /// faster and less loaded get more.
+    LatencyAware = 4,
+    /// By the value of `hashHeader`: a conversation stays where its KV cache is.
+    ConsistentHash = 5,
+}
+impl BalancingAlgorithm {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "BALANCING_ALGORITHM_UNSPECIFIED",
+            Self::RoundRobin => "BALANCING_ALGORITHM_ROUND_ROBIN",
+            Self::Weighted => "BALANCING_ALGORITHM_WEIGHTED",
+            Self::LeastRequest => "BALANCING_ALGORITHM_LEAST_REQUEST",
+            Self::LatencyAware => "BALANCING_ALGORITHM_LATENCY_AWARE",
+            Self::ConsistentHash => "BALANCING_ALGORITHM_CONSISTENT_HASH",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "BALANCING_ALGORITHM_UNSPECIFIED" => Some(Self::Unspecified),
+            "BALANCING_ALGORITHM_ROUND_ROBIN" => Some(Self::RoundRobin),
+            "BALANCING_ALGORITHM_WEIGHTED" => Some(Self::Weighted),
+            "BALANCING_ALGORITHM_LEAST_REQUEST" => Some(Self::LeastRequest),
+            "BALANCING_ALGORITHM_LATENCY_AWARE" => Some(Self::LatencyAware),
+            "BALANCING_ALGORITHM_CONSISTENT_HASH" => Some(Self::ConsistentHash),
+            _ => None,
+        }
+    }
+}
+/// Where the weights of endpoints come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum WeightSource {
+    /// Not given: `given`.
+    Unspecified = 0,
+    /// From the document.
+    Given = 1,
+    /// From telemetry: `max(10, w * (1 - min(u, 0.7)) * (1 - l / 2000))`, `w` the weight in the document, `u` the utilisation of the
+    /// fullest of the endpoint's GPUs and `l` its latency in milliseconds. A GPU that is slowed down by heat takes its part off.
+    Telemetry = 2,
+    /// From the engine's saturation: `w * max(0.1, 1 - s)`, `s` the greater of its waiting requests over 5 and its KV cache use over 0.8, as
+    /// a moving mean of a second. An engine that nobody reads keeps `w`. A GPU that is slowed down by heat takes its part off.
+    Saturation = 3,
+}
+impl WeightSource {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "WEIGHT_SOURCE_UNSPECIFIED",
+            Self::Given => "WEIGHT_SOURCE_GIVEN",
+            Self::Telemetry => "WEIGHT_SOURCE_TELEMETRY",
+            Self::Saturation => "WEIGHT_SOURCE_SATURATION",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "WEIGHT_SOURCE_UNSPECIFIED" => Some(Self::Unspecified),
+            "WEIGHT_SOURCE_GIVEN" => Some(Self::Given),
+            "WEIGHT_SOURCE_TELEMETRY" => Some(Self::Telemetry),
+            "WEIGHT_SOURCE_SATURATION" => Some(Self::Saturation),
+            _ => None,
+        }
+    }
+}
+/// What the endpoints of a pool speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum PoolProtocol {
+    /// Not given: `http1`.
+    Unspecified = 0,
+    /// HTTP/1.1.
+    Http1 = 1,
+    /// HTTP/2, without negotiation.
+    Http2 = 2,
+}
+impl PoolProtocol {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "POOL_PROTOCOL_UNSPECIFIED",
+            Self::Http1 => "POOL_PROTOCOL_HTTP1",
+            Self::Http2 => "POOL_PROTOCOL_HTTP2",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "POOL_PROTOCOL_UNSPECIFIED" => Some(Self::Unspecified),
+            "POOL_PROTOCOL_HTTP1" => Some(Self::Http1),
+            "POOL_PROTOCOL_HTTP2" => Some(Self::Http2),
+            _ => None,
+        }
+    }
+}
+/// Generated client implementations.
+#[cfg(feature = "grpc")]
+pub mod gateway_service_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// The gateway's resources: apply, validate, read, delete. What is refused is INVALID_ARGUMENT with one
+    /// `google.rpc.BadRequest.FieldViolation` for every error, and changes nothing.
+    #[derive(Debug, Clone)]
+    pub struct GatewayServiceClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> GatewayServiceClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> GatewayServiceClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            GatewayServiceClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Creates or replaces resources, all or none. When it returns, they are durable.
+        pub async fn apply_gateway(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ApplyGatewayRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ApplyGatewayResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/headgate.v1.GatewayService/ApplyGateway",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("headgate.v1.GatewayService", "ApplyGateway"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Checks resources beside those that are there, without storing them.
+        pub async fn validate_gateway(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ApplyGatewayRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ApplyGatewayResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/headgate.v1.GatewayService/ValidateGateway",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("headgate.v1.GatewayService", "ValidateGateway"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// All resources, by kind and name.
+        pub async fn list_gateway(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListGatewayRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListGatewayResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/headgate.v1.GatewayService/ListGateway",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("headgate.v1.GatewayService", "ListGateway"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Deletes a resource that no other one needs. When it returns, the deletion is durable.
+        pub async fn delete_gateway(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DeleteGatewayRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteGatewayResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/headgate.v1.GatewayService/DeleteGateway",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("headgate.v1.GatewayService", "DeleteGateway"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+#[cfg(feature = "grpc")]
+pub mod gateway_service_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with GatewayServiceServer.
+    #[async_trait]
+    pub trait GatewayService: std::marker::Send + std::marker::Sync + 'static {
+        /// Creates or replaces resources, all or none. When it returns, they are durable.
+        async fn apply_gateway(
+            &self,
+            request: tonic::Request<super::ApplyGatewayRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ApplyGatewayResponse>,
+            tonic::Status,
+        >;
+        /// Checks resources beside those that are there, without storing them.
+        async fn validate_gateway(
+            &self,
+            request: tonic::Request<super::ApplyGatewayRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ApplyGatewayResponse>,
+            tonic::Status,
+        >;
+        /// All resources, by kind and name.
+        async fn list_gateway(
+            &self,
+            request: tonic::Request<super::ListGatewayRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListGatewayResponse>,
+            tonic::Status,
+        >;
+        /// Deletes a resource that no other one needs. When it returns, the deletion is durable.
+        async fn delete_gateway(
+            &self,
+            request: tonic::Request<super::DeleteGatewayRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteGatewayResponse>,
+            tonic::Status,
+        >;
+    }
+    /// The gateway's resources: apply, validate, read, delete. What is refused is INVALID_ARGUMENT with one
+    /// `google.rpc.BadRequest.FieldViolation` for every error, and changes nothing.
+    #[derive(Debug)]
+    pub struct GatewayServiceServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> GatewayServiceServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for GatewayServiceServer<T>
+    where
+        T: GatewayService,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/headgate.v1.GatewayService/ApplyGateway" => {
+                    #[allow(non_camel_case_types)]
+                    struct ApplyGatewaySvc<T: GatewayService>(pub Arc<T>);
+                    impl<
+                        T: GatewayService,
+                    > tonic::server::UnaryService<super::ApplyGatewayRequest>
+                    for ApplyGatewaySvc<T> {
+                        type Response = super::ApplyGatewayResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ApplyGatewayRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as GatewayService>::apply_gateway(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ApplyGatewaySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/headgate.v1.GatewayService/ValidateGateway" => {
+                    #[allow(non_camel_case_types)]
+                    struct ValidateGatewaySvc<T: GatewayService>(pub Arc<T>);
+                    impl<
+                        T: GatewayService,
+                    > tonic::server::UnaryService<super::ApplyGatewayRequest>
+                    for ValidateGatewaySvc<T> {
+                        type Response = super::ApplyGatewayResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ApplyGatewayRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as GatewayService>::validate_gateway(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ValidateGatewaySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/headgate.v1.GatewayService/ListGateway" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListGatewaySvc<T: GatewayService>(pub Arc<T>);
+                    impl<
+                        T: GatewayService,
+                    > tonic::server::UnaryService<super::ListGatewayRequest>
+                    for ListGatewaySvc<T> {
+                        type Response = super::ListGatewayResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListGatewayRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as GatewayService>::list_gateway(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListGatewaySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/headgate.v1.GatewayService/DeleteGateway" => {
+                    #[allow(non_camel_case_types)]
+                    struct DeleteGatewaySvc<T: GatewayService>(pub Arc<T>);
+                    impl<
+                        T: GatewayService,
+                    > tonic::server::UnaryService<super::DeleteGatewayRequest>
+                    for DeleteGatewaySvc<T> {
+                        type Response = super::DeleteGatewayResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DeleteGatewayRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as GatewayService>::delete_gateway(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DeleteGatewaySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for GatewayServiceServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "headgate.v1.GatewayService";
+    impl<T> tonic::server::NamedService for GatewayServiceServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+/// State of the filter in one proxy.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LoadReport {
+    /// `node.id` of the proxy.
+    #[prost(string, tag = "1")]
+    pub node_id: ::prost::alloc::string::String,
+    /// Version of the filter.
+    #[prost(string, tag = "2")]
+    pub filter_version: ::prost::alloc::string::String,
+    /// Grows by one with every message of this stream.
+    #[prost(uint64, tag = "3")]
+    pub sequence: u64,
+    /// One entry a live worker VM.
+    #[prost(message, repeated, tag = "4")]
+    pub workers: ::prost::alloc::vec::Vec<WorkerReport>,
+    /// Policies in force.
+    #[prost(message, repeated, tag = "5")]
+    pub policies: ::prost::alloc::vec::Vec<AppliedPolicy>,
+    /// Policies that the filter refused.
+    #[prost(message, repeated, tag = "6")]
+    pub rejected: ::prost::alloc::vec::Vec<RejectedPolicy>,
+}
+impl ::prost::Name for LoadReport {
+    const NAME: &'static str = "LoadReport";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.LoadReport".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.LoadReport".into()
+    }
+}
+/// A policy in force.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AppliedPolicy {
+    /// Name.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Version.
+    #[prost(string, tag = "2")]
+    pub version: ::prost::alloc::string::String,
+    /// Epoch of the newest limits of its pool; 0 for none.
+    #[prost(uint64, tag = "3")]
+    pub limits_epoch: u64,
+}
+impl ::prost::Name for AppliedPolicy {
+    const NAME: &'static str = "AppliedPolicy";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.AppliedPolicy".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.AppliedPolicy".into()
+    }
+}
+/// A policy that the filter refused; the one before it stays in force.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RejectedPolicy {
+    /// Name.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Version that was refused.
+    #[prost(string, tag = "2")]
+    pub version: ::prost::alloc::string::String,
+    /// What is wrong, beginning with the field's path.
+    #[prost(string, tag = "3")]
+    pub error: ::prost::alloc::string::String,
+}
+impl ::prost::Name for RejectedPolicy {
+    const NAME: &'static str = "RejectedPolicy";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.RejectedPolicy".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.RejectedPolicy".into()
+    }
+}
+/// State of one worker VM. All counters only grow within one `vm_epoch`.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WorkerReport {
+    /// Slot of the worker in its proxy.
+    #[prost(uint32, tag = "1")]
+    pub slot: u32,
+    /// Random identity of the VM; a new one means counters from zero.
+    #[prost(uint64, tag = "2")]
+    pub vm_epoch: u64,
+    /// Monotonic time of the report, in nanoseconds.
+    #[prost(uint64, tag = "3")]
+    pub at_ns: u64,
+    /// One entry a policy.
+    #[prost(message, repeated, tag = "4")]
+    pub pools: ::prost::alloc::vec::Vec<PoolReport>,
+    /// Host calls that failed, requests without a policy and the like.
+    #[prost(message, optional, tag = "5")]
+    pub counters: ::core::option::Option<WorkerCounters>,
+}
+impl ::prost::Name for WorkerReport {
+    const NAME: &'static str = "WorkerReport";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.WorkerReport".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.WorkerReport".into()
+    }
+}
+/// Counters that belong to no policy.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WorkerCounters {
+    /// Requests that no policy governs; they are admitted.
+    #[prost(uint64, tag = "1")]
+    pub unmatched: u64,
+    /// Host calls that returned an unexpected status.
+    #[prost(uint64, tag = "2")]
+    pub host_errors: u64,
+    /// Requests whose headers could not be read; they are classified as unknown.
+    #[prost(uint64, tag = "3")]
+    pub unreadable: u64,
+    /// Claims of a class that the client was not granted.
+    #[prost(uint64, tag = "4")]
+    pub denied_claims: u64,
+    /// Streams beyond the bound on per-stream state; they are admitted without accounting.
+    #[prost(uint64, tag = "5")]
+    pub untracked: u64,
+}
+impl ::prost::Name for WorkerCounters {
+    const NAME: &'static str = "WorkerCounters";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.WorkerCounters".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.WorkerCounters".into()
+    }
+}
+/// State of one policy in one worker.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PoolReport {
+    /// Policy.
+    #[prost(string, tag = "1")]
+    pub policy: ::prost::alloc::string::String,
+    /// Pool.
+    #[prost(string, tag = "2")]
+    pub pool: ::prost::alloc::string::String,
+    /// Version of the policy.
+    #[prost(string, tag = "3")]
+    pub policy_version: ::prost::alloc::string::String,
+    /// One entry a class, in the policy's order.
+    #[prost(message, repeated, tag = "4")]
+    pub classes: ::prost::alloc::vec::Vec<ClassReport>,
+    /// State of the pool's breaker.
+    #[prost(enumeration = "BreakerState", tag = "5")]
+    pub breaker: i32,
+    /// Endpoints and dependencies whose breaker is not closed. At most 64.
+    #[prost(message, repeated, tag = "6")]
+    pub open_breakers: ::prost::alloc::vec::Vec<BreakerReport>,
+    /// Permits that the worker holds of the proxy's `maxInFlight`.
+    #[prost(uint32, tag = "7")]
+    pub permits: u32,
+    /// Overload control; absent when the policy has none.
+    #[prost(message, optional, tag = "8")]
+    pub overload: ::core::option::Option<OverloadReport>,
+    /// Latencies by class and model; in one report a second, absent in the others.
+    #[prost(message, optional, tag = "10")]
+    pub latency: ::core::option::Option<LatencyReport>,
+    /// Whether the policy only watches: then its counters say what it would have done.
+    #[prost(bool, tag = "40")]
+    pub is_shadow: bool,
+    /// What the engines' responses said of their loads over the last two seconds; only where the policy asks for it. At most 64.
+    #[prost(message, repeated, tag = "60")]
+    pub endpoint_loads: ::prost::alloc::vec::Vec<EndpointLoad>,
+    /// One entry a quota of which this worker holds a part.
+    #[prost(message, repeated, tag = "80")]
+    pub quotas: ::prost::alloc::vec::Vec<QuotaReport>,
+}
+impl ::prost::Name for PoolReport {
+    const NAME: &'static str = "PoolReport";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.PoolReport".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.PoolReport".into()
+    }
+}
+/// One quota in one worker. What was asked and used is cumulative.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct QuotaReport {
+    /// Name.
+    #[prost(string, tag = "1")]
+    pub quota: ::prost::alloc::string::String,
+    /// Random number of the proxy's process.
+    #[prost(uint64, tag = "2")]
+    pub holder: u64,
+    /// Fence of the grant that is held; 0: none.
+    #[prost(uint64, tag = "3")]
+    pub fence: u64,
+    /// Its number.
+    #[prost(uint64, tag = "4")]
+    pub sequence: u64,
+    /// What is in force of it in the whole proxy.
+    #[prost(message, optional, tag = "5")]
+    pub lease: ::core::option::Option<QuotaLease>,
+    /// What was asked for, by class in the policy's order, in the quota's unit.
+    #[prost(double, repeated, tag = "6")]
+    pub asked: ::prost::alloc::vec::Vec<f64>,
+    /// Requests that asked for it, by class.
+    #[prost(uint64, repeated, tag = "7")]
+    pub requests: ::prost::alloc::vec::Vec<u64>,
+    /// What was used, in the quota's unit.
+    #[prost(double, tag = "8")]
+    pub used: f64,
+    /// Requests that were refused for it.
+    #[prost(uint64, tag = "9")]
+    pub refused: u64,
+}
+impl ::prost::Name for QuotaReport {
+    const NAME: &'static str = "QuotaReport";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.QuotaReport".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.QuotaReport".into()
+    }
+}
+/// The newest load that an endpoint has told in its responses (ORCA). A figure that it does not tell is absent.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct EndpointLoad {
+    /// Address of the endpoint, `IP:PORT`.
+    #[prost(string, tag = "1")]
+    pub endpoint: ::prost::alloc::string::String,
+    /// Reports of this endpoint that this worker has read.
+    #[prost(uint64, tag = "2")]
+    pub epoch: u64,
+    /// Reports of this endpoint that could not be read.
+    #[prost(uint64, tag = "3")]
+    pub unreadable: u64,
+    /// The report was made after this time on the monotonic clock of `atNs`, in nanoseconds: what was admitted later is not in it.
+    #[prost(uint64, tag = "4")]
+    pub made_after_ns: u64,
+    /// Part of the KV cache in use. Range: 0..=1.
+    #[prost(double, optional, tag = "5")]
+    pub kv_cache_use: ::core::option::Option<f64>,
+    /// Requests in the engine's own queue.
+    #[prost(uint64, optional, tag = "6")]
+    pub waiting: ::core::option::Option<u64>,
+    /// Requests in the engine's batch.
+    #[prost(uint64, optional, tag = "7")]
+    pub running: ::core::option::Option<u64>,
+    /// Tokens that the KV cache holds.
+    #[prost(uint64, optional, tag = "8")]
+    pub kv_total_tokens: ::core::option::Option<u64>,
+}
+impl ::prost::Name for EndpointLoad {
+    const NAME: &'static str = "EndpointLoad";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.EndpointLoad".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.EndpointLoad".into()
+    }
+}
+/// Latencies of one policy in one worker. Cumulative.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LatencyReport {
+    /// One entry for each class and model that has had a response. At most 200.
+    #[prost(message, repeated, tag = "1")]
+    pub streams: ::prost::alloc::vec::Vec<LatencyStream>,
+}
+impl ::prost::Name for LatencyReport {
+    const NAME: &'static str = "LatencyReport";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.LatencyReport".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.LatencyReport".into()
+    }
+}
+/// Latencies of one class and model. Everything is in microseconds.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LatencyStream {
+    /// Class.
+    #[prost(string, tag = "1")]
+    pub class: ::prost::alloc::string::String,
+    /// Model, as requests name it; empty for all models that have no place of their own.
+    #[prost(string, tag = "2")]
+    pub model: ::prost::alloc::string::String,
+    /// Number of the class's counters in its VM: another one means counters from zero.
+    #[prost(uint64, tag = "3")]
+    pub series: u64,
+    /// Number of the place in which the model is counted, 0 for "all others". A model that loses its place leaves its counts to 0; one that
+    /// gains a place begins from zero under a new number.
+    #[prost(uint64, tag = "4")]
+    pub place: u64,
+    /// From the arrival of the request to the first byte of the response's body.
+    #[prost(message, optional, tag = "5")]
+    pub ttft_us: ::core::option::Option<Histogram>,
+    /// Mean time between two tokens of each streamed response; under overload control only.
+    #[prost(message, optional, tag = "6")]
+    pub tpot_us: ::core::option::Option<Histogram>,
+    /// From the arrival of the request to the end of the response.
+    #[prost(message, optional, tag = "7")]
+    pub total_us: ::core::option::Option<Histogram>,
+    /// From the arrival of the request to its admission.
+    #[prost(message, optional, tag = "8")]
+    pub queue_us: ::core::option::Option<Histogram>,
+    /// From the admission of the request to the end of the response.
+    #[prost(message, optional, tag = "9")]
+    pub upstream_us: ::core::option::Option<Histogram>,
+}
+impl ::prost::Name for LatencyStream {
+    const NAME: &'static str = "LatencyStream";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.LatencyStream".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.LatencyStream".into()
+    }
+}
+/// Overload control in one worker. What is not called a gauge is cumulative.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct OverloadReport {
+    /// Gauge: work in flight, as reserved and settled so far.
+    #[prost(message, optional, tag = "1")]
+    pub in_flight: ::core::option::Option<Work>,
+    /// Work admitted.
+    #[prost(message, optional, tag = "2")]
+    pub admitted: ::core::option::Option<Work>,
+    /// Work of admitted requests that is over: prefill at the first token, the rest at the end.
+    #[prost(message, optional, tag = "3")]
+    pub finished: ::core::option::Option<Work>,
+    /// Work tokens offered by level (class index × 128 + cohort): each level as the difference from the one before, ascending.
+    #[prost(uint32, repeated, tag = "4")]
+    pub offered_level_deltas: ::prost::alloc::vec::Vec<u32>,
+    /// Work tokens of those levels.
+    #[prost(uint64, repeated, tag = "5")]
+    pub offered_work: ::prost::alloc::vec::Vec<u64>,
+    /// Gauge: the queue.
+    #[prost(message, optional, tag = "6")]
+    pub queue: ::core::option::Option<QueueReport>,
+    /// Time from admission to the first token, in microseconds.
+    #[prost(message, optional, tag = "7")]
+    pub service_ttft_us: ::core::option::Option<Histogram>,
+    /// Mean time between tokens of each response with at least two pieces, in microseconds.
+    #[prost(message, optional, tag = "8")]
+    pub tpot_us: ::core::option::Option<Histogram>,
+    /// Sums for the fit of the time from admission to first token over the prompt's tokens.
+    #[prost(message, optional, tag = "9")]
+    pub ttft_fit: ::core::option::Option<FitSums>,
+    /// Tokens of output that responses had, as counted by their pieces or by `usage`.
+    #[prost(uint64, tag = "10")]
+    pub output_tokens: u64,
+    /// Responses behind `outputTokens`.
+    #[prost(uint64, tag = "11")]
+    pub responses: u64,
+    /// Requests that carried an attempt number above one.
+    #[prost(uint64, tag = "12")]
+    pub retries: u64,
+    /// Work tokens of requests that ended within their objectives.
+    #[prost(uint64, tag = "13")]
+    pub good_work: u64,
+    /// Responses of the engine itself that refused for overload (429 or 503).
+    #[prost(uint64, tag = "14")]
+    pub engine_refusals: u64,
+    /// Epoch of the limits that were in force when the report was made.
+    #[prost(uint64, tag = "15")]
+    pub limits_epoch: u64,
+}
+impl ::prost::Name for OverloadReport {
+    const NAME: &'static str = "OverloadReport";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.OverloadReport".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.OverloadReport".into()
+    }
+}
+/// The queue of one worker.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct QueueReport {
+    /// Gauge: requests that wait.
+    #[prost(uint32, tag = "1")]
+    pub requests: u32,
+    /// Gauge: bytes that they count for.
+    #[prost(uint64, tag = "2")]
+    pub bytes: u64,
+    /// Gauge: work tokens that wait.
+    #[prost(uint64, tag = "3")]
+    pub work: u64,
+    /// Gauge: how long the one that waits longest has waited, in milliseconds.
+    #[prost(uint32, tag = "4")]
+    pub oldest_ms: u32,
+    /// Requests that were released to the pool.
+    #[prost(uint64, tag = "5")]
+    pub released: u64,
+    /// Requests whose deadline passed while they waited.
+    #[prost(uint64, tag = "6")]
+    pub expired: u64,
+    /// Requests whose client went away while they waited.
+    #[prost(uint64, tag = "7")]
+    pub abandoned: u64,
+    /// Requests that were refused because the queue was full.
+    #[prost(uint64, tag = "8")]
+    pub overflowed: u64,
+    /// Time in the queue of released requests, in microseconds.
+    #[prost(message, optional, tag = "9")]
+    pub wait_us: ::core::option::Option<Histogram>,
+}
+impl ::prost::Name for QueueReport {
+    const NAME: &'static str = "QueueReport";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.QueueReport".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.QueueReport".into()
+    }
+}
+/// Sums of a least-squares line: n, Σx, Σy, Σx², Σxy. They merge by addition.
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct FitSums {
+    /// Samples.
+    #[prost(uint64, tag = "1")]
+    pub count: u64,
+    /// Σ x.
+    #[prost(double, tag = "2")]
+    pub x: f64,
+    /// Σ y.
+    #[prost(double, tag = "3")]
+    pub y: f64,
+    /// Σ x².
+    #[prost(double, tag = "4")]
+    pub xx: f64,
+    /// Σ x·y.
+    #[prost(double, tag = "5")]
+    pub xy: f64,
+}
+impl ::prost::Name for FitSums {
+    const NAME: &'static str = "FitSums";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.FitSums".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.FitSums".into()
+    }
+}
+/// A breaker that is not closed.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BreakerReport {
+    /// Scope.
+    #[prost(string, tag = "1")]
+    pub scope: ::prost::alloc::string::String,
+    /// Address of the endpoint or name of the dependency.
+    #[prost(string, tag = "2")]
+    pub key: ::prost::alloc::string::String,
+    /// State.
+    #[prost(enumeration = "BreakerState", tag = "3")]
+    pub state: i32,
+}
+impl ::prost::Name for BreakerReport {
+    const NAME: &'static str = "BreakerReport";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.BreakerReport".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.BreakerReport".into()
+    }
+}
+/// State of one class of one policy in one worker.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ClassReport {
+    /// Class.
+    #[prost(string, tag = "1")]
+    pub class: ::prost::alloc::string::String,
+    /// Requests that arrived.
+    #[prost(uint64, tag = "2")]
+    pub offered: u64,
+    /// Requests admitted.
+    #[prost(uint64, tag = "3")]
+    pub admitted: u64,
+    /// Admitted requests that ended with a response other than a failure.
+    #[prost(uint64, tag = "4")]
+    pub completed: u64,
+    /// Admitted requests that ended with 500, 502, 503, 504 or no response. Without a breaker in force one whole response in 16 is
+    /// looked at, and after a failure all of the next 10 s: the first few of a lasting failure may be counted as completed.
+    #[prost(uint64, tag = "5")]
+    pub failed: u64,
+    /// Admitted requests whose client went away first.
+    #[prost(uint64, tag = "6")]
+    pub cancelled: u64,
+    /// Refused requests by reason.
+    #[prost(message, repeated, tag = "7")]
+    pub refused: ::prost::alloc::vec::Vec<ReasonCount>,
+    /// Requests in flight now.
+    #[prost(uint32, tag = "8")]
+    pub in_flight: u32,
+    /// Requests in flight whose first token has not come yet.
+    #[prost(uint32, tag = "9")]
+    pub waiting: u32,
+    /// Time to first token (first byte of the response body), in microseconds.
+    #[prost(message, optional, tag = "10")]
+    pub ttft_us: ::core::option::Option<Histogram>,
+    /// Whole duration, in microseconds; for people, never for control.
+    #[prost(message, optional, tag = "11")]
+    pub duration_us: ::core::option::Option<Histogram>,
+    /// Of a candidate that only watches: requests that it would have served and the policy in force did not.
+    #[prost(uint64, tag = "40")]
+    pub only_here: u64,
+    /// Of a candidate that only watches: requests that the policy in force served and it would not have.
+    #[prost(uint64, tag = "41")]
+    pub only_there: u64,
+}
+impl ::prost::Name for ClassReport {
+    const NAME: &'static str = "ClassReport";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.ClassReport".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.ClassReport".into()
+    }
+}
+/// Refused requests of one reason.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReasonCount {
+    /// The reason's stable text, for example `gpu_memory`.
+    #[prost(string, tag = "1")]
+    pub reason: ::prost::alloc::string::String,
+    /// Requests.
+    #[prost(uint64, tag = "2")]
+    pub count: u64,
+}
+impl ::prost::Name for ReasonCount {
+    const NAME: &'static str = "ReasonCount";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.ReasonCount".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.ReasonCount".into()
+    }
+}
+/// A cumulative log-linear histogram (`headgate_core::histogram`): 128 linear sub-buckets for every power of two, exact below 128.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Histogram {
+    /// Indices of the occupied buckets, ascending, each as the difference from the one before.
+    #[prost(uint32, repeated, tag = "1")]
+    pub index_deltas: ::prost::alloc::vec::Vec<u32>,
+    /// Counts of those buckets.
+    #[prost(uint64, repeated, tag = "2")]
+    pub counts: ::prost::alloc::vec::Vec<u64>,
+    /// Sum of the samples.
+    #[prost(uint64, tag = "3")]
+    pub sum: u64,
+}
+impl ::prost::Name for Histogram {
+    const NAME: &'static str = "Histogram";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.Histogram".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.Histogram".into()
+    }
+}
+/// From the control plane to the filter.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LoadReportResponse {
+    /// Time between reports, in milliseconds. Range: 20..=60000.
+    #[prost(uint32, tag = "1")]
+    pub report_interval_ms: u32,
+}
+impl ::prost::Name for LoadReportResponse {
+    const NAME: &'static str = "LoadReportResponse";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.LoadReportResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.LoadReportResponse".into()
+    }
+}
+/// State of a breaker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum BreakerState {
+    /// No breaker.
+    Unspecified = 0,
+    /// Closed: requests pass.
+    Closed = 1,
+    /// Open: no request passes.
+    Open = 2,
+    /// Half-open: probes pass.
+    HalfOpen = 3,
+    /// Closed again, share of traffic growing.
+    Ramping = 4,
+}
+impl BreakerState {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "BREAKER_STATE_UNSPECIFIED",
+            Self::Closed => "BREAKER_STATE_CLOSED",
+            Self::Open => "BREAKER_STATE_OPEN",
+            Self::HalfOpen => "BREAKER_STATE_HALF_OPEN",
+            Self::Ramping => "BREAKER_STATE_RAMPING",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "BREAKER_STATE_UNSPECIFIED" => Some(Self::Unspecified),
+            "BREAKER_STATE_CLOSED" => Some(Self::Closed),
+            "BREAKER_STATE_OPEN" => Some(Self::Open),
+            "BREAKER_STATE_HALF_OPEN" => Some(Self::HalfOpen),
+            "BREAKER_STATE_RAMPING" => Some(Self::Ramping),
+            _ => None,
+        }
+    }
+}
+/// Generated client implementations.
+#[cfg(feature = "grpc")]
+pub mod load_reporting_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// Load reports, from the filter of one proxy to the control plane. One stream a proxy, held by the leading VM.
+    #[derive(Debug, Clone)]
+    pub struct LoadReportingClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> LoadReportingClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> LoadReportingClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            LoadReportingClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Every message carries the cumulative state of all workers, so a lost or repeated message loses and counts nothing.
+        pub async fn stream_load_reports(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::LoadReport>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::LoadReportResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/headgate.v1.LoadReporting/StreamLoadReports",
+            );
+            let mut req = request.into_streaming_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("headgate.v1.LoadReporting", "StreamLoadReports"),
+                );
+            self.inner.streaming(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+#[cfg(feature = "grpc")]
+pub mod load_reporting_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with LoadReportingServer.
+    #[async_trait]
+    pub trait LoadReporting: std::marker::Send + std::marker::Sync + 'static {
+        /// Server streaming response type for the StreamLoadReports method.
+        type StreamLoadReportsStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::LoadReportResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Every message carries the cumulative state of all workers, so a lost or repeated message loses and counts nothing.
+        async fn stream_load_reports(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::LoadReport>>,
+        ) -> std::result::Result<
+            tonic::Response<Self::StreamLoadReportsStream>,
+            tonic::Status,
+        >;
+    }
+    /// Load reports, from the filter of one proxy to the control plane. One stream a proxy, held by the leading VM.
+    #[derive(Debug)]
+    pub struct LoadReportingServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> LoadReportingServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for LoadReportingServer<T>
+    where
+        T: LoadReporting,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/headgate.v1.LoadReporting/StreamLoadReports" => {
+                    #[allow(non_camel_case_types)]
+                    struct StreamLoadReportsSvc<T: LoadReporting>(pub Arc<T>);
+                    impl<
+                        T: LoadReporting,
+                    > tonic::server::StreamingService<super::LoadReport>
+                    for StreamLoadReportsSvc<T> {
+                        type Response = super::LoadReportResponse;
+                        type ResponseStream = T::StreamLoadReportsStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<tonic::Streaming<super::LoadReport>>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as LoadReporting>::stream_load_reports(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = StreamLoadReportsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for LoadReportingServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "headgate.v1.LoadReporting";
+    impl<T> tonic::server::NamedService for LoadReportingServer<T> {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
