@@ -121,11 +121,6 @@ impl ControlLoop {
         self.engines.board()
     }
 
-    /// Where the last minutes' signals stand.
-    pub fn tape(&self) -> Tape {
-        self.tape.clone()
-    }
-
     /// Runs until `shutdown`.
     pub async fn run(mut self, shutdown: CancellationToken) {
         let mut policies = self.fleet.policies();

@@ -175,7 +175,7 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
     let shared = (fleet.clone(), ledger.clone(), devices.clone());
     let mut control_loop = ControlLoop::new(shared, clock, config.lifetime, view, helm.clone());
     control_loop.engines.play(telemetry.playback);
-    let (engines, dry_run) = (control_loop.engine_board(), DryRunServer::new(control_loop.tape(), fleet.clone()));
+    let (engines, dry_run) = (control_loop.engine_board(), DryRunServer::new(control_loop.tape.clone(), fleet.clone()));
     let access_logs = Arc::new(crate::access_log::Counters::default());
     let ready = Arc::new(AtomicBool::new(false));
     let observatory = Observatory {

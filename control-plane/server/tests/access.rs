@@ -10,8 +10,8 @@ use client::connect;
 use envoy_types::pb::envoy::service::accesslog::v3::StreamAccessLogsMessage;
 use envoy_types::pb::envoy::service::accesslog::v3::access_log_service_client::AccessLogServiceClient;
 use envoy_types::pb::envoy::service::accesslog::v3::stream_access_logs_message::Identifier;
-use headgate::config::{Config, RawConfig};
-use headgate::serve::{Running, start};
+use headgate::config::RawConfig;
+use headgate::serve::Running;
 use headgate_protos::discovery::DeltaDiscoveryRequest;
 use headgate_protos::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use headgate_protos::envoy_core::Node;
@@ -31,6 +31,8 @@ mod authority;
 mod client;
 #[path = "client/issuer.rs"]
 mod issuer;
+#[allow(dead_code, unreachable_pub, reason = "shared with other tests")]
+mod running;
 
 const ACCESS: &str = "\
 tokens:
@@ -59,15 +61,11 @@ fn raw(folder: &std::path::Path, authority: &Authority, issuer: &TokenIssuer, ac
     fs::write(folder.join("keys.json"), issuer.jwks()).unwrap();
     fs::write(folder.join("access.yaml"), access).unwrap();
     RawConfig {
-        grpc: Some("127.0.0.1:0".to_owned()),
-        http: Some("127.0.0.1:0".to_owned()),
-        data_dir: Some(folder.join("data")),
-        nvml_lib: Some("off".to_owned()),
         tls_cert: Some(certificate),
         tls_key: Some(key),
         client_ca: Some(folder.join("ca.pem")),
         access: Some(folder.join("access.yaml")),
-        ..RawConfig::default()
+        ..running::flags(&folder.join("data"))
     }
 }
 
@@ -102,8 +100,7 @@ fn bearing<T>(token: &str, message: T) -> Request<T> {
 impl Bench {
     async fn new(access: &str) -> Self {
         let (folder, authority, issuer) = (tempfile::tempdir().unwrap(), Authority::new("authority"), TokenIssuer::new());
-        let config = Config::try_from(raw(folder.path(), &authority, &issuer, access)).unwrap();
-        let running = start(config).await.unwrap();
+        let running = running::serve(raw(folder.path(), &authority, &issuer, access)).await;
         Self { folder, authority, issuer, running }
     }
 

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use headgate::config::{Config, RawConfig};
-use headgate::serve::{Running, start};
+use headgate::config::RawConfig;
+use headgate::serve::Running;
 use headgate_protos::discovery::DeltaDiscoveryRequest;
 use headgate_protos::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use headgate_protos::envoy_core::Node;
@@ -12,6 +12,11 @@ use headgate_protos::{POLICY_TYPE_URL, v1};
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
+
+use running::{apply, connect};
+
+#[allow(dead_code, unreachable_pub, reason = "shared with other tests")]
+mod running;
 
 const CLIENTS: usize = 96;
 /// In the middle; the ages themselves are 1.5 to 2.5 s.
@@ -32,25 +37,7 @@ spec:
 ";
 
 async fn serve(directory: &tempfile::TempDir, connection_age_s: u64) -> Running {
-    let raw = RawConfig {
-        grpc: Some("127.0.0.1:0".to_owned()),
-        http: Some("127.0.0.1:0".to_owned()),
-        data_dir: Some(directory.path().to_owned()),
-        nvml_lib: Some("off".to_owned()),
-        connection_age_s: Some(connection_age_s),
-        ..RawConfig::default()
-    };
-    start(Config::try_from(raw).unwrap()).await.unwrap()
-}
-
-async fn connect(running: &Running) -> Channel {
-    Channel::from_shared(format!("http://{}", running.grpc)).unwrap().connect().await.unwrap()
-}
-
-async fn apply(channel: &Channel) {
-    let source = v1::PolicySource { source: Some(v1::policy_source::Source::Document(POLICY.to_owned())) };
-    let request = v1::ApplyPolicyRequest { source: Some(source), ..Default::default() };
-    PolicyServiceClient::new(channel.clone()).apply_policy(request).await.unwrap();
+    running::serve(RawConfig { connection_age_s: Some(connection_age_s), ..running::flags(directory.path()) }).await
 }
 
 /// Names of the policies that a new stream brings, and how that stream ends.
@@ -81,7 +68,7 @@ async fn follow(channel: Channel, id: String) -> (Vec<String>, Status) {
 async fn a_fleet_that_connected_at_once_is_moved_one_by_one() {
     let directory = tempfile::tempdir().unwrap();
     let running = serve(&directory, AGE.as_secs()).await;
-    apply(&connect(&running).await).await;
+    apply(connect(&running).await, POLICY).await;
     let mut clients = JoinSet::new();
     let began = Instant::now();
     for client in 0..CLIENTS {
@@ -115,7 +102,7 @@ async fn what_was_sent_is_answered_while_their_connections_are_replaced() {
     let directory = tempfile::tempdir().unwrap();
     let running = serve(&directory, 1).await;
     let channel = connect(&running).await;
-    apply(&channel).await;
+    apply(channel.clone(), POLICY).await;
     let mut policies = PolicyServiceClient::new(channel);
     let began = Instant::now();
     let (mut calls, mut unsent) = (0, 0);

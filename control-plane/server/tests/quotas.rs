@@ -4,8 +4,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use headgate::config::{Config, RawConfig};
-use headgate::serve::{Running, start};
 use headgate_core::discovery::{NodeIdentity, PolicySnapshot};
 use headgate_core::policy::Policy;
 use headgate_core::request::{HeaderView, RequestInfo, VerifiedIdentity};
@@ -18,12 +16,16 @@ use headgate_protos::discovery::DeltaDiscoveryRequest;
 use headgate_protos::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use headgate_protos::v1;
 use headgate_protos::v1::load_reporting_client::LoadReportingClient;
-use headgate_protos::v1::policy_service_client::PolicyServiceClient;
 use prost::Message;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::Channel;
+
+use running::{apply, connect, get};
+
+#[allow(dead_code, unreachable_pub, reason = "shared with other tests")]
+mod running;
 
 const PROXIES: usize = 20;
 const RATE: f64 = 1000.0;
@@ -203,25 +205,6 @@ async fn next(
     }
 }
 
-async fn serve(directory: &tempfile::TempDir) -> Running {
-    let raw = RawConfig {
-        grpc: Some("127.0.0.1:0".to_owned()),
-        http: Some("127.0.0.1:0".to_owned()),
-        data_dir: Some(directory.path().to_owned()),
-        nvml_lib: Some("off".to_owned()),
-        ..RawConfig::default()
-    };
-    start(Config::try_from(raw).unwrap()).await.unwrap()
-}
-
-async fn get(running: &Running, path: &str) -> String {
-    use http_body_util::BodyExt;
-    let client = hyper_util::client::legacy::Client::builder(hyper_util::rt::TokioExecutor::new()).build_http();
-    let request = hyper::Request::get(format!("http://{}{path}", running.http)).body(http_body_util::Empty::<bytes::Bytes>::new()).unwrap();
-    let body = client.request(request).await.unwrap().into_body().collect().await.unwrap();
-    String::from_utf8(body.to_bytes().to_vec()).unwrap()
-}
-
 /// Requests that passed between two times.
 fn between(passed: &[Duration], from: Duration, to: Duration) -> f64 {
     passed.iter().filter(|at| (from..to).contains(*at)).count() as f64
@@ -230,15 +213,12 @@ fn between(passed: &[Duration], from: Duration, to: Duration) -> f64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn twenty_proxies_use_a_strict_quota_wherever_demand_goes_and_never_pass_it() {
     let directory = tempfile::tempdir().unwrap();
-    let running = serve(&directory).await;
-    let channel = || async { Channel::from_shared(format!("http://{}", running.grpc)).unwrap().connect().await.unwrap() };
-    let source = v1::PolicySource { source: Some(v1::policy_source::Source::Document(POLICY.to_owned())) };
-    let apply = v1::ApplyPolicyRequest { source: Some(source), ..Default::default() };
-    PolicyServiceClient::new(channel().await).apply_policy(apply).await.unwrap();
+    let running = running::serve(running::flags(directory.path())).await;
+    apply(connect(&running).await, POLICY).await;
     let world = Arc::new(World { began: Instant::now(), passed: Mutex::default(), over: AtomicBool::new(false) });
     let mut proxies = tokio::task::JoinSet::new();
     for index in 0..PROXIES {
-        proxies.spawn(Proxy::new(index, world.clone(), channel().await).run());
+        proxies.spawn(Proxy::new(index, world.clone(), connect(&running).await).run());
     }
     tokio::time::sleep(3 * PHASE).await;
     world.over.store(true, Ordering::SeqCst);

@@ -2,8 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use headgate::config::{Config, RawConfig};
-use headgate::serve::{Running, start};
+use headgate::serve::Running;
 use headgate_protos::discovery::DeltaDiscoveryRequest;
 use headgate_protos::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use headgate_protos::envoy_core::Node;
@@ -14,6 +13,11 @@ use prost::Message;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
+
+use running::{apply, get};
+
+#[allow(dead_code, unreachable_pub, reason = "shared with other tests")]
+mod running;
 
 const POLICY: &str = "\
 apiVersion: headgate.dev/v1
@@ -27,26 +31,9 @@ spec:
 ";
 
 async fn serve(directory: &tempfile::TempDir) -> (Running, Channel) {
-    let raw = RawConfig {
-        grpc: Some("127.0.0.1:0".to_owned()),
-        http: Some("127.0.0.1:0".to_owned()),
-        data_dir: Some(directory.path().to_owned()),
-        nvml_lib: Some("off".to_owned()),
-        ..RawConfig::default()
-    };
-    let running = start(Config::try_from(raw).unwrap()).await.unwrap();
-    let channel = Channel::from_shared(format!("http://{}", running.grpc)).unwrap().connect().await.unwrap();
+    let running = running::serve(running::flags(directory.path())).await;
+    let channel = running::connect(&running).await;
     (running, channel)
-}
-
-async fn apply(channel: &Channel) -> v1::Policy {
-    apply_document(channel, POLICY.to_owned()).await
-}
-
-async fn apply_document(channel: &Channel, document: String) -> v1::Policy {
-    let source = v1::PolicySource { source: Some(v1::policy_source::Source::Document(document)) };
-    let request = v1::ApplyPolicyRequest { source: Some(source), ..Default::default() };
-    PolicyServiceClient::new(channel.clone()).apply_policy(request).await.unwrap().into_inner().policy.unwrap()
 }
 
 fn report(sequence: u64, policy: &v1::Policy, offered: u64) -> v1::LoadReport {
@@ -57,19 +44,11 @@ fn report(sequence: u64, policy: &v1::Policy, offered: u64) -> v1::LoadReport {
     v1::LoadReport { node_id: "proxy-1".to_owned(), sequence, workers: vec![worker], policies: vec![applied], ..Default::default() }
 }
 
-async fn get(running: &Running, path: &str) -> String {
-    use http_body_util::BodyExt;
-    let client = hyper_util::client::legacy::Client::builder(hyper_util::rt::TokioExecutor::new()).build_http();
-    let request = hyper::Request::get(format!("http://{}{path}", running.http)).body(http_body_util::Empty::<bytes::Bytes>::new()).unwrap();
-    let body = client.request(request).await.unwrap().into_body().collect().await.unwrap();
-    String::from_utf8(body.to_bytes().to_vec()).unwrap()
-}
-
 #[tokio::test]
 async fn reports_go_in_and_limits_status_and_metrics_come_out() {
     let directory = tempfile::tempdir().unwrap();
     let (running, channel) = serve(&directory).await;
-    let policy = apply(&channel).await;
+    let policy = apply(channel.clone(), POLICY).await;
 
     let (reports, stream) = mpsc::channel(4);
     reports.send(report(1, &policy, 40)).await.unwrap();
@@ -143,7 +122,7 @@ async fn the_page_of_an_engine_comes_out_in_status_and_metrics() {
 
     let directory = tempfile::tempdir().unwrap();
     let (running, channel) = serve(&directory).await;
-    apply_document(&channel, format!("{POLICY}  engines: [{{metricsUrl: \"{url}\"}}]\n")).await;
+    apply(channel.clone(), &format!("{POLICY}  engines: [{{metricsUrl: \"{url}\"}}]\n")).await;
     let status = status_with(&running, |status| status["pools"][0]["engines"][0]["state"] == "ok").await;
     let seen = &status["pools"][0]["engines"][0];
     assert_eq!((&seen["running"], &seen["waiting"], &seen["kv_total_tokens"]), (&42.into(), &7.into(), &1600.into()));
@@ -168,7 +147,7 @@ async fn work_that_is_reported_comes_out_in_limits_status_and_metrics() {
     let directory = tempfile::tempdir().unwrap();
     let (running, channel) = serve(&directory).await;
     let document = format!("{POLICY}  overload: {{queue: {{}}, ladder: [{{kind: delay, engageAt: 1.5}}]}}\n");
-    let policy = apply_document(&channel, document).await;
+    let policy = apply(channel.clone(), &document).await;
     let loaded = |sequence: u64, requests: u64| {
         let mut report = report(sequence, &policy, requests);
         let work = |requests: u64| v1::Work { prefill_tokens: 100 * requests, kv_tokens: 150 * requests, streams: requests };

@@ -18,6 +18,8 @@ use tonic::transport::Channel;
 #[allow(dead_code, unreachable_pub, reason = "shared with other tests")]
 mod authority;
 mod client;
+#[allow(dead_code, unreachable_pub, reason = "shared with other tests")]
+mod running;
 
 const POLICY: &str = "\
 apiVersion: headgate.dev/v1
@@ -45,21 +47,17 @@ impl Bench {
         let ca = folder.path().join("ca.pem");
         fs::write(&ca, &authority.pem).unwrap();
         let raw = RawConfig {
-            grpc: Some("127.0.0.1:0".to_owned()),
-            http: Some("127.0.0.1:0".to_owned()),
-            data_dir: Some(folder.path().join("data")),
-            nvml_lib: Some("off".to_owned()),
             tls_cert: Some(certificate),
             tls_key: Some(key),
             client_ca: Some(ca),
             client_certificates: Some(client_certificates.to_owned()),
-            ..RawConfig::default()
+            ..running::flags(&folder.path().join("data"))
         };
         Self { folder, authority, raw }
     }
 
     async fn serve(&self) -> Running {
-        start(Config::try_from(self.raw.clone()).unwrap()).await.unwrap()
+        running::serve(self.raw.clone()).await
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -69,12 +67,6 @@ impl Bench {
 
 async fn list(channel: Channel) -> Result<usize, tonic::Status> {
     Ok(PolicyServiceClient::new(channel).list_policies(v1::ListPoliciesRequest {}).await?.into_inner().policies.len())
-}
-
-async fn apply(channel: Channel) {
-    let source = v1::PolicySource { source: Some(v1::policy_source::Source::Document(POLICY.to_owned())) };
-    let request = v1::ApplyPolicyRequest { source: Some(source), ..Default::default() };
-    PolicyServiceClient::new(channel).apply_policy(request).await.unwrap();
 }
 
 /// Whether a call gets through. With TLS 1.3 a refused client certificate shows only after the handshake.
@@ -162,7 +154,7 @@ async fn a_new_certificate_serves_new_connections_and_ends_no_stream() {
     }
     assert!(!reaches(running.grpc, &bench.authority, None).await, "the old authority no longer fits");
 
-    apply(channel).await;
+    running::apply(channel, POLICY).await;
     let event = events.message().await.unwrap().unwrap();
     assert_eq!(event.policy.unwrap().name, "demo", "the stream from before goes on");
     running.stop().await;

@@ -97,7 +97,7 @@ pub(crate) fn admit(pool: &mut Pool, now: Timestamp, rng: &mut Rng, newcomer: &N
         }
         Err(cause) => {
             give_back(pool, now, passes);
-            pool.quotas.give_back(&pool.policy, charged.charges, charged.size);
+            pool.refund(charged.charges, charged.size);
             let cap = max_retry_after(pool, classified.class);
             let has_lease = pool.permits.total > 0;
             let mut retry_after = ticket::jittered(LEASE_RETRY, cap, rng);
@@ -134,13 +134,13 @@ fn admit_by_work(pool: &mut Pool, now: Timestamp, rng: &mut Rng, newcomer: &Newc
         }
         Some(Ruling::Degrade { cause, rung }) => {
             give_back(pool, now, passes);
-            pool.quotas.give_back(&pool.policy, newcomer.charged.charges, newcomer.charged.size);
+            pool.refund(newcomer.charged.charges, newcomer.charged.size);
             count_refusal(pool, class, cause.reason);
             Admission::Degraded { cause, rung }
         }
         Some(Ruling::Refuse { cause, work }) => {
             give_back(pool, now, passes);
-            pool.quotas.give_back(&pool.policy, newcomer.charged.charges, newcomer.charged.size);
+            pool.refund(newcomer.charged.charges, newcomer.charged.size);
             count_refusal(pool, class, cause.reason);
             Admission::Refused { cause, retry_after: retry_after_of_work(pool, now, rng, class, work) }
         }
@@ -213,7 +213,7 @@ fn answer(pool: &mut Pool, now: Timestamp, rng: &mut Rng, next: Option<Next>) ->
         }
         Next::Expire(ticket, waiting, cause) => {
             count_refusal(pool, waiting.class, cause.reason);
-            pool.quotas.give_back(&pool.policy, waiting.need.charges, waiting.need.size);
+            pool.refund(waiting.need.charges, waiting.need.size);
             let retry_after = retry_after_of_work(pool, now, rng, waiting.class, waiting.work);
             let load = pool.overload.as_mut()?;
             load.counts.expired += 1;
@@ -230,7 +230,7 @@ pub(crate) fn start_waiting(pool: &mut Pool, now: Timestamp, rng: &mut Rng, held
     match ask_breakers(pool, now, rng) {
         BreakerSays::Go(passes) => Admission::Admitted(passes, Some(held)),
         BreakerSays::Shut { opened, recovery } => {
-            pool.quotas.give_back(&pool.policy, held.charges, held.reservation.size);
+            pool.refund(held.charges, held.reservation.size);
             if let Some(load) = &mut pool.overload {
                 held.reservation.undo(&mut load.flow);
             }
@@ -251,7 +251,7 @@ pub(crate) fn abandon(pool: &mut Pool, ticket: Ticket) {
     match queue.cancel(ticket) {
         Left::Waiting(waiting) => {
             load.counts.abandoned += 1;
-            pool.quotas.give_back(&pool.policy, waiting.need.charges, waiting.need.size);
+            pool.refund(waiting.need.charges, waiting.need.size);
         }
         Left::Answered(answer) => pool.take_back(answer),
         Left::Gone => {}

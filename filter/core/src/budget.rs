@@ -18,7 +18,12 @@ impl Size {
 
     /// Work tokens: `prompt + weight · output`, at least 1.
     pub(crate) fn work_tokens(self, output_weight: f64) -> u64 {
-        (f64::from(self.prompt) + output_weight * f64::from(self.output)).max(1.0) as u64
+        self.weighted_tokens(output_weight) as u64
+    }
+
+    /// The same before it is cut to a whole number.
+    pub(crate) fn weighted_tokens(self, output_weight: f64) -> f64 {
+        (f64::from(self.prompt) + output_weight * f64::from(self.output)).max(1.0)
     }
 }
 

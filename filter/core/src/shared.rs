@@ -12,6 +12,7 @@ use headgate_protos::v1;
 use prost::Message;
 
 use crate::lease::{Grant, Holding, LeaseRecord, Want};
+use crate::record::{FNV_OFFSET, fnv1a};
 use crate::time::Timestamp;
 
 /// The keys of one instance, `hg/<instance>/…`.
@@ -97,9 +98,7 @@ impl Revisions {
 /// the bytes that follow `bytes`.
 #[must_use]
 pub fn next_generation(bytes: &[u8], configuration: &[u8], owner: u64) -> (Vec<u8>, (u64, u64)) {
-    // FNV-1a; it only tells configurations of one operator apart.
-    let eat = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
-    let hash = configuration.iter().fold(0xcbf2_9ce4_8422_2325, eat);
+    let hash = fnv1a(configuration, FNV_OFFSET);
     // Without the process it is an earlier version's.
     let (known, process) = match bytes.split_at_checked(16) {
         Some((known, process)) => (known, process.try_into().map_or(owner, u64::from_le_bytes)),

@@ -10,10 +10,8 @@ const ALWAYS: &str =
 
 /// The answer about `policy`, given what it and the policy in force did over the same frames.
 pub(super) fn answer(policy: &v1::Policy, given: &Course, in_force: &v1::Policy, present: &Course) -> v1::DryRunPolicyResponse {
-    let find = |course: &'_ Course, class: &str| course.classes.iter().find(|other| other.class == class).cloned();
-    let kept = given.classes.iter().map(|class| pair(class, find(present, &class.class).as_ref(), Some(class)));
-    let dropped = present.classes.iter().filter(|class| find(given, &class.class).is_none());
-    let dropped = dropped.map(|class| pair(class, Some(class), None));
+    let kept = given.classes.iter().map(|class| pair(class, present.class(&class.class), Some(class)));
+    let dropped = dropped(given, present).map(|class| pair(class, Some(class), None));
     v1::DryRunPolicyResponse {
         policy: Some(policy.clone()),
         in_force: in_force.name.clone(),
@@ -23,6 +21,11 @@ pub(super) fn answer(policy: &v1::Policy, given: &Course, in_force: &v1::Policy,
         levels: given.levels.iter().zip(&present.levels).map(|(given, present)| level(given, present)).collect(),
         notes: notes(policy, given, in_force, present),
     }
+}
+
+/// The classes that only the policy in force has.
+fn dropped<'a>(given: &'a Course, present: &'a Course) -> impl Iterator<Item = &'a ClassCourse> {
+    present.classes.iter().filter(|class| given.class(&class.class).is_none())
 }
 
 fn pair(seen: &ClassCourse, present: Option<&ClassCourse>, given: Option<&ClassCourse>) -> v1::DryRunClass {
@@ -48,11 +51,10 @@ fn level(given: &LevelCourse, present: &LevelCourse) -> v1::DryRunLevel {
 
 fn notes(policy: &v1::Policy, given: &Course, in_force: &v1::Policy, present: &Course) -> Vec<String> {
     let mut notes = vec![ALWAYS.to_owned()];
-    let has = |course: &Course, class: &str| course.classes.iter().any(|other| other.class == class);
-    for class in present.classes.iter().filter(|class| !has(given, &class.class) && class.offered > 0) {
+    for class in dropped(given, present).filter(|class| class.offered > 0) {
         notes.push(format!("class {:?} exists no more: its {} requests would be of other classes", class.class, class.offered));
     }
-    for class in given.classes.iter().filter(|class| !has(present, &class.class)) {
+    for class in given.classes.iter().filter(|class| present.class(&class.class).is_none()) {
         notes.push(format!("class {:?} is new: which requests it would get is not recorded", class.class));
     }
     let (Some(new), Some(old)) = (&policy.spec, &in_force.spec) else { return notes };

@@ -54,14 +54,15 @@ pub struct LevelCourse {
 /// above the cut-off.
 pub fn play(frames: &[Arc<Frame>], policy: &v1::Policy) -> Course {
     let pool = policy.spec.as_ref().map_or("", |spec| spec.pool.as_str());
-    let Some(mut controls) = frames.first().and_then(|frame| frame.learned.clone()) else { return Course::default() };
+    let Some((first, mut controls)) = frames.first().and_then(|first| Some((first, first.learned.clone()?))) else {
+        return Course::default();
+    };
     let stored = StoredPolicy { policy: policy.clone(), changed_at_unix_ms: 0 };
     let set = PolicySet { policies: [(policy.name.clone(), Arc::new(stored))].into() };
-    let began = frames.first().map(|frame| frame.at).unwrap_or_default();
-    controls.set_policies(began, 0, &set);
-    let mut course = Course::default();
-    for (index, frame) in frames.iter().enumerate() {
-        if let Some(before) = index.checked_sub(1).and_then(|index| frames.get(index)) {
+    controls.set_policies(first.at, 0, &set);
+    let (mut course, mut before) = (Course::default(), None::<&Frame>);
+    for frame in frames {
+        if let Some(before) = before.replace(frame) {
             let view = controls.views().remove(pool);
             course.add(frame.at.since(before.at), view.as_ref(), before.loads.get(pool), frame.loads.get(pool));
         }
@@ -78,6 +79,11 @@ pub fn play(frames: &[Arc<Frame>], policy: &v1::Policy) -> Course {
 // === impl Course ===
 
 impl Course {
+    /// The class of that name.
+    pub(super) fn class(&self, name: &str) -> Option<&ClassCourse> {
+        self.classes.iter().find(|class| class.class == name)
+    }
+
     /// Adds the requests that arrived in `time` under what `view` decided.
     fn add(&mut self, time: Duration, view: Option<&PoolControlView>, before: Option<&PoolView>, now: Option<&PoolView>) {
         self.window += time;

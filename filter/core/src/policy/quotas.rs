@@ -56,8 +56,8 @@ impl QuotaConfig {
     pub(crate) fn cost(&self, size: Size, output_weight: f64) -> f64 {
         match self.unit {
             QuotaUnit::Requests => 1.0,
-            QuotaUnit::Tokens => (f64::from(size.prompt) + f64::from(size.output)).max(1.0),
-            QuotaUnit::WorkTokens => (f64::from(size.prompt) + output_weight * f64::from(size.output)).max(1.0),
+            QuotaUnit::Tokens => size.weighted_tokens(1.0),
+            QuotaUnit::WorkTokens => size.weighted_tokens(output_weight),
         }
     }
 }

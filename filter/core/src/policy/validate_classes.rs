@@ -14,8 +14,8 @@ use super::error::Problem;
 use super::validate::path;
 use super::validate_identities::Identities;
 use super::{Cap, ClassId, Classification, IdentityIndex, Tenant, TenantId};
+use crate::permits::MAX_CLASSES;
 
-const MAX_CLASSES: usize = 8;
 const MAX_RESERVED_PERCENT: u32 = 90;
 const MAX_FLOOR_PERCENT: u32 = 90;
 const DEFAULT_MAX_RETRY_AFTER: Duration = Duration::from_secs(30);

@@ -14,10 +14,10 @@ use super::error::Problem;
 use super::overload::{Fusion, OverloadConfig, QueueConfig, RetryConfig, RungConfig, RungKind};
 use super::validate::POOL;
 use super::validate_classes::class_of;
+use crate::permits::MAX_CLASSES;
 
 const AT: &str = "overload";
 const MAX_RUNGS: usize = 8;
-const MAX_CLASSES: usize = 8;
 const MAX_ENGINES: usize = 256;
 const MAX_QUEUE_BYTES: f64 = 4_294_967_296.0;
 /// Where a rung releases unless the policy says so, as a part of where it engages.

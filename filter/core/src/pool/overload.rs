@@ -21,6 +21,7 @@ use crate::pool::Pool;
 use crate::pool::quotas::Charges;
 use crate::queue::{AdmissionQueue, Bounds};
 use crate::reason::Cause;
+use crate::record::{FNV_OFFSET, fnv1a};
 use crate::retry_budget::RetryBudget;
 use crate::throttle::TokenBucket;
 use crate::time::Timestamp;
@@ -346,7 +347,7 @@ impl Pool {
     /// Nobody will collect an answer: what was reserved with it goes back.
     pub(crate) fn take_back(&mut self, answer: Answer) {
         let Answer::Admitted { held, state } = answer else { return };
-        self.quotas.give_back(&self.policy, held.charges, held.reservation.size);
+        self.refund(held.charges, held.reservation.size);
         if let Some(load) = &mut self.overload {
             held.reservation.end(&mut load.flow);
         }
@@ -377,9 +378,8 @@ fn queue(policy: &Policy, usage: &Usage) -> WaitQueue {
 }
 
 fn usage(now: Timestamp, policy: &Policy) -> Usage {
-    // FNV-1a: the same in every worker that has the policy.
-    let eat = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-    let key = policy.name().bytes().fold(0xcbf2_9ce4_8422_2325, eat);
+    // The same in every worker that has the policy.
+    let key = fnv1a(policy.name().as_bytes(), FNV_OFFSET);
     Usage::new(now, policy.classes().len(), policy.tenants().len(), key)
 }
 

@@ -158,11 +158,6 @@ impl QuotaBook {
         Ok(charges)
     }
 
-    /// Gives back what a request of this size was charged that did not run.
-    pub(crate) fn give_back(&mut self, policy: &Policy, charges: Charges, size: Size) {
-        self.correct(policy, charges, |config, weight| config.cost(size, weight));
-    }
-
     /// Settles a request that is over: what it really was, in place of what was expected. A request that was more than expected leaves a
     /// debt, which is paid before anything else passes.
     pub(crate) fn settle(&mut self, policy: &Policy, charges: Charges, expected: Size, size: Size) {
@@ -204,6 +199,11 @@ impl Pool {
             _ => Size { prompt: u32::try_from(classified.cost_tokens).unwrap_or(u32::MAX), output: 0 },
         };
         self.quotas.charge(now, &self.policy, classified, size).map(|charges| Charged { charges, size })
+    }
+
+    /// Gives back what a request of this size was charged that did not run.
+    pub(crate) fn refund(&mut self, charges: Charges, size: Size) {
+        self.quotas.correct(&self.policy, charges, |config, weight| config.cost(size, weight));
     }
 }
 

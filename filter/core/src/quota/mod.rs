@@ -38,7 +38,7 @@ pub use self::purse::Purse;
 use crate::time::Timestamp;
 
 /// Classes of a policy (`policy.proto`: 1 to 8); the first is the most important.
-pub const CLASSES: usize = 8;
+pub const CLASSES: usize = crate::permits::MAX_CLASSES;
 /// Time for which a grant holds.
 pub const TTL: Duration = Duration::from_secs(3);
 /// Time over which it then falls to its safe part.

@@ -4,8 +4,6 @@
 //! fact served. So its books fill and empty as they would, as far as that can be known: a request that it would have refused goes on and
 //! loads the pool all the same, and how long one would have taken that the policy in force refuses nobody knows.
 
-use alloc::boxed::Box;
-
 use super::flight::{Body, Flight};
 use super::load::Load;
 use super::{Event, Record, StreamEnd, Verdict};
@@ -26,11 +24,12 @@ pub(super) struct Shadow {
 }
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a shadow is in a box as a whole; another one would be a second allocation for each request")]
 enum Phase {
     /// It would wait.
     Waiting(Ticket),
     /// It would be on its way.
-    InFlight(Box<Flight>),
+    InFlight(Flight),
     /// Nothing that still comes matters to it.
     Over,
 }
@@ -134,7 +133,7 @@ fn begin(pool: PoolRef, state: usize, arrival: Arrival, now: Timestamp, admissio
     match admission {
         Admission::Admitted(passes, held) => {
             let flight = Flight::new(pool, state, arrival, now, passes, held.map(|held| Load::new(now, held)));
-            (Phase::InFlight(Box::new(flight)), Verdict::Admitted)
+            (Phase::InFlight(flight), Verdict::Admitted)
         }
         Admission::Waiting(ticket) => (Phase::Waiting(ticket), Verdict::Waiting),
         Admission::Refused { cause, retry_after } => (Phase::Over, Verdict::Refused { cause, retry_after }),
