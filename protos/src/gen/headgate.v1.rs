@@ -7073,6 +7073,752 @@ pub mod load_reporting_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListPolicyRevisionsRequest {
+    /// Name of the policy. Required.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+}
+impl ::prost::Name for ListPolicyRevisionsRequest {
+    const NAME: &'static str = "ListPolicyRevisionsRequest";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.ListPolicyRevisionsRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.ListPolicyRevisionsRequest".into()
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListPolicyRevisionsResponse {
+    /// The revisions, the newest first, without what they say. At most 64.
+    #[prost(message, repeated, tag = "1")]
+    pub revisions: ::prost::alloc::vec::Vec<PolicyRevision>,
+}
+impl ::prost::Name for ListPolicyRevisionsResponse {
+    const NAME: &'static str = "ListPolicyRevisionsResponse";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.ListPolicyRevisionsResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.ListPolicyRevisionsResponse".into()
+    }
+}
+/// One change of a policy.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PolicyRevision {
+    /// Number of the store's commit that made it; it rises over everything that is stored.
+    #[prost(uint64, tag = "1")]
+    pub revision: u64,
+    /// Who made it, as the audit log calls them.
+    #[prost(string, tag = "2")]
+    pub author: ::prost::alloc::string::String,
+    /// When, in milliseconds since the Unix epoch.
+    #[prost(uint64, tag = "3")]
+    pub at_unix_ms: u64,
+    /// Version of what it says; empty where the policy was deleted.
+    #[prost(string, tag = "4")]
+    pub version: ::prost::alloc::string::String,
+    /// Fields that differ from the revision before it. At most 16; none where one of the two is a deletion, or the first.
+    #[prost(string, repeated, tag = "5")]
+    pub changed: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Count of all of them.
+    #[prost(uint32, tag = "6")]
+    pub changed_total: u32,
+    /// The newest earlier revision that says the same; 0: none of those that are kept does.
+    #[prost(uint64, tag = "7")]
+    pub same_as: u64,
+    /// What it says; only from `GetPolicyRevision`, and absent where the policy was deleted.
+    #[prost(message, optional, tag = "8")]
+    pub policy: ::core::option::Option<Policy>,
+}
+impl ::prost::Name for PolicyRevision {
+    const NAME: &'static str = "PolicyRevision";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.PolicyRevision".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.PolicyRevision".into()
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetPolicyRevisionRequest {
+    /// Name of the policy. Required.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// The revision. 0: the newest.
+    #[prost(uint64, tag = "2")]
+    pub revision: u64,
+}
+impl ::prost::Name for GetPolicyRevisionRequest {
+    const NAME: &'static str = "GetPolicyRevisionRequest";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.GetPolicyRevisionRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.GetPolicyRevisionRequest".into()
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RollbackPolicyRequest {
+    /// Name of the policy. Required.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// The revision to go back to. 0: the newest that says something else than what is in force; of a deleted policy the last one.
+    #[prost(uint64, tag = "2")]
+    pub to: u64,
+    /// Version that must be in force, else ABORTED. Empty: any. `none`: the policy must not exist.
+    #[prost(string, tag = "3")]
+    pub expected_version: ::prost::alloc::string::String,
+}
+impl ::prost::Name for RollbackPolicyRequest {
+    const NAME: &'static str = "RollbackPolicyRequest";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.RollbackPolicyRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.RollbackPolicyRequest".into()
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RollbackPolicyResponse {
+    /// What is now stored.
+    #[prost(message, optional, tag = "1")]
+    pub policy: ::core::option::Option<Policy>,
+    /// Revision whose content that is.
+    #[prost(uint64, tag = "2")]
+    pub restored: u64,
+    /// Whether anything changed.
+    #[prost(bool, tag = "3")]
+    pub changed: bool,
+}
+impl ::prost::Name for RollbackPolicyResponse {
+    const NAME: &'static str = "RollbackPolicyResponse";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.RollbackPolicyResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.RollbackPolicyResponse".into()
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListPolicyProxiesRequest {
+    /// Name of the policy. Required.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Where to go on: `node.id` of the last proxy of the answer before. Empty: from the first.
+    #[prost(string, tag = "2")]
+    pub after: ::prost::alloc::string::String,
+}
+impl ::prost::Name for ListPolicyProxiesRequest {
+    const NAME: &'static str = "ListPolicyProxiesRequest";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.ListPolicyProxiesRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.ListPolicyProxiesRequest".into()
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListPolicyProxiesResponse {
+    /// The proxies, by `node.id`. At most 1000.
+    #[prost(message, repeated, tag = "1")]
+    pub proxies: ::prost::alloc::vec::Vec<PolicyProxy>,
+    /// Whether there are more after the last of them.
+    #[prost(bool, tag = "2")]
+    pub has_more: bool,
+    /// Name of the replica that answers; empty when there are no others.
+    #[prost(string, tag = "3")]
+    pub replica: ::prost::alloc::string::String,
+    /// URL of the leader, which knows all proxies; empty when this replica knows them itself, or nobody leads.
+    #[prost(string, tag = "4")]
+    pub ask_leader: ::prost::alloc::string::String,
+    /// Whether these are only the proxies of the replica that answers.
+    #[prost(bool, tag = "5")]
+    pub is_part: bool,
+}
+impl ::prost::Name for ListPolicyProxiesResponse {
+    const NAME: &'static str = "ListPolicyProxiesResponse";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.ListPolicyProxiesResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.ListPolicyProxiesResponse".into()
+    }
+}
+/// What one proxy has of a policy.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PolicyProxy {
+    /// `node.id` of the proxy.
+    #[prost(string, tag = "1")]
+    pub node_id: ::prost::alloc::string::String,
+    /// Version that it has in force; empty: none.
+    #[prost(string, tag = "2")]
+    pub version: ::prost::alloc::string::String,
+    /// Version that it is meant to have; empty: the policy is not for it, as a candidate that is tried in other proxies.
+    #[prost(string, tag = "3")]
+    pub wanted_version: ::prost::alloc::string::String,
+    /// Since when it has what it has, in milliseconds since the Unix epoch; since this replica first heard of it at most.
+    #[prost(uint64, tag = "4")]
+    pub since_unix_ms: u64,
+    /// The version that it refused; empty: none.
+    #[prost(string, tag = "5")]
+    pub refused_version: ::prost::alloc::string::String,
+    /// Why, beginning with the field's path.
+    #[prost(string, tag = "6")]
+    pub refused_error: ::prost::alloc::string::String,
+    /// Time since its last report, in milliseconds.
+    #[prost(uint64, tag = "7")]
+    pub last_report_age_ms: u64,
+}
+impl ::prost::Name for PolicyProxy {
+    const NAME: &'static str = "PolicyProxy";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.PolicyProxy".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.PolicyProxy".into()
+    }
+}
+/// Generated client implementations.
+#[cfg(feature = "grpc")]
+pub mod policy_life_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// What became of a policy: its revisions, the way back to one of them, and what each proxy has of it.
+    #[derive(Debug, Clone)]
+    pub struct PolicyLifeClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> PolicyLifeClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> PolicyLifeClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            PolicyLifeClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// The revisions that are kept of a policy, the newest first, also of one that was deleted. NOT_FOUND: none is known.
+        pub async fn list_policy_revisions(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListPolicyRevisionsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListPolicyRevisionsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/headgate.v1.PolicyLife/ListPolicyRevisions",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("headgate.v1.PolicyLife", "ListPolicyRevisions"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// One revision with what it says.
+        pub async fn get_policy_revision(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetPolicyRevisionRequest>,
+        ) -> std::result::Result<tonic::Response<super::PolicyRevision>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/headgate.v1.PolicyLife/GetPolicyRevision",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("headgate.v1.PolicyLife", "GetPolicyRevision"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Makes what an earlier revision said a new revision. When it returns, that is durable. A revision that this version refuses, or that
+        /// cannot be in force beside the other policies, is INVALID_ARGUMENT as in `PolicyService`; FAILED_PRECONDITION: there is nothing to go
+        /// back to.
+        pub async fn rollback_policy(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RollbackPolicyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RollbackPolicyResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/headgate.v1.PolicyLife/RollbackPolicy",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("headgate.v1.PolicyLife", "RollbackPolicy"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// What each proxy has of a policy. Of several replicas the leader knows all proxies, the others their own.
+        pub async fn list_policy_proxies(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListPolicyProxiesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListPolicyProxiesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/headgate.v1.PolicyLife/ListPolicyProxies",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("headgate.v1.PolicyLife", "ListPolicyProxies"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+#[cfg(feature = "grpc")]
+pub mod policy_life_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with PolicyLifeServer.
+    #[async_trait]
+    pub trait PolicyLife: std::marker::Send + std::marker::Sync + 'static {
+        /// The revisions that are kept of a policy, the newest first, also of one that was deleted. NOT_FOUND: none is known.
+        async fn list_policy_revisions(
+            &self,
+            request: tonic::Request<super::ListPolicyRevisionsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListPolicyRevisionsResponse>,
+            tonic::Status,
+        >;
+        /// One revision with what it says.
+        async fn get_policy_revision(
+            &self,
+            request: tonic::Request<super::GetPolicyRevisionRequest>,
+        ) -> std::result::Result<tonic::Response<super::PolicyRevision>, tonic::Status>;
+        /// Makes what an earlier revision said a new revision. When it returns, that is durable. A revision that this version refuses, or that
+        /// cannot be in force beside the other policies, is INVALID_ARGUMENT as in `PolicyService`; FAILED_PRECONDITION: there is nothing to go
+        /// back to.
+        async fn rollback_policy(
+            &self,
+            request: tonic::Request<super::RollbackPolicyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RollbackPolicyResponse>,
+            tonic::Status,
+        >;
+        /// What each proxy has of a policy. Of several replicas the leader knows all proxies, the others their own.
+        async fn list_policy_proxies(
+            &self,
+            request: tonic::Request<super::ListPolicyProxiesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListPolicyProxiesResponse>,
+            tonic::Status,
+        >;
+    }
+    /// What became of a policy: its revisions, the way back to one of them, and what each proxy has of it.
+    #[derive(Debug)]
+    pub struct PolicyLifeServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> PolicyLifeServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for PolicyLifeServer<T>
+    where
+        T: PolicyLife,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/headgate.v1.PolicyLife/ListPolicyRevisions" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListPolicyRevisionsSvc<T: PolicyLife>(pub Arc<T>);
+                    impl<
+                        T: PolicyLife,
+                    > tonic::server::UnaryService<super::ListPolicyRevisionsRequest>
+                    for ListPolicyRevisionsSvc<T> {
+                        type Response = super::ListPolicyRevisionsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListPolicyRevisionsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as PolicyLife>::list_policy_revisions(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListPolicyRevisionsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/headgate.v1.PolicyLife/GetPolicyRevision" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetPolicyRevisionSvc<T: PolicyLife>(pub Arc<T>);
+                    impl<
+                        T: PolicyLife,
+                    > tonic::server::UnaryService<super::GetPolicyRevisionRequest>
+                    for GetPolicyRevisionSvc<T> {
+                        type Response = super::PolicyRevision;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetPolicyRevisionRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as PolicyLife>::get_policy_revision(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetPolicyRevisionSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/headgate.v1.PolicyLife/RollbackPolicy" => {
+                    #[allow(non_camel_case_types)]
+                    struct RollbackPolicySvc<T: PolicyLife>(pub Arc<T>);
+                    impl<
+                        T: PolicyLife,
+                    > tonic::server::UnaryService<super::RollbackPolicyRequest>
+                    for RollbackPolicySvc<T> {
+                        type Response = super::RollbackPolicyResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RollbackPolicyRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as PolicyLife>::rollback_policy(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RollbackPolicySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/headgate.v1.PolicyLife/ListPolicyProxies" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListPolicyProxiesSvc<T: PolicyLife>(pub Arc<T>);
+                    impl<
+                        T: PolicyLife,
+                    > tonic::server::UnaryService<super::ListPolicyProxiesRequest>
+                    for ListPolicyProxiesSvc<T> {
+                        type Response = super::ListPolicyProxiesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListPolicyProxiesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as PolicyLife>::list_policy_proxies(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListPolicyProxiesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for PolicyLifeServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "headgate.v1.PolicyLife";
+    impl<T> tonic::server::NamedService for PolicyLifeServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
 /// From a follower.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FollowerMessage {
