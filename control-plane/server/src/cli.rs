@@ -55,7 +55,7 @@ enum Command {
     /// Stream this node's GPUs to a control plane
     #[command(after_help = agent::EXAMPLES)]
     Agent(Box<agent::AgentArgs>),
-    /// Apply, check, read, delete and watch policies
+    /// Apply, check, read, compare, roll back, delete and watch policies
     #[command(after_help = EXIT_CODES)]
     Policy(Printing<policy::PolicyArgs>),
     /// Apply, check, render, read and delete the pools, routes and gateways of which Envoys are configured

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 use crate::gateway::EndpointView;
 
-pub use self::proxies::{PolicyReach, Proxies, ProxyView};
+pub use self::proxies::{PolicyHolding, PolicyReach, Proxies, ProxyView};
 pub use self::refusals::{MAX_REFUSALS, Refusal, Refusals};
 pub use self::rendered::{RenderedError, RenderedResources};
 

@@ -23,6 +23,7 @@ pub mod gateway_service;
 pub mod http;
 pub mod identity;
 pub mod load_reporting;
+pub mod policy_life;
 pub mod policy_service;
 pub mod records;
 pub mod replica;

@@ -21,7 +21,7 @@ use crate::identity::Caller;
 use crate::identity::access::Role;
 use crate::identity::audit::Outcome;
 use crate::store::{Applied, ChangeError, Expected, Store};
-use change::Change;
+pub(crate) use change::Change;
 use watch::Watch;
 
 /// Bytes that violations may take in a status. It travels in a header block, of which clients accept 16 KiB.
@@ -171,13 +171,14 @@ pub(crate) fn checked(source: Option<PolicySource>) -> Result<CheckedPolicy, Sta
     checked.map_err(|violations| invalid(&violations))
 }
 
-fn required_name(name: String) -> Result<String, Status> {
+pub(crate) fn required_name(name: String) -> Result<String, Status> {
     if name.is_empty() { Err(invalid(&Violations::of("name", "is required"))) } else { Ok(name) }
 }
 
-fn refused_change(error: &ChangeError) -> Status {
+pub(crate) fn refused_change(error: &ChangeError) -> Status {
     match error {
-        ChangeError::NotFound { .. } => Status::not_found(error.to_string()),
+        ChangeError::NotFound { .. } | ChangeError::NoRevision { .. } => Status::not_found(error.to_string()),
+        ChangeError::Deletion { .. } => Status::failed_precondition(error.to_string()),
         ChangeError::Conflict { .. } => Status::aborted(error.to_string()),
         ChangeError::Refused(violations) => invalid(violations),
         ChangeError::Full => Status::resource_exhausted(error.to_string()),

@@ -17,7 +17,7 @@ use tokio::sync::broadcast;
 use crate::document::{CheckedPolicy, Violations};
 use crate::fleet::{Fleet, PolicySet, StoredPolicy};
 pub use crate::records::StoreError;
-use crate::records::{Change, Kind, Record, Records, Update};
+use crate::records::{Change, Kind, Record, Records, Update, View};
 
 /// Most policies at once: as many as a filter holds (`headgate_core::discovery::MAX_RESOURCES`).
 pub const MAX_POLICIES: usize = headgate_core::discovery::MAX_RESOURCES;
@@ -112,6 +112,22 @@ pub enum ChangeError {
         /// The version that was found; [`Expected::Absent`] for none.
         found: Expected,
     },
+    /// This revision of it is not known, or no longer.
+    #[error("policy `{name}`: revision {revision} is not kept")]
+    NoRevision {
+        /// Its name.
+        name: String,
+        /// The revision.
+        revision: u64,
+    },
+    /// This revision says nothing that could be in force.
+    #[error("policy `{name}` was deleted in revision {revision}; `headgate policy delete {name}` does that")]
+    Deletion {
+        /// Its name.
+        name: String,
+        /// The revision.
+        revision: u64,
+    },
     /// The policy and another one cannot both be in force.
     #[error("{0}")]
     Refused(Violations),
@@ -146,28 +162,57 @@ impl Store {
     /// # Errors
     /// [`ChangeError`]; then nothing has changed.
     pub fn apply(&self, checked: &CheckedPolicy, expected: &Expected, author: &str) -> Result<Applied, ChangeError> {
-        let name = &checked.wire().name;
+        self.put(&checked.wire().name, |_| Ok(checked.clone()), expected, author)
+    }
+
+    /// Makes what the revision `to` of a policy said a new revision, in the name of `author`. When it returns, that is durable and published.
+    /// Also a policy that was deleted comes back so.
+    ///
+    /// # Errors
+    /// [`ChangeError`]; then nothing has changed. [`ChangeError::Refused`] also when this version of Headgate does not take what it said.
+    pub fn rollback(&self, name: &str, to: u64, expected: &Expected, author: &str) -> Result<Applied, ChangeError> {
+        let said = |view: &View| {
+            let is_meant = |record: &&Arc<Record>| record.revision == to;
+            let missing = || ChangeError::NoRevision { name: name.to_owned(), revision: to };
+            let record = view.history(Kind::Policy, name).iter().find(is_meant).ok_or_else(missing)?;
+            if record.body.is_none() {
+                return Err(ChangeError::Deletion { name: name.to_owned(), revision: to });
+            }
+            CheckedPolicy::from_wire(stored(record)?.policy).map_err(ChangeError::Refused)
+        };
+        self.put(name, said, expected, author)
+    }
+
+    /// Stores the policy `name` as `wanted` has it in view of what is stored.
+    fn put(
+        &self,
+        name: &str,
+        wanted: impl Fn(&View) -> Result<CheckedPolicy, ChangeError>,
+        expected: &Expected,
+        author: &str,
+    ) -> Result<Applied, ChangeError> {
         let mut unchanged = None;
         let added = self.records.commit(author, |view| {
+            let checked = wanted(view)?;
             let current = view.get(Kind::Policy, name).map(|record| stored(record)).transpose()?;
             expect(name, expected, current.as_ref())?;
             unchanged = current.filter(|current| current.policy == *checked.wire());
             if unchanged.is_some() {
                 return Ok(Vec::new());
             }
-            let others = view.live(Kind::Policy).filter(|record| record.name != *name).count();
+            let others = view.live(Kind::Policy).filter(|record| record.name != name).count();
             if others >= MAX_POLICIES {
                 return Err(ChangeError::Full);
             }
-            self.check(checked)?;
+            self.check(&checked)?;
             let body = prost::Message::encode_to_vec(checked.wire()).into();
-            Ok(vec![Change { kind: Kind::Policy, name: name.clone(), body: Some(body) }])
+            Ok(vec![Change { kind: Kind::Policy, name: name.to_owned(), body: Some(body) }])
         })?;
         match (added.first(), unchanged) {
             (Some(record), _) => Ok(Applied { stored: Arc::new(stored(record)?), changed: true }),
             (None, Some(stored)) => Ok(Applied { stored: Arc::new(stored), changed: false }),
             // What was not added was unchanged.
-            (None, None) => Err(ChangeError::NotFound { name: name.clone() }),
+            (None, None) => Err(ChangeError::NotFound { name: name.to_owned() }),
         }
     }
 

@@ -16,6 +16,7 @@ use headgate_protos::discovery::DeltaDiscoveryRequest;
 use headgate_protos::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use headgate_protos::envoy_core::Node;
 use headgate_protos::v1::load_reporting_client::LoadReportingClient;
+use headgate_protos::v1::policy_life_client::PolicyLifeClient;
 use headgate_protos::v1::policy_service_client::PolicyServiceClient;
 use headgate_protos::v1::replication_client::ReplicationClient;
 use headgate_protos::{POLICY_TYPE_URL, v1};
@@ -222,6 +223,40 @@ async fn a_role_reaches_as_far_as_its_policies() {
     assert_eq!(told[1][1], "unchanged");
     assert_eq!(told[3][..2], ["access", "refused"]);
     assert_eq!(told.last().unwrap(), &["policy.delete", "done", "ops@https://issuer.example.com", "search-eu"]);
+    bench.running.stop().await;
+}
+
+#[tokio::test]
+async fn going_back_needs_rights_for_the_policy_and_for_the_one_that_it_is_tried_beside() {
+    let bench = Bench::new(ACCESS).await;
+    let mut client = bench.policies().await;
+    let mut life = PolicyLifeClient::new(bench.channel(None).await);
+    let (ops, guest) = (bench.token("ops"), bench.token("guest"));
+    let team = bench.issuer.sign(&with("ci", "groups", json!(["team-search"])));
+    apply(&mut client, &ops, "ads-eu").await.unwrap();
+    let candidate =
+        document("search-next").replace("pool: search-next", "pool: ads-eu") + "  enforcement: shadow\n  candidate: { of: ads-eu }\n";
+    for document in [candidate, document("search-next")] {
+        let source = Some(v1::PolicySource { source: Some(v1::policy_source::Source::Document(document)) });
+        client.apply_policy(bearing(&ops, v1::ApplyPolicyRequest { source, ..Default::default() })).await.unwrap();
+    }
+    let request = || v1::RollbackPolicyRequest { name: "search-next".to_owned(), ..Default::default() };
+    let refused = life.rollback_policy(bearing(&team, request())).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    assert_eq!(refused.message(), "ci@https://issuer.example.com does not have the role operate for the policy `ads-eu`");
+    assert_eq!(life.rollback_policy(bearing(&guest, request())).await.unwrap_err().code(), Code::PermissionDenied);
+    life.rollback_policy(bearing(&ops, request())).await.unwrap();
+    let revisions = |name: &str| v1::ListPolicyRevisionsRequest { name: name.to_owned() };
+    let told = life.list_policy_revisions(bearing(&guest, revisions("search-next"))).await.unwrap().into_inner().revisions;
+    assert_eq!((told.len(), told[0].author.as_str()), (3, "ops@https://issuer.example.com"));
+    for name in ["ads-eu", "nothing"] {
+        let refused = life.list_policy_revisions(bearing(&guest, revisions(name))).await.unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied, "{name}");
+    }
+    let audit = bench.audit();
+    let done = audit.iter().find(|line| line["action"] == "policy.rollback").unwrap();
+    assert_eq!((&done["outcome"], &done["policy"], &done["version"]), (&json!("done"), &json!("search-next"), &json!(told[0].version)));
+    assert_eq!(done["previous_version"], json!(told[1].version));
     bench.running.stop().await;
 }
 

@@ -216,6 +216,42 @@ fn the_life_of_a_policy_has_its_exit_codes() {
 }
 
 #[test]
+fn what_became_of_a_policy_is_told_and_undone() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::start(directory.path());
+    assert_eq!(code(&server.policy(&["history", "demo"])), 3, "nothing is known of it");
+    assert_eq!(code(&server.policy(&["rollback", "demo"])), 3);
+    assert_eq!(code(&server.apply(POLICY, &[])), 0);
+    assert_eq!(code(&server.policy(&["rollback", "demo"])), 1, "there is nothing to go back to");
+    let strict = POLICY.replace("whenTripped: reserved_lane", "whenTripped: gradient_throttle");
+    assert_eq!(code(&server.apply(&strict, &[])), 0);
+    let change = "classes[high].whenTripped: \"reserved_lane\" -> \"gradient_throttle\"\n";
+    assert_eq!(stdout(&server.policy(&["diff", "demo"])), format!("policy demo: 1 -> 2\n{change}"));
+    assert_eq!(stdout(&server.policy(&["diff", "demo", "--from", "2", "--to", "2"])), "policy demo: 2 and 2 say the same\n");
+    let with_file = run_with(&["policy", "--server", &server.grpc, "diff", "demo", "--from", "1", "-f", "-"], &strict);
+    assert_eq!(stdout(&with_file), format!("policy demo: 1 -> -\n{change}"));
+    assert_eq!(code(&server.policy(&["diff", "demo", "--from", "9"])), 3, "it is not kept");
+
+    assert_eq!(code(&server.policy(&["rollback", "demo", "--expected-version", "0000000000000000"])), 5);
+    let back = server.policy(&["rollback", "demo"]);
+    assert!(stdout(&back).starts_with("policy demo is as in revision 1 again, version "), "{}", stdout(&back));
+    assert_eq!(code(&server.policy(&["delete", "demo"])), 0);
+    assert_eq!(code(&server.policy(&["rollback", "demo", "--to", "4"])), 1, "4 is its deletion");
+    let back: serde_json::Value = serde_json::from_slice(&server.policy(&["rollback", "demo", "--to", "2", "--json"]).stdout).unwrap();
+    assert_eq!((&back["restored"], &back["changed"]), (&2.into(), &true.into()));
+
+    let history: serde_json::Value = serde_json::from_slice(&server.policy(&["history", "demo", "--json"]).stdout).unwrap();
+    let what = |field: &str| history.as_array().unwrap().iter().map(|revision| revision[field].clone()).collect::<Vec<_>>();
+    assert_eq!(what("what"), ["restored", "deleted", "restored", "changed", "created"]);
+    assert_eq!(what("same_as"), [2.into(), serde_json::Value::Null, 1.into(), serde_json::Value::Null, serde_json::Value::Null]);
+    assert!(what("author").iter().all(|author| author == "anonymous"), "on loopback nobody has to say who they are");
+    let text = stdout(&server.policy(&["history", "demo"]));
+    assert!(text.lines().nth(4).unwrap().ends_with("changed classes[high].whenTripped"), "{text}");
+    let proxies = server.policy(&["get", "demo", "--proxies"]);
+    assert_eq!(stdout(&proxies), "no proxy is connected\n");
+}
+
+#[test]
 fn policies_survive_a_kill_and_a_term_ends_with_0() {
     let directory = tempfile::tempdir().unwrap();
     let first = Server::start(directory.path());

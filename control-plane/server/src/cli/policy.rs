@@ -1,4 +1,6 @@
-//! `headgate policy …`: apply, validate, get, list, delete, watch.
+//! `headgate policy …`: apply, validate, get, history, diff, rollback, list, delete, watch.
+
+mod life;
 
 use std::io::{self, Read};
 
@@ -50,10 +52,39 @@ enum PolicyCommand {
         file: String,
     },
     /// Show a policy, and how far it has come in the fleet
-    #[command(after_help = "Examples:\n  headgate policy get demo\n  headgate policy get demo > demo.yaml    # can be applied again")]
+    #[command(after_help = "Examples:\n  headgate policy get demo\n  headgate policy get demo > demo.yaml    # can be applied again\n  \
+                            headgate policy get demo --proxies    # what each proxy has of it, since when, and what it refused\n\n\
+                            Of several replicas the leader knows all proxies, the others their own.")]
     Get {
         /// Name of the policy
         name: String,
+        /// Show what each proxy has of it instead of what it says
+        #[arg(long)]
+        proxies: bool,
+    },
+    /// Show who changed a policy, when, and what; the newest revision first
+    #[command(after_help = "Examples:\n  headgate policy history demo\n  headgate policy history demo --json | jq '.[0].author'\n\n\
+                            64 revisions of each name are kept, also of a policy that was deleted.")]
+    History {
+        /// Name of the policy
+        name: String,
+    },
+    /// Show in which fields two revisions of a policy differ, or a revision and a file
+    #[command(after_help = "Examples:\n  headgate policy diff demo                  # what the newest revision changed\n  \
+                            headgate policy diff demo --from 12 --to 15\n  headgate policy diff demo -f demo.yaml     # what applying it would change")]
+    Diff(life::DiffArgs),
+    /// Make what an earlier revision said a new revision; when it returns, that is durable
+    #[command(after_help = "Examples:\n  headgate policy rollback demo              # to what was in force before\n  \
+                            headgate policy rollback demo --to 12      # see `headgate policy history demo`")]
+    Rollback {
+        /// Name of the policy
+        name: String,
+        /// Revision to go back to; without it the newest that says something else
+        #[arg(long, value_name = "REVISION", value_parser = clap::value_parser!(u64).range(1..))]
+        to: Option<u64>,
+        /// Version that must be in force; `none`: the policy must not exist
+        #[arg(long, value_name = "VERSION")]
+        expected_version: Option<String>,
     },
     /// Show all policies
     #[command(after_help = "Examples:\n  headgate policy list")]
@@ -149,7 +180,14 @@ pub(super) async fn run(args: PolicyArgs, format: Format) -> Result<(), CliError
             let document = read_document(&file)?;
             apply(args.grpc.connect().await?, document, expected_version.unwrap_or_default(), format).await
         }
-        PolicyCommand::Get { name } => get(args.grpc.connect().await?, name, format).await,
+        PolicyCommand::Get { name, proxies: true } => life::proxies(args.grpc.channel().await?, name, format).await,
+        PolicyCommand::History { name } => life::history(args.grpc.channel().await?, name, format).await,
+        PolicyCommand::Diff(diff) => life::diff(args.grpc.channel().await?, diff, format).await,
+        PolicyCommand::Rollback { name, to, expected_version } => {
+            let request = v1::RollbackPolicyRequest { name, to: to.unwrap_or(0), expected_version: expected_version.unwrap_or_default() };
+            life::rollback(args.grpc.channel().await?, request, format).await
+        }
+        PolicyCommand::Get { name, proxies: false } => get(args.grpc.connect().await?, name, format).await,
         PolicyCommand::List => list(args.grpc.connect().await?, format).await,
         PolicyCommand::Delete { name, expected_version } => {
             delete(args.grpc.connect().await?, name, expected_version.unwrap_or_default(), format).await

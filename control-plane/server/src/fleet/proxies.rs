@@ -1,6 +1,7 @@
 //! What is known of each proxy: its policies, what it refused, when it last spoke.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -24,9 +25,36 @@ struct Proxy {
     last_report_at: Instant,
     filter_version: String,
     workers: usize,
-    policies: Vec<v1::AppliedPolicy>,
+    policies: Vec<Held>,
+    /// When its policies last changed.
+    changed_at: Instant,
     /// By policy: what the filter refused, as it said on either stream.
     rejected: BTreeMap<String, v1::RejectedPolicy>,
+}
+
+/// A policy in force in a proxy.
+#[derive(Debug)]
+struct Held {
+    policy: v1::AppliedPolicy,
+    /// When it was first said of this version.
+    since: Instant,
+}
+
+/// What one proxy has of one policy.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PolicyHolding {
+    /// `node.id`.
+    pub node_id: String,
+    /// Version that it has in force; empty: none.
+    pub version: String,
+    /// Version that it is meant to have; empty: the policy is not for it.
+    pub wanted_version: String,
+    /// For how long it has that; without any, for how long its policies have not changed.
+    pub held_for: Duration,
+    /// The version that it refused.
+    pub refused: Option<v1::RejectedPolicy>,
+    /// Time since its last report.
+    pub last_report_age: Duration,
 }
 
 /// One proxy as it is.
@@ -70,7 +98,7 @@ impl Proxies {
         proxy.last_report_at = now;
         proxy.filter_version.clone_from(&report.filter_version);
         proxy.workers = report.workers.len();
-        proxy.policies = report.policies.iter().take(MAX_POLICIES_PER_PROXY).cloned().collect();
+        proxy.hold(now, &report.policies);
         // The report is the whole truth: a refusal that it no longer names has been mended.
         proxy.rejected.clear();
         for rejection in report.rejected.iter().take(MAX_POLICIES_PER_PROXY) {
@@ -117,7 +145,7 @@ impl Proxies {
     /// Newest epoch of limits that any proxy has, by policy.
     pub fn limits_epochs(&self) -> BTreeMap<String, u64> {
         let mut epochs = BTreeMap::new();
-        for applied in self.lock().values().flat_map(|proxy| &proxy.policies) {
+        for applied in self.lock().values().flat_map(Proxy::applied) {
             let newest = epochs.entry(applied.name.clone()).or_insert(0);
             *newest = applied.limits_epoch.max(*newest);
         }
@@ -129,7 +157,7 @@ impl Proxies {
         let mut reach = PolicyReach::default();
         let (name, version) = (&policy.name, &policy.version);
         for (node_id, proxy) in self.lock().iter() {
-            if proxy.policies.iter().any(|applied| applied.name == *name && applied.version == *version) {
+            if proxy.applied().any(|applied| applied.name == *name && applied.version == *version) {
                 reach.proxies_current += 1;
             } else if rollout::has_candidate(policy, node_id) {
                 reach.proxies_behind += 1;
@@ -147,6 +175,13 @@ impl Proxies {
         reach
     }
 
+    /// What each proxy has of a policy, by `node.id`: the first `most` of those behind `after`.
+    pub fn holdings(&self, now: Instant, policy: &v1::Policy, after: &str, most: usize) -> Vec<PolicyHolding> {
+        let table = self.lock();
+        let behind = table.range::<str, _>((Bound::Excluded(after), Bound::Unbounded));
+        behind.take(most).map(|(node_id, proxy)| proxy.holding(node_id, now, policy)).collect()
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Proxy>> {
         // A poisoned table is still a table: every write leaves it whole.
         self.table.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
@@ -157,7 +192,37 @@ impl Proxies {
 
 impl Proxy {
     fn new(now: Instant) -> Self {
-        Self { last_report_at: now, filter_version: String::new(), workers: 0, policies: Vec::new(), rejected: BTreeMap::new() }
+        let (policies, rejected) = (Vec::new(), BTreeMap::new());
+        Self { last_report_at: now, filter_version: String::new(), workers: 0, policies, changed_at: now, rejected }
+    }
+
+    fn applied(&self) -> impl Iterator<Item = &v1::AppliedPolicy> {
+        self.policies.iter().map(|held| &held.policy)
+    }
+
+    /// Takes the policies in force. A version that stays keeps its time.
+    fn hold(&mut self, now: Instant, policies: &[v1::AppliedPolicy]) {
+        let before = std::mem::take(&mut self.policies);
+        let is_same = |held: &Held, policy: &v1::AppliedPolicy| held.policy.name == policy.name && held.policy.version == policy.version;
+        let since = |policy: &v1::AppliedPolicy| before.iter().find(|held| is_same(held, policy)).map_or(now, |held| held.since);
+        let hold = |policy: &v1::AppliedPolicy| Held { policy: policy.clone(), since: since(policy) };
+        self.policies = policies.iter().take(MAX_POLICIES_PER_PROXY).map(hold).collect();
+        if before.len() != self.policies.len() || self.policies.iter().any(|held| held.since == now) {
+            self.changed_at = now;
+        }
+    }
+
+    fn holding(&self, node_id: &str, now: Instant, policy: &v1::Policy) -> PolicyHolding {
+        let held = self.policies.iter().find(|held| held.policy.name == policy.name);
+        let is_meant = rollout::has_candidate(policy, node_id);
+        PolicyHolding {
+            node_id: node_id.to_owned(),
+            version: held.map(|held| held.policy.version.clone()).unwrap_or_default(),
+            wanted_version: if is_meant { policy.version.clone() } else { String::new() },
+            held_for: now.duration_since(held.map_or(self.changed_at, |held| held.since)),
+            refused: self.rejected.get(&policy.name).cloned(),
+            last_report_age: now.duration_since(self.last_report_at),
+        }
     }
 
     fn reject(&mut self, mut rejection: v1::RejectedPolicy) {
@@ -175,7 +240,7 @@ impl Proxy {
             filter_version: self.filter_version.clone(),
             last_report_age: now.duration_since(self.last_report_at),
             workers: self.workers,
-            policies: self.policies.clone(),
+            policies: self.applied().cloned().collect(),
             rejected: self.rejected.values().cloned().collect(),
         }
     }
@@ -209,6 +274,24 @@ mod tests {
         assert_eq!((reach.proxies_current, reach.proxies_behind), (1, 1));
         assert_eq!(reach.rejections.len(), 1);
         assert_eq!((reach.rejections[0].node_id.as_str(), reach.rejections[0].error.as_str()), ("b", "classes: is missing"));
+    }
+
+    #[test]
+    fn what_a_proxy_has_is_told_with_the_time_since_when_and_page_by_page() {
+        let (proxies, began) = (Proxies::default(), Instant::now());
+        let at = |seconds: u64| began + Duration::from_secs(seconds);
+        for (seconds, seen) in [(0, "1"), (1, "2"), (4, "2")] {
+            proxies.record_report(at(seconds), &report("a", seen, &[]));
+        }
+        proxies.record_report(at(3), &report("b", "1", &["demo"]));
+        proxies.record_report(at(3), &v1::LoadReport { node_id: "c".to_owned(), ..Default::default() });
+        let all = proxies.holdings(at(5), &version("2"), "", 9);
+        let shown: Vec<_> = all.iter().map(|of| (of.node_id.as_str(), of.version.as_str(), of.held_for.as_secs())).collect();
+        assert_eq!(shown, [("a", "2", 4), ("b", "1", 2), ("c", "", 2)]);
+        assert!(all.iter().all(|of| of.wanted_version == "2") && all[0].last_report_age == Duration::from_secs(1));
+        assert_eq!(all[1].refused.as_ref().map(|refused| refused.error.as_str()), Some("classes: is missing"));
+        assert_eq!(proxies.holdings(at(5), &version("2"), "", 2), all[..2]);
+        assert_eq!(proxies.holdings(at(5), &version("2"), "b", 2), all[2..]);
     }
 
     #[test]

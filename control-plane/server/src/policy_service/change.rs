@@ -10,22 +10,22 @@ const MAX_REASON_BYTES: usize = 1024;
 
 /// What is known of a change so far.
 #[derive(Debug, Default)]
-pub(super) struct Change {
-    pub(super) action: &'static str,
-    pub(super) policy: Option<String>,
-    pub(super) version: Option<String>,
-    pub(super) previous_version: Option<String>,
+pub(crate) struct Change {
+    pub(crate) action: &'static str,
+    pub(crate) policy: Option<String>,
+    pub(crate) version: Option<String>,
+    pub(crate) previous_version: Option<String>,
 }
 
 // === impl Change ===
 
 impl Change {
-    pub(super) fn new(action: &'static str) -> Self {
+    pub(crate) fn new(action: &'static str) -> Self {
         Self { action, ..Self::default() }
     }
 
     /// Records what came of it. A missing role has been recorded by the caller itself.
-    pub(super) fn record(&self, caller: &Caller, outcome: Result<Outcome, &Status>) {
+    pub(crate) fn record(&self, caller: &Caller, outcome: Result<Outcome, &Status>) {
         let (outcome, reason) = match outcome {
             Ok(outcome) => (outcome, None),
             Err(status) if status.code() == Code::PermissionDenied => return,

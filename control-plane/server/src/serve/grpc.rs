@@ -9,6 +9,7 @@ use headgate_protos::v1;
 use headgate_protos::v1::device_reporting_server::DeviceReportingServer;
 use headgate_protos::v1::gateway_service_server::GatewayServiceServer;
 use headgate_protos::v1::load_reporting_server::LoadReportingServer;
+use headgate_protos::v1::policy_life_server::PolicyLifeServer;
 use headgate_protos::v1::policy_service_server::PolicyServiceServer;
 use headgate_protos::v1::policy_trial_server::PolicyTrialServer;
 use headgate_protos::v1::replication_server::ReplicationServer as ReplicationServiceServer;
@@ -32,6 +33,7 @@ use crate::gateway_service::GatewayServer;
 use crate::identity::Guard;
 use crate::identity::listener::Incoming;
 use crate::load_reporting::{Books, LoadReports};
+use crate::policy_life::LifeServer;
 use crate::policy_service::PolicyServer;
 use crate::replica::Helm;
 use crate::replica::service::ReplicationServer;
@@ -85,6 +87,7 @@ impl Services {
             AccessLogs::new(&self.fleet, self.ledger.clone(), self.clock, self.access_logs, self.shutdown.clone()).timing(self.latencies);
         let access_logs = AccessLogServiceServer::new(access_logs).max_decoding_message_size(access_log::MAX_MESSAGE_BYTES);
         let books = Books { fleet: self.fleet.clone(), ledger: self.ledger, engines: self.engines, clock: self.clock };
+        let life = LifeServer::new(self.store.clone(), self.fleet.clone(), self.helm.clone());
         let replication = ReplicationServer {
             helm: self.helm,
             fleet: self.fleet.clone(),
@@ -104,6 +107,7 @@ impl Services {
             .add_service(ReplicationServiceServer::new(replication))
             .add_service(access_logs)
             .add_service(PolicyServiceServer::new(policies))
+            .add_service(PolicyLifeServer::new(life))
             .add_service(PolicyTrialServer::new(self.dry_run))
             .add_service(GatewayServiceServer::new(self.gateway));
         Ok(async move {

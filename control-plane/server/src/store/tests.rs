@@ -162,6 +162,42 @@ fn the_history_has_every_change_with_its_author() {
 }
 
 #[test]
+fn what_a_revision_said_is_in_force_again_as_a_new_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = opened(directory.path(), Fleet::new()).unwrap();
+    let [first, second] = [75, 80].map(|percent| document("a", "p", "/", percent));
+    for document in [&first, &second] {
+        store.apply(document, &Expected::Any, "ann").unwrap();
+    }
+    let back = store.rollback("a", 1, &Expected::Version(second.wire().version.clone()), "bob").unwrap();
+    assert!(back.changed && back.stored.policy == *first.wire());
+    assert!(!store.rollback("a", 1, &Expected::Any, "bob").unwrap().changed, "it says that already");
+    let conflict = store.rollback("a", 2, &Expected::Version(second.wire().version.clone()), "bob");
+    assert!(matches!(conflict, Err(ChangeError::Conflict { .. })));
+    store.delete("a", &Expected::Any, "bob").unwrap();
+    assert_eq!(
+        store.rollback("a", 4, &Expected::Any, "bob").unwrap_err().to_string(),
+        "policy `a` was deleted in revision 4; `headgate policy delete a` does that"
+    );
+    assert_eq!(store.rollback("a", 9, &Expected::Any, "bob").unwrap_err().to_string(), "policy `a`: revision 9 is not kept");
+    assert!(store.rollback("a", 2, &Expected::Absent, "cy").unwrap().changed);
+    let authors: Vec<_> = store.history("a").unwrap().into_iter().map(|of| (of.revision, of.author)).collect();
+    assert_eq!(authors, [(1, "ann"), (2, "ann"), (3, "bob"), (4, "bob"), (5, "cy")].map(|(number, who)| (number, who.to_owned())));
+}
+
+#[test]
+fn what_cannot_be_in_force_beside_the_others_cannot_come_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = opened(directory.path(), Fleet::new()).unwrap();
+    store.apply(&document("a", "p", "/a", 75), &Expected::Any, "ann").unwrap();
+    store.apply(&document("a", "q", "/a", 75), &Expected::Any, "ann").unwrap();
+    store.apply(&document("b", "p", "/b", 75), &Expected::Any, "ann").unwrap();
+    let refused = store.rollback("a", 1, &Expected::Any, "bob").unwrap_err();
+    assert_eq!(refused.to_string(), "pool: \"p\" is already protected by policy `b`");
+    assert_eq!(store.history("a").unwrap().len(), 2);
+}
+
+#[test]
 fn a_directory_that_cannot_be_made_is_an_error_with_its_path() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("file");
