@@ -58,7 +58,7 @@ impl Pool {
 
 /// Envoy's own filter that keeps the header where ours can read it before the response ends, and from the client, as users have it.
 fn keeps_load_header() -> Result<Value> {
-    Ok(serde_json::from_str(include_str!("../../../envoy/load-header.json"))?)
+    Ok(serde_json::from_str(include_str!("../../../envoy/response-headers.json"))?)
 }
 
 /// Whether the answer tells nothing of the engine's load.

@@ -85,7 +85,7 @@ fn admission() -> HttpFilter {
     HttpFilter { name: FILTER_NAME.to_owned(), config_type: Some(ConfigType::ConfigDiscovery(discovery)), ..HttpFilter::default() }
 }
 
-/// What engines say of their load is kept where the filter reads it (`envoy/load-header.json`), and is not the client's to know.
+/// What engines say of their load is kept where the filter reads it (`envoy/response-headers.json`), and is not the client's to know.
 fn loads_to_metadata() -> filter::header_to_metadata::v3::Config {
     use filter::header_to_metadata::v3::config::{KeyValuePair, Rule};
     let keep = |load: LoadHeader| Rule {

@@ -140,7 +140,7 @@ fn loads_are_kept_for_the_filter_and_taken_off_the_answer_as_in_the_file_for_use
     let config = Config::decode(config.value.as_slice()).unwrap();
     let rules: Vec<_> =
         config.response_rules.iter().map(|rule| (rule.header.clone(), rule.on_header_present.clone(), rule.remove)).collect();
-    let file: serde_json::Value = serde_json::from_str(include_str!("../../../../../envoy/load-header.json")).unwrap();
+    let file: serde_json::Value = serde_json::from_str(include_str!("../../../../../envoy/response-headers.json")).unwrap();
     let copied: Vec<_> = file["typed_config"]["response_rules"].as_array().unwrap().iter().collect();
     assert_eq!(rules.len(), copied.len());
     for ((header, kept, remove), copied) in rules.iter().zip(copied) {
