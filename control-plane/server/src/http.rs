@@ -120,7 +120,7 @@ impl Observatory {
         let nothing = PoolView::default();
         let pool = |(name, view): (&String, &PoolControlView)| {
             let load = loads.get(name).unwrap_or(&nothing);
-            let engines = control.engines.get(name).map_or_else(Vec::new, EngineStatus::list);
+            let engines = control.engines.get(name);
             PoolStatus {
                 pool: name.clone(),
                 policy: view.policy.clone(),
@@ -131,12 +131,12 @@ impl Observatory {
                 drain_rps: view.state.drain_rps,
                 proxies: load.proxies,
                 latencies: ledger.latencies(now, name).into(),
-                overload: OverloadStatus::of(view, load, &engines),
+                overload: OverloadStatus::of(now, view, load, engines.and_then(|engines| engines.sample.as_ref())),
                 gpu_units: control.capacities.get(name).map_or(0.0, |capacity| capacity.units),
                 gpu_capacity: control.capacities.get(name).map_or(1.0, PoolCapacity::fraction),
                 gpu_problem: control.capacities.get(name).map_or_else(String::new, |capacity| capacity.because.clone()),
                 quotas: QuotaStatus::list(&quotas, name),
-                engines,
+                engines: engines.map_or_else(Vec::new, EngineStatus::list),
             }
         };
         control.pools.iter().map(pool).collect()

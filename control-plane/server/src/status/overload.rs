@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use headgate_core::fleet::{PoolControlView, PoolView};
-use headgate_core::overload::{Budgets, Flow, OverloadState, Work};
+use headgate_core::overload::{Budgets, EngineSample, Flow, OverloadState, Work};
+use headgate_core::time::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{EngineStatus, TermStatus, terms};
+use super::{TermStatus, terms};
 
 /// Overload control of one pool.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -133,8 +134,8 @@ pub struct RungStatus {
 // === impl OverloadStatus ===
 
 impl OverloadStatus {
-    /// Overload control of a pool with these engines; `None` when its policy has none.
-    pub fn of(view: &PoolControlView, load: &PoolView, engines: &[EngineStatus]) -> Option<Self> {
+    /// Overload control of a pool whose controller was given `sample` of its engines; `None` when its policy has none.
+    pub fn of(now: Timestamp, view: &PoolControlView, load: &PoolView, sample: Option<&EngineSample>) -> Option<Self> {
         let (state, config) = (view.overload.as_ref()?, view.overload_config.as_ref()?);
         let nothing = Flow::default();
         let flow = load.flow.as_ref().unwrap_or(&nothing);
@@ -146,7 +147,7 @@ impl OverloadStatus {
             saturation: state.saturation.value,
             binding: state.saturation.binding.map_or("", headgate_core::overload::Term::as_str).to_owned(),
             terms: state.saturation.terms.iter().map(|(term, value)| (term.as_str().to_owned(), *value)).collect(),
-            measured: terms::of(state, config, flow.in_flight, engines),
+            measured: terms::of(now, state, config, flow.in_flight, sample),
             confidence: state.saturation.confidence,
             budgets: state.budgets.into(),
             safe_budgets: state.safe_budgets.into(),

@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 
 use headgate_core::overload::{EngineSample, OverloadState, Term, Work, engine_queue_reference};
 use headgate_core::policy::OverloadConfig;
+use headgate_core::time::Timestamp;
 use serde::{Deserialize, Serialize};
-
-use super::EngineStatus;
 
 /// A term against its threshold. The term is 1 where what it measures is at the threshold; while something is cut off, the terms of work
 /// also grow with what is asked for beyond it.
@@ -24,38 +23,25 @@ pub struct TermStatus {
     pub age_ms: Option<u64>,
 }
 
-/// Every term, by name.
-pub(super) fn of(state: &OverloadState, config: &OverloadConfig, work: Work, engines: &[EngineStatus]) -> BTreeMap<String, TermStatus> {
-    let fresh = Fresh::of(state, engines);
-    Term::ALL.into_iter().map(|term| (term.as_str().to_owned(), one(term, state, config, work, fresh.as_ref()))).collect()
+/// Every term, by name. `sample` is what the controller was given of the engines, none of it while they are stale.
+pub(super) fn of(
+    now: Timestamp,
+    state: &OverloadState,
+    config: &OverloadConfig,
+    work: Work,
+    sample: Option<&EngineSample>,
+) -> BTreeMap<String, TermStatus> {
+    Term::ALL.into_iter().map(|term| (term.as_str().to_owned(), one(now, term, state, config, work, sample))).collect()
 }
 
-/// What the engines say that are read.
-struct Fresh {
-    sample: EngineSample,
-    age_ms: Option<u64>,
-}
-
-impl Fresh {
-    /// `None` when the controller has never seen a reading, or none is fresh.
-    fn of(state: &OverloadState, engines: &[EngineStatus]) -> Option<Self> {
-        let ok: Vec<&EngineStatus> = engines.iter().filter(|engine| engine.state == "ok").collect();
-        let first = state.sample_epoch > 0 && !ok.is_empty();
-        let sum = |value: fn(&EngineStatus) -> Option<u64>| ok.iter().filter_map(|engine| value(engine)).fold(0, u64::saturating_add);
-        let used = |engine: &&&EngineStatus| Some(engine.kv_used_percent? / 100.0 * engine.kv_total_tokens? as f64);
-        let sample = EngineSample {
-            kv_used_tokens: ok.iter().filter_map(|engine| used(&engine)).sum::<f64>() as u64,
-            kv_total_tokens: sum(|engine| engine.kv_total_tokens),
-            running: sum(|engine| engine.running),
-            waiting: sum(|engine| engine.waiting),
-            engines: u32::try_from(ok.len()).unwrap_or(u32::MAX),
-            ..EngineSample::default()
-        };
-        first.then(|| Self { sample, age_ms: ok.iter().filter_map(|engine| engine.age_ms).max() })
-    }
-}
-
-fn one(term: Term, state: &OverloadState, config: &OverloadConfig, work: Work, fresh: Option<&Fresh>) -> TermStatus {
+fn one(
+    now: Timestamp,
+    term: Term,
+    state: &OverloadState,
+    config: &OverloadConfig,
+    work: Work,
+    sample: Option<&EngineSample>,
+) -> TermStatus {
     let budgets = &state.budgets;
     let filters = |value: Option<f64>, threshold: Option<f64>, unit: &str| TermStatus {
         value,
@@ -66,13 +52,13 @@ fn one(term: Term, state: &OverloadState, config: &OverloadConfig, work: Work, f
     };
     let engines = |value: f64, threshold: f64, unit: &str| TermStatus {
         source: "engines".to_owned(),
-        age_ms: fresh.and_then(|fresh| fresh.age_ms),
+        age_ms: sample.map(|sample| u64::try_from(now.since(sample.at).as_millis()).unwrap_or(u64::MAX)),
         ..filters(Some(value), Some(threshold), unit)
     };
     let of_budget = |used: u64, budget: Option<u64>, unit| filters(Some(used as f64), budget.map(|budget| budget as f64), unit);
     let millis = |time: std::time::Duration| time.as_secs_f64() * 1000.0;
     let ratio = state.saturation.term(term);
-    match (term, fresh.map(|fresh| &fresh.sample)) {
+    match (term, sample) {
         (Term::Prefill, _) => of_budget(work.prefill_tokens, budgets.prefill_tokens, "tokens"),
         (Term::Kv, Some(sample)) if sample.kv_total_tokens > 0 => {
             let used = 100.0 * sample.kv_used_tokens as f64 / sample.kv_total_tokens as f64;
@@ -99,15 +85,15 @@ mod tests {
 
     use super::*;
 
-    fn engine(state: &str, waiting: u64) -> EngineStatus {
-        EngineStatus {
-            state: state.to_owned(),
-            running: Some(200),
-            waiting: Some(waiting),
-            kv_used_percent: Some(60.0),
-            kv_total_tokens: Some(1000),
-            age_ms: Some(40),
-            ..EngineStatus::default()
+    fn sample() -> EngineSample {
+        EngineSample {
+            at: Timestamp::from_millis(960),
+            kv_used_tokens: 1200,
+            kv_total_tokens: 2000,
+            running: 400,
+            waiting: 7,
+            engines: 2,
+            ..EngineSample::default()
         }
     }
 
@@ -122,20 +108,20 @@ mod tests {
     fn every_term_has_what_it_measures_and_where_it_is_one() {
         let config = OverloadConfig { tpot_slo: Duration::from_millis(80), kv_target_percent: 90, ..OverloadConfig::default() };
         let work = Work { prefill_tokens: 1000, kv_tokens: 450, streams: 3 };
-        let of = |engines: &[EngineStatus]| of(&state(), &config, work, engines);
-        let terms = of(&[engine("ok", 3), engine("ok", 4), engine("stale", 900)]);
+        let of = |sample: Option<&EngineSample>| of(Timestamp::from_millis(1000), &state(), &config, work, sample);
+        let terms = of(Some(&sample()));
         let seen = |name: &str| (terms[name].value, terms[name].threshold, &*terms[name].unit, &*terms[name].source);
         assert_eq!(terms.len(), Term::COUNT);
         assert_eq!(seen("prefill"), (Some(1000.0), Some(4000.0), "tokens", "filters"));
         assert_eq!(seen("kv"), (Some(60.0), Some(90.0), "%", "engines"));
         assert_eq!(seen("decode"), (Some(3.0), None, "streams", "filters"));
-        // A twentieth of the 400 that run is more than five an engine; the stale one counts for nothing.
+        // A twentieth of the 400 that run is more than five an engine.
         assert_eq!(seen("engine_queue"), (Some(7.0), Some(20.0), "requests", "engines"));
         assert_eq!(terms["engine_queue"].age_ms, Some(40));
         assert_eq!(seen("ttft"), (None, Some(2000.0), "ms", "filters"));
         assert_eq!(seen("tpot"), (Some(40.0), Some(80.0), "ms", "filters"));
         assert_eq!(seen("level"), (Some(0.5), Some(1.0), "1", "filters"));
-        let blind = of(&[engine("failing", 3)]);
+        let blind = of(None);
         assert_eq!((blind["kv"].value, blind["kv"].threshold, &*blind["kv"].source), (Some(450.0), Some(900.0), "filters"));
         assert_eq!((blind["engine_queue"].value, blind["engine_queue"].threshold), (None, None));
     }
