@@ -34,6 +34,8 @@ pub use summary::{Decision, Summary};
 
 /// Header in which a response names the dependency that failed it.
 pub const FAILED_DEPENDENCY_HEADER: &str = "x-headgate-failed-dependency";
+/// The property in which Envoy's `header_to_metadata` filter keeps it, under the namespace `headgate`; its parts are separated by NUL.
+pub const FAILED_DEPENDENCY_METADATA: &str = "metadata\0filter_metadata\0headgate\0x-headgate-failed-dependency";
 
 /// What happened to a request.
 #[derive(Debug, Clone, Copy)]

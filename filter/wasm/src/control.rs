@@ -67,7 +67,7 @@ impl Control {
     pub(crate) fn on_message(&mut self, now: Timestamp, token: u32, size: usize, keys: &Keys) {
         let Some(leading) = &mut self.leading else { return };
         let Some((link, _)) = leading.streams.iter().find(|(_, open)| *open == token).copied() else { return };
-        if let Ok(message) = host::buffer(BufferKind::GrpcMessage, size) {
+        if let Ok(message) = host::buffer(BufferKind::GrpcMessage, 0, size) {
             let effects = leading.session.on_message(now, link, &message);
             leading.carry_out(now, effects, keys, &self.service);
         }

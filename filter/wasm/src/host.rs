@@ -3,7 +3,7 @@
 use crate::abi;
 use core::ptr::NonNull;
 use headgate_core::in_band::{LoadHeader, LoadSeen};
-use headgate_core::stream::{HeaderOp, Reply};
+use headgate_core::stream::{FAILED_DEPENDENCY_HEADER, FAILED_DEPENDENCY_METADATA, HeaderOp, Reply};
 use headgate_core::time::Timestamp;
 use std::alloc::Layout;
 use std::cell::Cell;
@@ -174,18 +174,14 @@ pub(crate) fn set_tick_period(period_ms: u32) -> Result<(), HostError> {
     check(unsafe { abi::proxy_set_tick_period_milliseconds(period_ms) })
 }
 
-/// The first `size` bytes of a buffer.
-pub(crate) fn buffer(kind: BufferKind, size: usize) -> Result<Bytes, HostError> {
-    part(kind, 0, size)
-}
-
 /// The last `size` bytes of the piece of a response's body, of `len`, that a callback is about; none if the host does not give them.
 pub(crate) fn body_tail(len: usize, size: usize) -> Bytes {
     let size = size.min(len);
-    part(BufferKind::ResponseBody, len - size, size).unwrap_or_default()
+    buffer(BufferKind::ResponseBody, len - size, size).unwrap_or_default()
 }
 
-fn part(kind: BufferKind, start: usize, size: usize) -> Result<Bytes, HostError> {
+/// `size` bytes of a buffer, from `start` on.
+pub(crate) fn buffer(kind: BufferKind, start: usize, size: usize) -> Result<Bytes, HostError> {
     // SAFETY: pointers as said above.
     value(|data, len| unsafe { abi::proxy_get_buffer_bytes(kind as u32, start, size, data, len) })
 }
@@ -200,6 +196,11 @@ pub(crate) fn request_headers() -> Result<Bytes, HostError> {
 pub(crate) fn response_header(name: &str) -> Result<Bytes, HostError> {
     // SAFETY: pointers as said above.
     value(|data, len| unsafe { abi::proxy_get_header_map_value(RESPONSE_HEADERS, name.as_ptr(), name.len(), data, len) })
+}
+
+/// The dependency that the response's headers name as failed, or that Envoy's `header_to_metadata` filter has kept of them.
+pub(crate) fn failed_dependency() -> Option<Bytes> {
+    response_header(FAILED_DEPENDENCY_HEADER).or_else(|_| property(FAILED_DEPENDENCY_METADATA)).ok()
 }
 
 /// Endpoint, header and value, where the response's headers say something of the engine's load. With the body Envoy does not show them, but

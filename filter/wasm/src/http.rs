@@ -122,7 +122,7 @@ impl Exchange {
     }
 
     fn learn_status(&mut self, worker: &mut Worker, reads: &Reads, now: Timestamp, status: u16) {
-        let dependency = if reads.needs.failed_dependency { host::response_header("x-headgate-failed-dependency").ok() } else { None };
+        let dependency = if reads.needs.failed_dependency { host::failed_dependency() } else { None };
         // Its outcome would take the header away, for which it is too late here.
         self.stream.handle(worker, now, Event::ResponseHeaders { status, failed_dependency: dependency.as_deref() });
     }

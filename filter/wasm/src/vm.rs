@@ -102,7 +102,7 @@ impl Vm {
     }
 
     fn configure(&mut self, root: u32, size: usize) -> Result<(), String> {
-        let json = host::buffer(BufferKind::PluginConfiguration, size).map_err(|error| format!("no configuration: {error:?}"))?;
+        let json = host::buffer(BufferKind::PluginConfiguration, 0, size).map_err(|error| format!("no configuration: {error:?}"))?;
         let (config, policies) = config::parse(&json)?;
         let index = match self.instances.iter().position(|instance| instance.name == config.instance) {
             Some(index) => index,

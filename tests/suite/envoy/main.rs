@@ -8,6 +8,7 @@ use headgate_test_support::EnvoyVersion;
 mod access_log;
 mod balancing;
 mod control_loss;
+mod dependency;
 mod files;
 mod gateway;
 mod hostile;
@@ -52,6 +53,7 @@ on_every_envoy!(
     trip::full_gpu_refuses_low_with_its_reason_and_spares_high,
     control_loss::killing_the_control_plane_fails_no_request,
     control_loss::ecds_delivers_the_filter,
+    dependency::the_breaker_of_a_dependency_hears_of_it_and_the_client_does_not,
     workers::bound_holds_and_permits_of_a_trapped_worker_return,
     hostile::hostile_requests_trap_nothing_and_lift_nobody,
     access_log::latencies_come_by_access_log_where_no_filter_runs,

@@ -31,7 +31,7 @@ struct Counts {
 }
 
 impl Upstream {
-    /// Serves on a free port. `x-delay-ms` delays an answer, `x-status` sets its status.
+    /// Serves on a free port. `x-delay-ms` delays an answer, `x-status` sets its status, and it blames the dependency that `x-blames` names.
     pub async fn start() -> Result<Self> {
         Self::serve(Counts::default()).await
     }
@@ -109,6 +109,9 @@ async fn answer(State(counts): State<Arc<Counts>>, headers: HeaderMap) -> Respon
     }
     let status = number(&headers, "x-status").and_then(|status| u16::try_from(status).ok()).unwrap_or(200);
     let mut response = (StatusCode::from_u16(status).unwrap_or(StatusCode::OK), "answered by the upstream\n").into_response();
+    if let Some(dependency) = headers.get("x-blames") {
+        response.headers_mut().insert("x-headgate-failed-dependency", dependency.clone());
+    }
     if let Some(load) = load {
         response.headers_mut().insert("endpoint-load-metrics", HeaderValue::from_static(load));
     }

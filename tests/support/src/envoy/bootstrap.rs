@@ -37,6 +37,8 @@ pub struct Bootstrap {
     pub access_log: AccessLog,
     /// Further filters between `filter` and the router.
     pub inner_filters: Vec<Value>,
+    /// `response_headers_to_remove` of the route.
+    pub removed_response_headers: Vec<String>,
 }
 
 /// PEM files for mutual TLS with the control plane, whose certificate is for [`CONTROL_AUTHORITY`].
@@ -94,6 +96,7 @@ impl Bootstrap {
             per_connection_buffer_limit_bytes: 64 * 1024,
             access_log: AccessLog::File,
             inner_filters: Vec::new(),
+            removed_response_headers: Vec::new(),
         }
     }
 
@@ -175,11 +178,14 @@ impl Bootstrap {
     }
 
     fn routes(&self) -> Value {
-        let route = match self.upstream {
+        let mut route = match self.upstream {
             // Streams of tokens last as long as they last; what stands still is bounded by the idle timeout.
             Upstream::Endpoint(_) => json!({"match": {"prefix": "/"}, "route": {"cluster": "inference", "timeout": "0s"}}),
             Upstream::Direct => json!({"match": {"prefix": "/"}, "direct_response": {"status": 200, "body": {"inline_string": "ok\n"}}}),
         };
+        if !self.removed_response_headers.is_empty() {
+            route["response_headers_to_remove"] = json!(self.removed_response_headers);
+        }
         json!({"name": "main", "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}]})
     }
 }

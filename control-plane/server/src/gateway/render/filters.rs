@@ -18,6 +18,7 @@ use envoy_types::pb::envoy::r#type::matcher::v3 as matcher;
 use envoy_types::pb::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use envoy_types::pb::google::protobuf::Any;
 use headgate_core::in_band::LoadHeader;
+use headgate_core::stream::FAILED_DEPENDENCY_HEADER;
 use prost::{Message, Name};
 
 use super::super::config::{Entry, Jwt, Keys, Network, Oauth2, RemoteFile, Signatures};
@@ -65,7 +66,7 @@ pub(super) fn chain(entry: &Entry) -> Vec<HttpFilter> {
     }
     if entry.admission {
         chain.push(admission());
-        chain.push(typed("envoy.filters.http.header_to_metadata", any(&loads_to_metadata())));
+        chain.push(typed("envoy.filters.http.header_to_metadata", any(&kept_for_the_filter())));
     }
     chain.push(typed("envoy.filters.http.router", any(&filter::router::v3::Router::default())));
     chain
@@ -85,20 +86,22 @@ fn admission() -> HttpFilter {
     HttpFilter { name: FILTER_NAME.to_owned(), config_type: Some(ConfigType::ConfigDiscovery(discovery)), ..HttpFilter::default() }
 }
 
-/// What engines say of their load is kept where the filter reads it (`envoy/response-headers.json`), and is not the client's to know.
-fn loads_to_metadata() -> filter::header_to_metadata::v3::Config {
+/// What engines say of their load, and upstreams of a dependency that failed, is kept where the filter reads it
+/// (`envoy/response-headers.json`), and is not the client's to know.
+fn kept_for_the_filter() -> filter::header_to_metadata::v3::Config {
     use filter::header_to_metadata::v3::config::{KeyValuePair, Rule};
-    let keep = |load: LoadHeader| Rule {
-        header: load.name().to_owned(),
+    let keep = |header: &str| Rule {
+        header: header.to_owned(),
         on_header_present: Some(KeyValuePair {
             metadata_namespace: "headgate".to_owned(),
-            key: load.name().to_owned(),
+            key: header.to_owned(),
             ..KeyValuePair::default()
         }),
         remove: true,
         ..Rule::default()
     };
-    filter::header_to_metadata::v3::Config { response_rules: LoadHeader::ALL.map(keep).to_vec(), ..Default::default() }
+    let kept = LoadHeader::ALL.map(LoadHeader::name).into_iter().chain([FAILED_DEPENDENCY_HEADER]);
+    filter::header_to_metadata::v3::Config { response_rules: kept.map(keep).collect(), ..Default::default() }
 }
 
 /// What a client may not say itself is taken off before anything looks: our own headers, and the model where the body names it.

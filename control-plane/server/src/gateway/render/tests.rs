@@ -130,7 +130,7 @@ fn where_telemetry_weighs_endpoints_their_latencies_are_logged() {
 }
 
 #[test]
-fn loads_are_kept_for_the_filter_and_taken_off_the_answer_as_in_the_file_for_users() {
+fn headers_are_kept_for_the_filter_and_taken_off_the_answer_as_in_the_file_for_users() {
     use envoy_types::pb::envoy::extensions::filters::http::header_to_metadata::v3::Config;
     use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::http_filter::ConfigType;
     let filters = manager(&rendered(DOCUMENTS)).http_filters;
