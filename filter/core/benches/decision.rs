@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use divan::{Bencher, black_box};
-use headgate_core::stream::{Outcome, StreamEnd};
+use headgate_core::stream::{Outcome, Stream, StreamEnd};
 
 mod site;
 use site::{Control, PLENTY, Site};
@@ -16,15 +16,17 @@ fn main() {
 #[divan::bench(args = ["levels", "work"], sample_count = 500, sample_size = 200)]
 fn admit(bencher: Bencher<'_, '_>, control: &str) {
     let mut site = Site::new(if control == "work" { Control::Work } else { Control::Levels }, PLENTY);
-    bencher.bench_local(|| black_box(site.send()));
+    let mut stream = Stream::new();
+    bencher.bench_local(|| black_box(site.send_as(&mut stream)));
 }
 
 /// Headers to log: decision, first token, end.
 #[divan::bench(args = ["levels", "work"], sample_count = 500, sample_size = 200)]
 fn whole_request(bencher: Bencher<'_, '_>, control: &str) {
     let mut site = Site::new(if control == "work" { Control::Work } else { Control::Levels }, PLENTY);
+    let mut stream = Stream::new();
     bencher.bench_local(|| {
-        let (mut stream, outcome) = site.send();
+        let outcome = site.send_as(&mut stream);
         assert_eq!(outcome, Outcome::Continue);
         site.first_token(&mut stream);
         site.end(&mut stream, StreamEnd::Complete);

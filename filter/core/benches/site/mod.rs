@@ -99,12 +99,18 @@ impl Site {
 
     /// Lets a request of the next tenant decide.
     pub(crate) fn send(&mut self) -> (Stream, Outcome) {
+        let mut stream = Stream::new();
+        let outcome = self.send_as(&mut stream);
+        (stream, outcome)
+    }
+
+    /// The same in a place that another request had, as the adapter does it.
+    pub(crate) fn send_as(&mut self, stream: &mut Stream) -> Outcome {
         let now = self.now();
         self.next = (self.next + 389) % TENANTS;
         self.sent += 1;
-        let mut stream = Stream::identified(self.sent);
-        let outcome = stream.handle(&mut self.worker, now, Event::RequestHeaders(&self.requests[self.next]));
-        (stream, outcome)
+        *stream = Stream::identified(self.sent);
+        stream.handle(&mut self.worker, now, Event::RequestHeaders(&self.requests[self.next]))
     }
 
     /// The request is over.

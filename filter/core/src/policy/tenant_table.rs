@@ -7,7 +7,7 @@ use super::TenantId;
 use crate::hash::hash;
 
 /// A place that nothing is in. No policy has so many identities.
-const NOWHERE: u32 = u32::MAX;
+const NOWHERE: Place = Place { hash: 0, position: u32::MAX };
 
 /// Texts of several kinds, each with its tenant.
 ///
@@ -16,8 +16,16 @@ const NOWHERE: u32 = u32::MAX;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TenantTable {
     entries: Vec<Entry>,
-    /// Positions in `entries`; as many as a power of two.
-    places: Vec<u32>,
+    /// As many as a power of two.
+    places: Vec<Place>,
+}
+
+/// Where an entry stands. Its hash is beside it, so that a run is walked without a look at the texts of others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    hash: u32,
+    /// In `entries`.
+    position: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,11 +47,12 @@ impl TenantTable {
         let size = if self.entries.is_empty() { 0 } else { (self.entries.len() * 2).next_power_of_two() };
         self.places = alloc::vec![NOWHERE; size];
         for (position, entry) in self.entries.iter().enumerate() {
-            let mut at = hash(entry.kind as u64, entry.text.as_bytes()) as usize;
+            let hash = hash(entry.kind as u64, entry.text.as_bytes());
+            let mut at = hash as usize;
             loop {
                 at &= size - 1;
                 match self.places.get_mut(at) {
-                    Some(place) if *place == NOWHERE => break *place = position as u32,
+                    Some(place) if *place == NOWHERE => break *place = Place { hash, position: position as u32 },
                     _ => at += 1,
                 }
             }
@@ -58,11 +67,18 @@ impl TenantTable {
     /// The tenant of an identity.
     pub(crate) fn find(&self, kind: usize, text: &[u8]) -> Option<TenantId> {
         let mask = self.places.len().checked_sub(1)?;
-        let mut at = hash(kind as u64, text) as usize & mask;
+        let hash = hash(kind as u64, text);
+        let mut at = hash as usize & mask;
         loop {
-            // At the end of the run the position is beyond every list.
-            let entry = self.entries.get(*self.places.get(at)? as usize)?;
-            if entry.kind == kind && entry.text.as_bytes() == text {
+            let place = *self.places.get(at)?;
+            if place == NOWHERE {
+                return None;
+            }
+            if place.hash == hash
+                && let Some(entry) = self.entries.get(place.position as usize)
+                && entry.kind == kind
+                && entry.text.as_bytes() == text
+            {
                 return Some(entry.tenant);
             }
             at = (at + 1) & mask;
