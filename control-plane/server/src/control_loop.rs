@@ -15,11 +15,12 @@ use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use crate::alarms::{Alarms, PolicySeen};
 use crate::clock::{Clock, unix_ms};
 use crate::device::{DEFAULT_PERIOD, DeviceBoard, PoolCapacity};
 use crate::dry_run::{Frame, Tape};
 use crate::engine::{EngineBoard, EngineKind, Engines, FreezeWatch, PoolEngines};
-use crate::fleet::{Fleet, LimitsTable, PolicySet};
+use crate::fleet::{Fleet, LimitsTable, PolicyReach, PolicySet};
 use crate::replica::Helm;
 
 /// Longest time between two steps.
@@ -84,6 +85,8 @@ pub struct ControlLoop {
     pub tape: Tape,
     /// Limits of the leader before: they stay in force until this one has learned enough to push its own.
     pub inherited: Arc<LimitsTable>,
+    /// Watches for what is stored and not at work.
+    pub alarms: Alarms,
 }
 
 // === impl SharedLedger ===
@@ -113,7 +116,8 @@ impl ControlLoop {
         helm: Helm,
     ) -> Self {
         let (engines, memories, inherited) = (Engines::new(clock), BTreeMap::new(), Arc::default());
-        Self { fleet, ledger, devices, engines, memories, clock, lifetime, view, helm, tape: Tape::default(), inherited }
+        let (tape, alarms) = (Tape::default(), Alarms::default());
+        Self { fleet, ledger, devices, engines, memories, clock, lifetime, view, helm, tape, inherited, alarms }
     }
 
     /// Where what is known of the engines stands.
@@ -266,7 +270,7 @@ impl ControlLoop {
         self.view.send_replace(Arc::new(ControlView { pools, engines, memory_sources, capacities, at, step, steps }));
     }
 
-    fn keep_house(&self, controls: &mut Controls, now: Timestamp) {
+    fn keep_house(&mut self, controls: &mut Controls, now: Timestamp) {
         for node_id in self.fleet.proxies().expire(Instant::now()) {
             tracing::info!(node_id, "a proxy has gone silent");
         }
@@ -279,5 +283,16 @@ impl ControlLoop {
         for (policy, epoch) in self.fleet.proxies().limits_epochs() {
             controls.raise_epoch(&policy, epoch);
         }
+        self.raise_alarms(now);
+    }
+
+    /// A replica that does not lead sees no pools, so it raises nothing.
+    fn raise_alarms(&mut self, now: Timestamp) {
+        let (view, loads) = (self.view.borrow().clone(), self.ledger.lock().view(now));
+        let policies = self.fleet.policies().borrow().clone();
+        let reach =
+            |name: &str| policies.policies.get(name).map_or_else(PolicyReach::default, |stored| self.fleet.proxies().reach(&stored.policy));
+        let raised = self.alarms.step(now, &PolicySeen::all(&view, &loads, reach));
+        self.fleet.publish_alarms(raised);
     }
 }

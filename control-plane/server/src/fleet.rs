@@ -6,6 +6,7 @@
 //! | limits: the control loop | discovery |
 //! | rendered resources, endpoints: the gateway | discovery; gateway service, HTTP |
 //! | refusals: discovery | gateway service, HTTP |
+//! | alarms: the control loop | HTTP |
 //! | proxies: load reporting and discovery (NACKs) | control loop, policy service, HTTP |
 
 use std::sync::Arc;
@@ -15,6 +16,7 @@ pub use headgate_core::fleet::{
 };
 use tokio::sync::watch;
 
+use crate::alarms::Alarm;
 use crate::gateway::EndpointView;
 
 pub use self::proxies::{PolicyHolding, PolicyReach, Proxies, ProxyView};
@@ -38,6 +40,7 @@ struct Inner {
     rendered: watch::Sender<Arc<RenderedResources>>,
     shared: watch::Sender<()>,
     endpoints: watch::Sender<Arc<Vec<EndpointView>>>,
+    alarms: watch::Sender<Arc<Vec<Alarm>>>,
     refusals: Refusals,
     proxies: Proxies,
 }
@@ -54,6 +57,7 @@ impl Fleet {
                 rendered: watch::Sender::new(Arc::default()),
                 shared: watch::Sender::new(()),
                 endpoints: watch::Sender::new(Arc::default()),
+                alarms: watch::Sender::new(Arc::default()),
                 refusals: Refusals::default(),
                 proxies: Proxies::default(),
             }),
@@ -107,6 +111,16 @@ impl Fleet {
     /// The endpoints of all pools of the gateway.
     pub fn endpoints(&self) -> Arc<Vec<EndpointView>> {
         self.inner.endpoints.borrow().clone()
+    }
+
+    /// Publishes what is wrong now; nothing where another replica leads.
+    pub fn publish_alarms(&self, alarms: Vec<Alarm>) {
+        self.inner.alarms.send_replace(Arc::new(alarms));
+    }
+
+    /// What is wrong now.
+    pub fn alarms(&self) -> Arc<Vec<Alarm>> {
+        self.inner.alarms.borrow().clone()
     }
 
     /// What proxies refuse of the rendered configuration.

@@ -24,8 +24,8 @@ use crate::identity::{Caller, Guard, guard_page};
 use crate::records::StoreHealth;
 use crate::replica::Helm;
 use crate::status::{
-    ClassStatus, EngineStatus, GpuStatus, LevelView, OverloadStatus, PoolStatus, ProxyStatus, QuotaStatus, ReplicaStatus, StatusDocument,
-    TripView, source_text,
+    AlarmStatus, ClassStatus, EngineStatus, GpuStatus, LevelView, OverloadStatus, PoolStatus, ProxyStatus, QuotaStatus, ReplicaStatus,
+    StatusDocument, TripView, source_text,
 };
 
 mod metrics;
@@ -69,6 +69,7 @@ pub fn router(observatory: Observatory, guard: Guard) -> Router {
 async fn throttle_status(State(observatory): State<Observatory>, Extension(caller): Extension<Caller>) -> Json<StatusDocument> {
     let mut status = observatory.status();
     status.pools.retain(|pool| caller.may(Role::View, &pool.policy));
+    status.alarms.retain(|alarm| caller.may(Role::View, &alarm.policy));
     for proxy in &mut status.proxies {
         proxy.policies.retain(|policy| caller.may(Role::View, &policy.name));
         proxy.rejected.retain(|policy| caller.may(Role::View, &policy.name));
@@ -108,6 +109,7 @@ impl Observatory {
             gpus: GpuStatus::list(&devices),
             gpu_source: source_text(&devices),
             proxies: self.fleet.proxies().views(Instant::now()).into_iter().map(ProxyStatus::from).collect(),
+            alarms: AlarmStatus::list(&self.fleet.alarms(), self.clock.now()),
             replica: ReplicaStatus::of(&self.helm, &self.store.borrow()),
         }
     }

@@ -6,6 +6,7 @@
 
 pub mod access_log;
 pub mod agent;
+pub mod alarms;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::engine::{EngineKind, EngineView, Health, PoolEngines};
 use crate::fleet::ProxyView;
 
+mod alarms;
 mod gpus;
 mod latency;
 mod overload;
@@ -14,6 +15,7 @@ mod quotas;
 mod replica;
 mod terms;
 
+pub use self::alarms::AlarmStatus;
 pub use self::gpus::{GpuStatus, source_text};
 pub use self::latency::{LatencyFigures, LatencyStatus, LatencyStream, MissingLatencies};
 pub use self::overload::{BudgetStatus, ClassShed, CutOffStatus, OverloadStatus, QueueStatus, RungStatus, WorkStatus};
@@ -32,6 +34,9 @@ pub struct StatusDocument {
     pub gpu_source: String,
     /// The proxies, by `node.id`.
     pub proxies: Vec<ProxyStatus>,
+    /// What is stored and not at work; known to the replica that leads.
+    #[serde(default)]
+    pub alarms: Vec<AlarmStatus>,
     /// What this replica is among others.
     #[serde(default)]
     pub replica: ReplicaStatus,

@@ -146,6 +146,11 @@ async fn the_page_of_an_engine_comes_out_in_status_and_metrics() {
     engine.abort();
     let status = status_with(&running, |status| status["pools"][0]["engines"][0]["state"] == "failing").await;
     assert!(status["pools"][0]["engines"][0]["problem"].as_str().unwrap().starts_with("no answer: "), "{status}");
+    let told = |status: &serde_json::Value| status["alarms"].as_array().unwrap().iter().any(|alarm| alarm["alarm"] == "stale_signal");
+    let status = status_with(&running, told).await;
+    assert!(status.to_string().contains(&format!("engine {url} is failing")), "{status}");
+    apply(channel, &format!("{POLICY}  levels: {{ gpuMemory: {{ enabled: false }} }}\n")).await;
+    status_with(&running, |status| !told(status)).await;
     running.stop().await;
 }
 
@@ -223,5 +228,42 @@ async fn a_report_without_a_node_or_with_a_changed_one_is_refused() {
     let mut answers = LoadReportingClient::new(channel).stream_load_reports(both).await.unwrap().into_inner();
     assert!(answers.message().await.unwrap().is_some());
     assert_eq!(answers.message().await.unwrap_err().code(), tonic::Code::InvalidArgument);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_proxy_on_an_old_version_and_a_pool_without_telemetry_are_told_until_it_is_over() {
+    let directory = tempfile::tempdir().unwrap();
+    let (running, channel) = serve(&directory).await;
+    let old = apply(channel.clone(), POLICY).await;
+    let watching = format!("{POLICY}  levels: {{ gpuMemory: {{ tripPercent: 60 }} }}\n");
+    let blind = format!("{POLICY}  levels: {{ gpuMemory: {{ enabled: false }} }}\n");
+    let new = apply(channel.clone(), &watching).await;
+    let (reports, stream) = mpsc::channel(4);
+    let _answers = LoadReportingClient::new(channel.clone()).stream_load_reports(ReceiverStream::new(stream)).await.unwrap();
+    let version = std::sync::Arc::new(std::sync::Mutex::new(old));
+    let spoken = version.clone();
+    tokio::spawn(async move {
+        for sequence in 1.. {
+            let report = report(sequence, &spoken.lock().unwrap(), sequence);
+            if reports.send(report).await.is_err() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    let alarms = |status: &serde_json::Value| -> Vec<String> {
+        status["alarms"].as_array().unwrap().iter().map(|alarm| alarm["alarm"].as_str().unwrap().to_owned()).collect()
+    };
+    let status = status_with(&running, |status| alarms(status).len() == 2).await;
+    assert_eq!(alarms(&status), ["pool_without_telemetry", "proxy_behind"], "{status}");
+    let text = status["alarms"][1]["text"].as_str().unwrap();
+    assert_eq!(text, format!("1 proxies lack version {}; 0 refuse it", new.version));
+    let raised = "headgate_alarm{alarm=\"proxy_behind\",policy=\"demo\",pool=\"demo\"} 1.0";
+    assert!(get(&running, "/metrics").await.contains(raised));
+
+    *version.lock().unwrap() = apply(channel.clone(), &blind).await;
+    status_with(&running, |status| alarms(status).is_empty()).await;
+    assert!(get(&running, "/metrics").await.contains(&raised.replace("1.0", "0.0")));
     running.stop().await;
 }

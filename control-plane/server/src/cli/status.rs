@@ -7,7 +7,7 @@ use clap::Args;
 use super::connect::HttpArgs;
 use super::table::{Align, Table};
 use super::{CliError, Format, gpu, print};
-use crate::status::{ClassStatus, EngineStatus, LevelView, PoolStatus, StatusDocument};
+use crate::status::{AlarmStatus, ClassStatus, EngineStatus, LevelView, PoolStatus, StatusDocument};
 
 mod overload;
 mod quotas;
@@ -47,8 +47,9 @@ pub(super) async fn run(args: StatusArgs, format: Format) -> Result<(), CliError
 }
 
 fn render(document: &StatusDocument) -> String {
-    let mut parts: Vec<String> = document.pools.iter().map(pool).collect();
-    if parts.is_empty() {
+    let mut parts: Vec<String> = document.alarms.iter().map(AlarmStatus::line).collect();
+    parts.extend(document.pools.iter().map(pool));
+    if document.pools.is_empty() {
         parts.push("no policy is applied; `headgate policy apply -f FILE` applies one".to_owned());
     }
     parts.push(format!("GPUs ({})", document.gpu_source));

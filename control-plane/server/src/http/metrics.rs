@@ -22,6 +22,7 @@ use crate::gateway::EndpointView;
 use crate::status::{ClassStatus, LevelView, PoolStatus, StatusDocument};
 
 mod access_log;
+mod alarms;
 mod engines;
 mod gateway;
 mod gpus;
@@ -209,6 +210,7 @@ impl Collector for Scrape {
         gpus::encode(&self.status, self.gpu_telemetry_up, &mut out)?;
         out.histogram("headgate_gpu_sample_age_seconds", "Age of a sample when it first reached a decision", &self.gpu_ages)?;
         out.counters("headgate_gpu_report_bytes", "Bytes that agents have sent", [(Labels::new(), self.gpu_report_bytes)].into_iter())?;
+        alarms::encode(&self.status, &mut out)?;
         replica::encode(&self.status.replica, &mut out)?;
         self.encode_fleet(&mut out)
     }

@@ -142,6 +142,7 @@ fn document(offered: u64) -> StatusDocument {
         gpus: vec![gpu(0, 63), gpu(1, 133)],
         gpu_source: "nvml: 2 devices".to_owned(),
         proxies: vec![proxy, refusing],
+        alarms: Vec::new(),
         replica: crate::status::ReplicaStatus::default(),
     }
 }

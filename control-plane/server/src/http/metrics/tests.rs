@@ -10,13 +10,14 @@ use headgate_core::latency::Metric;
 use tokio::sync::watch;
 
 use super::*;
+use crate::alarms::AlarmKind;
 use crate::clock::Clock;
 use crate::control_loop::{ControlView, SharedLedger};
 use crate::device::DeviceBoard;
 use crate::fleet::Fleet;
 use crate::status::{
-    BudgetStatus, ClassShed, CutOffStatus, EngineStatus, GpuStatus, LatencyFigures, LatencyStatus, LatencyStream, OverloadStatus,
-    QueueStatus, QuotaStatus, RungStatus,
+    AlarmStatus, BudgetStatus, ClassShed, CutOffStatus, EngineStatus, GpuStatus, LatencyFigures, LatencyStatus, LatencyStream,
+    OverloadStatus, QueueStatus, QuotaStatus, RungStatus,
 };
 
 /// A family: its type, its help, its labels.
@@ -186,4 +187,40 @@ fn ten_thousand_models_tenants_and_names_of_proxies_make_no_more_series_than_the
     let bound = 5 * 5 * (MAX_MODELS + 1) + 100;
     assert!(series <= bound, "{series} series, allowed {bound}");
     assert!(text.contains("model=\"other\"") && !text.contains("tenant-") && !text.contains("node-"), "{text}");
+}
+
+#[test]
+fn an_alarm_rises_in_its_own_gauge_and_clears() {
+    let (fleet, ledger) = (Fleet::new(), SharedLedger::default());
+    let pool = PoolStatus { pool: "llm".to_owned(), policy: "demo".to_owned(), ..PoolStatus::default() };
+    let line = |alarm: &str, value: u8| format!("headgate_alarm{{alarm=\"{alarm}\",policy=\"demo\",pool=\"llm\"}} {value}.0\n");
+    for kind in AlarmKind::ALL {
+        let alarm = AlarmStatus { alarm: kind.as_str().to_owned(), policy: "demo".to_owned(), ..AlarmStatus::default() };
+        for raised in [vec![alarm], Vec::new()] {
+            let value = u8::try_from(raised.len()).unwrap();
+            let status = StatusDocument { pools: vec![pool.clone()], alarms: raised, ..StatusDocument::default() };
+            let text = text_of(Scrape::of(&status, &observatory(&ledger, &fleet)));
+            for other in AlarmKind::ALL {
+                let expected = if other == kind { value } else { 0 };
+                assert!(text.contains(&line(other.as_str(), expected)), "{} {expected}: {text}", other.as_str());
+            }
+        }
+    }
+}
+
+#[test]
+fn the_rules_of_the_example_name_metrics_and_alarms_that_there_are() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/compose/alerts.yml");
+    let rules: serde_json::Value = serde_yaml_ng::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let known = families(&text_of(full()));
+    let mut watched = BTreeSet::new();
+    for rule in rules["groups"][0]["rules"].as_array().unwrap() {
+        let expression = rule["expr"].as_str().unwrap();
+        for word in expression.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).filter(|word| word.starts_with("headgate_")) {
+            assert!(known.contains_key(word), "{word} in {expression}");
+        }
+        let alarm = expression.split_once("alarm=\"").and_then(|(_, rest)| rest.split_once('"')).map(|(alarm, _)| alarm.to_owned());
+        watched.extend(alarm);
+    }
+    assert_eq!(watched, AlarmKind::ALL.map(|kind| kind.as_str().to_owned()).into(), "every alarm has a rule, and every rule an alarm");
 }
