@@ -60,7 +60,7 @@ impl Node {
 
 async fn control_plane() -> ControlPlaneProcess {
     let filter = PathBuf::from("headgate.wasm");
-    let control = ControlPlaneProcess::start(ControlPlaneOptions { nvml_state: None, filter, args: Vec::new() }).await.unwrap();
+    let control = ControlPlaneProcess::start(ControlPlaneOptions { filter, ..ControlPlaneOptions::default() }).await.unwrap();
     control.apply(POLICY).unwrap();
     control
 }

@@ -98,6 +98,14 @@ pub fn nvml_shim() -> Result<PathBuf> {
     program("libheadgate_nvml_shim.so")
 }
 
+/// The library with a calendar that a test steps.
+///
+/// # Errors
+/// When it is not built.
+pub fn clock_shim() -> Result<PathBuf> {
+    program("libheadgate_clock_shim.so")
+}
+
 /// The etcd that `cargo xtask setup` installs.
 ///
 /// # Errors

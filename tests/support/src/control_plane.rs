@@ -20,7 +20,7 @@ use crate::wait::wait_until;
 const START_LIMIT: Duration = Duration::from_secs(20);
 
 /// How a control plane is started.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct ControlPlaneOptions {
     /// State file of the NVML shim; without one the control plane has no GPU.
     pub nvml_state: Option<PathBuf>,
@@ -28,6 +28,8 @@ pub struct ControlPlaneOptions {
     pub filter: PathBuf,
     /// More flags of `headgate serve`.
     pub args: Vec<String>,
+    /// More variables of its environment.
+    pub env: Vec<(OsString, OsString)>,
 }
 
 impl ControlPlaneOptions {
@@ -36,7 +38,7 @@ impl ControlPlaneOptions {
     /// # Errors
     /// When the filter is not built.
     pub fn new(nvml_state: Option<&Path>) -> Result<Self> {
-        Ok(Self { nvml_state: nvml_state.map(Path::to_owned), filter: Module::Headgate.path()?, args: Vec::new() })
+        Ok(Self { nvml_state: nvml_state.map(Path::to_owned), filter: Module::Headgate.path()?, ..Self::default() })
     }
 }
 
@@ -173,6 +175,7 @@ async fn serve(options: &ControlPlaneOptions, folder: &Path, grpc: SocketAddr, h
     let mut command = Command::new(artefact::program("headgate")?);
     command.args(["serve", "--grpc", &grpc.to_string(), "--http", &http.to_string(), "--data-dir"]).arg(folder.join("data"));
     command.arg("--nvml-lib").arg(nvml).arg("--filter-wasm").arg(&options.filter).arg("--ports-file").arg(&ports_file).args(&options.args);
+    command.envs(options.env.iter().cloned());
     if let Some(state) = &options.nvml_state {
         command.env(STATE_VARIABLE, state);
     }

@@ -1,5 +1,6 @@
 //! A real Envoy: its bootstrap, its process and its admin interface.
 
+use std::ffi::OsString;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -35,13 +36,15 @@ pub struct EnvoyOptions {
     pub bootstrap: Bootstrap,
     /// `--log-level`.
     pub log_level: &'static str,
+    /// More variables of its environment.
+    pub env: Vec<(OsString, OsString)>,
 }
 
 impl EnvoyOptions {
     /// The default Envoy with two workers.
     #[must_use]
     pub fn new(bootstrap: Bootstrap) -> Self {
-        Self { version: EnvoyVersion::pinned_default(), workers: 2, bootstrap, log_level: "warning" }
+        Self { version: EnvoyVersion::pinned_default(), workers: 2, bootstrap, log_level: "warning", env: Vec::new() }
     }
 }
 
@@ -66,7 +69,7 @@ impl EnvoyProcess {
         let access_log = folder.path().join("access.log");
         let config = folder.path().join("bootstrap.json");
         fs::write(&config, serde_json::to_vec_pretty(&options.bootstrap.render(&access_log)?)?)?;
-        Self::launch(options.version, options.workers, options.log_level, (folder, &config)).await
+        Self::launch(options.version, options.workers, options.log_level, &options.env, (folder, &config)).await
     }
 
     /// Starts Envoy with a bootstrap that is given as YAML, and waits until its first listener takes connections, wherever that comes
@@ -78,13 +81,20 @@ impl EnvoyProcess {
         let folder = tempfile::tempdir()?;
         let config = folder.path().join("bootstrap.yaml");
         fs::write(&config, bootstrap)?;
-        Self::launch(version, workers, "warning", (folder, &config)).await
+        Self::launch(version, workers, "warning", &[], (folder, &config)).await
     }
 
-    async fn launch(version: EnvoyVersion, workers: u32, log_level: &str, (folder, config): (TempDir, &Path)) -> Result<Self> {
+    async fn launch(
+        version: EnvoyVersion,
+        workers: u32,
+        log_level: &str,
+        env: &[(OsString, OsString)],
+        (folder, config): (TempDir, &Path),
+    ) -> Result<Self> {
         let access_log = folder.path().join("access.log");
         let admin_file = folder.path().join("admin");
         let mut command = Command::new(version.path()?);
+        command.envs(env.iter().cloned());
         command.arg("--config-path").arg(config).arg("--admin-address-path").arg(&admin_file);
         command.args(["--concurrency", &workers.to_string(), "--log-level", log_level]);
         // Without hot restart Envoys need no base ids, so any number of them can run side by side.

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use tempfile::TempDir;
 
 use crate::artefact;
@@ -23,7 +23,8 @@ pub struct InferenceSimProcess {
     process: Process,
     address: SocketAddr,
     nvml: NvmlState,
-    _folder: TempDir,
+    args: Vec<String>,
+    folder: TempDir,
 }
 
 impl InferenceSimProcess {
@@ -33,18 +34,28 @@ impl InferenceSimProcess {
     /// When it does not serve within 20 s.
     pub async fn start(nvml_state: Option<&Path>, args: &[&str]) -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        let port_file = folder.path().join("port");
         let state = nvml_state.map_or_else(|| folder.path().join("nvml.json"), Path::to_owned);
-        let mut command = Command::new(artefact::program("inference-sim")?);
-        command.args(["--listen", "127.0.0.1:0", "--port-file"]).arg(&port_file).arg("--nvml-state").arg(&state).args(args);
-        let mut process = Process::spawn("inference-sim", &mut command, &folder.path().join("log"))?;
-        let port = wait_until("port of inference-sim", START_LIMIT, || {
-            let look = process.still_runs().map(|()| fs::read_to_string(&port_file).ok()?.trim().parse::<u16>().ok());
-            std::future::ready(look)
-        });
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port.await?));
-        let nvml = NvmlState::written_by_another(&state);
-        Ok(Self { process, address, nvml, _folder: folder })
+        let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+        let (process, address) = serve(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), &folder, &state, &args).await?;
+        Ok(Self { process, address, nvml: NvmlState::written_by_another(&state), args, folder })
+    }
+
+    /// Kills it at once.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn kill_9(&mut self) -> Result<()> {
+        self.process.kill_9()
+    }
+
+    /// Starts it again after its end, on the same port: its counters begin anew.
+    ///
+    /// # Errors
+    /// When it does not serve within 20 s.
+    pub async fn restart(&mut self) -> Result<()> {
+        ensure!(self.process.ended()?.is_some(), "the engine still runs");
+        (self.process, self.address) = serve(self.address, &self.folder, self.nvml.path(), &self.args).await?;
+        Ok(())
     }
 
     /// Where it serves HTTP.
@@ -71,4 +82,21 @@ impl InferenceSimProcess {
     pub async fn get(&self, path: &str) -> Result<Response> {
         http_client::get(self.address, path).await
     }
+}
+
+/// Starts it and waits until it serves.
+async fn serve(listen: SocketAddr, folder: &TempDir, state: &Path, args: &[String]) -> Result<(Process, SocketAddr)> {
+    let port_file = folder.path().join("port");
+    if port_file.exists() {
+        fs::remove_file(&port_file)?;
+    }
+    let mut command = Command::new(artefact::program("inference-sim")?);
+    command.args(["--listen", &listen.to_string(), "--port-file"]).arg(&port_file).arg("--nvml-state").arg(state).args(args);
+    let mut process = Process::spawn("inference-sim", &mut command, &folder.path().join("log"))?;
+    let port = wait_until("port of inference-sim", START_LIMIT, || {
+        let look = process.still_runs().map(|()| fs::read_to_string(&port_file).ok()?.trim().parse::<u16>().ok());
+        std::future::ready(look)
+    });
+    let port = port.await?;
+    Ok((process, SocketAddr::from((Ipv4Addr::LOCALHOST, port))))
 }

@@ -4,6 +4,7 @@
 
 pub mod artefact;
 pub mod authority;
+pub mod calendar;
 pub mod chaos;
 pub mod control_plane;
 pub mod envoy;
@@ -20,6 +21,7 @@ pub mod wait;
 pub mod wasm_module;
 
 pub use artefact::EnvoyVersion;
+pub use calendar::Calendar;
 pub use control_plane::ControlPlaneProcess;
 pub use envoy::{Bootstrap, EnvoyProcess, HttpFilter};
 pub use etcd::EtcdCluster;

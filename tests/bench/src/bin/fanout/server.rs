@@ -30,7 +30,7 @@ impl Served {
     /// A control plane without GPUs.
     pub(crate) async fn headgate() -> Result<Self> {
         // The control plane hands the filter's path to Envoys, of which there are none here.
-        let options = ControlPlaneOptions { nvml_state: None, filter: PathBuf::from("/headgate.wasm"), args: Vec::new() };
+        let options = ControlPlaneOptions { filter: PathBuf::from("/headgate.wasm"), ..ControlPlaneOptions::default() };
         let process = ControlPlaneProcess::start(options).await?;
         let policies = PolicyServiceClient::new(Endpoint::from_shared(format!("http://{}", process.grpc()))?.connect().await?);
         Ok(Self::Headgate { process: Box::new(process), policies: Box::new(policies), pushes: 0 })

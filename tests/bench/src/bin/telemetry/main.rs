@@ -96,7 +96,7 @@ fn main() -> Result<()> {
 }
 
 async fn run(args: &Args) -> Result<()> {
-    let options = ControlPlaneOptions { nvml_state: None, filter: "headgate.wasm".into(), args: Vec::new() };
+    let options = ControlPlaneOptions { filter: "headgate.wasm".into(), ..ControlPlaneOptions::default() };
     let mut control = ControlPlaneProcess::start(options).await?;
     control.apply(&policy(args.hz, &[]))?;
     eprintln!("starting {} agents", args.nodes);
