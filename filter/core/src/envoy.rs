@@ -2,6 +2,7 @@
 
 use alloc::format;
 use alloc::string::String;
+use core::ops::Deref;
 
 use crate::policy::ClaimName;
 use crate::stream::StreamEnd;
@@ -48,6 +49,14 @@ pub fn code(bytes: &[u8]) -> u16 {
     <[u8; 8]>::try_from(bytes).ok().and_then(|bytes| u16::try_from(u64::from_le_bytes(bytes)).ok()).unwrap_or(0)
 }
 
+/// `status` as far as the engine goes. A 503 that Envoy made itself, as for an engine that it could not reach, is no refusal of the engine's
+/// and says nothing of its load: it is the 502 of a gateway without an answer. `details` reads the property `response.code_details`, which is
+/// `via_upstream` for what came from the engine; where it says nothing, the engine is taken to have answered.
+pub fn engine_status<D: Deref<Target = [u8]>>(status: u16, details: impl FnOnce() -> D) -> u16 {
+    let is_envoys = status == 503 && !matches!(&*details(), b"" | b"via_upstream");
+    if is_envoys { 502 } else { status }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -58,6 +67,14 @@ mod tests {
         assert_eq!([end(14), end(28)], [StreamEnd::ByClient; 2]);
         assert_eq!([end(2), end(4), end(6), end(23)], [StreamEnd::ByUpstream; 4]);
         assert_eq!([end(0), end(1), stream_end(b"")], [StreamEnd::Complete; 3]);
+    }
+
+    #[test]
+    fn a_503_that_no_engine_said_is_none_of_an_engine() {
+        let of = |status, details: &'static str| engine_status(status, || details.as_bytes());
+        assert_eq!(of(503, "upstream_reset_before_response_started{connection_failure}"), 502);
+        assert_eq!([of(503, "via_upstream"), of(503, ""), of(429, "request_rate_limited")], [503, 503, 429]);
+        assert_eq!(engine_status(200, || -> &[u8] { unreachable!("nothing is read for it") }), 200);
     }
 
     #[test]

@@ -91,8 +91,7 @@ impl Exchange {
         let now = host::now();
         // With a dependency's breaker the headers must be seen too, and here Envoy does not show them.
         if reads.needs.early_status && !reads.needs.failed_dependency {
-            let status = host::property("response\0code").map_or(0, |code| envoy::code(&code));
-            self.learn_status(worker, reads, now, status);
+            self.learn_status(worker, reads, now, host::property("response\0code").map_or(0, |code| envoy::code(&code)));
         }
         if end_of_stream {
             self.ended_at = Some((now, len));
@@ -122,6 +121,7 @@ impl Exchange {
     }
 
     fn learn_status(&mut self, worker: &mut Worker, reads: &Reads, now: Timestamp, status: u16) {
+        let status = envoy::engine_status(status, || host::property("response\0code_details").unwrap_or_default());
         let dependency = if reads.needs.failed_dependency { host::failed_dependency() } else { None };
         // Its outcome would take the header away, for which it is too late here.
         self.stream.handle(worker, now, Event::ResponseHeaders { status, failed_dependency: dependency.as_deref() });
