@@ -25,6 +25,9 @@ pub const IN_BAND_STALE_AFTER: Duration = Duration::from_secs(1);
 pub const MAX_ENGINES: usize = 1024;
 /// Periods of its own that an engine's figures may stand still before it may be frozen.
 const STILL_PERIODS: u32 = 3;
+/// Periods of its own after which requests that are reported to have ended may be a witness: those that ended before its figures changed
+/// last have been reported by then.
+const WITNESS_PERIODS: u32 = 2;
 /// What is left of the longest standstill after each change: an engine that had a long step once is not trusted for ever.
 const STILL_MEMORY: f64 = 0.98;
 
@@ -219,9 +222,18 @@ impl EngineState {
     /// Whether its figures have stood still for three of its own periods. That alone is no fault: an engine without work has nothing to
     /// change, and one in a long step neither. What comes with a response is written for it, and the same where requests come one by one.
     pub fn stands_still(&self) -> bool {
+        self.has_been_still_for(STILL_PERIODS)
+    }
+
+    /// Whether its figures have stood still for so long that requests of the pool that end from now on speak against it.
+    pub fn needs_witness(&self) -> bool {
+        self.has_been_still_for(WITNESS_PERIODS)
+    }
+
+    fn has_been_still_for(&self, periods: u32) -> bool {
         self.source != LoadSource::InBand
             && self.reading.is_some()
-            && self.read_at.since(self.changed_at) > STILL_PERIODS * self.longest_still.max(PERIOD)
+            && self.read_at.since(self.changed_at) > periods * self.longest_still.max(PERIOD)
     }
 
     /// The same engine by its page and by its responses: what the newer one says, and what only a page says as long as that is fresh.

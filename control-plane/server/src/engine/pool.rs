@@ -55,7 +55,7 @@ pub struct EngineView {
 /// each engine.
 #[derive(Clone, Debug, Default)]
 pub struct FreezeWatch {
-    /// Requests of the pool that had ended when an engine began to stand still.
+    /// Requests of the pool that had ended when an engine had stood still for so long that those that end later speak against it.
     still_since: BTreeMap<(String, SocketAddr), u64>,
 }
 
@@ -193,13 +193,13 @@ impl FreezeWatch {
         let count = engines.len() as u64;
         let before = std::mem::take(&mut self.still_since);
         for engine in engines {
-            let Some(address) = engine.address.filter(|_| engine.state.stands_still() && !engine.is_stale) else { continue };
+            let Some(address) = engine.address.filter(|_| engine.state.needs_witness() && !engine.is_stale) else { continue };
             let key = (engine.url.clone(), address);
             let since = before.get(&key).copied().unwrap_or(completed);
             self.still_since.insert(key, since);
             let counts_steps = engine.state.reading.as_ref().is_some_and(|reading| reading.output_tokens.is_some());
             let needed = if count == 1 && counts_steps { 1 } else { FROZEN_AFTER_EACH * count };
-            engine.is_frozen = completed.saturating_sub(since) >= needed;
+            engine.is_frozen = engine.state.stands_still() && completed.saturating_sub(since) >= needed;
         }
     }
 }

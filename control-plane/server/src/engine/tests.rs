@@ -327,8 +327,8 @@ fn a_page_that_stays_the_same_while_requests_end_is_frozen_after_three_periods()
         assert_eq!(hand.at(ms + 5, ms / 10).engines[0].word(), "ok", "{ms} ms: less than three periods");
     }
     hand.record(0, 500, steps(200));
-    assert_eq!(hand.at(505, 50).engines[0].word(), "ok", "what ended until now may be from before");
-    let frozen = hand.at(510, 51);
+    assert_eq!(hand.at(505, 40).engines[0].word(), "ok", "what had ended after two periods may be from before");
+    let frozen = hand.at(510, 41);
     assert_eq!((frozen.engines[0].word(), frozen.sample), ("frozen", None), "a request ended, and no counter moved");
     hand.record(0, 600, steps(210));
     let thawed = hand.at(610, 60);
@@ -354,7 +354,7 @@ fn an_engine_that_publishes_once_a_second_is_given_three_seconds() {
     };
     // It last changed at 4.0 s.
     assert_eq!([5000, 6000, 6900].map(|ms| word(&mut hand, ms)), ["ok"; 3]);
-    assert_eq!([7100, 7200].map(|ms| word(&mut hand, ms)), ["ok", "frozen"]);
+    assert_eq!(word(&mut hand, 7100), "frozen");
 }
 
 #[test]
