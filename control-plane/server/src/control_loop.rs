@@ -19,7 +19,7 @@ use crate::alarms::{Alarms, PolicySeen};
 use crate::clock::{Clock, unix_ms};
 use crate::device::{DEFAULT_PERIOD, DeviceBoard, PoolCapacity};
 use crate::dry_run::{Frame, Tape};
-use crate::engine::{EngineBoard, EngineKind, Engines, FreezeWatch, PoolEngines};
+use crate::engine::{EngineBoard, EngineKind, EngineTimings, Engines, FreezeWatch, PoolEngines};
 use crate::fleet::{Fleet, LimitsTable, PolicyReach, PolicySet};
 use crate::replica::Helm;
 
@@ -36,6 +36,8 @@ pub struct EngineMemories {
     freezes: FreezeWatch,
     /// What they are, as far as memory goes.
     source: MemorySource,
+    /// What their histograms of latencies have told.
+    timings: EngineTimings,
 }
 
 /// The books, as load reporting, control loop and HTTP share them.
@@ -234,7 +236,9 @@ impl ControlLoop {
         let mut read = |(pool, urls): (&str, &[String])| {
             let completed = loads.get(pool).map_or(0, completed);
             let memories = self.memories.entry(pool.to_owned()).or_default();
-            (pool.to_owned(), PoolEngines::read(&board, at, (pool, urls), completed, &mut memories.freezes))
+            let mut engines = PoolEngines::read(&board, at, (pool, urls), completed, &mut memories.freezes);
+            memories.timings.follow(at, &mut engines);
+            (pool.to_owned(), engines)
         };
         let engines: BTreeMap<String, PoolEngines> = controls.engines().map(&mut read).collect();
         let sample = |pool: &str| engines.get(pool).and_then(|engines| engines.sample);

@@ -15,6 +15,7 @@ mod scrape;
 mod scraper;
 #[cfg(test)]
 mod tests;
+mod timings;
 
 pub(crate) use self::board::Scrape;
 pub use self::board::{EngineBoard, EngineState, Health, IN_BAND_STALE_AFTER, LoadSource, MAX_ENGINES, PERIOD, PageEndpoints, STALE_AFTER};
@@ -23,3 +24,4 @@ pub use self::line::SampleError;
 pub use self::pool::{EngineView, FreezeWatch, PoolEngines};
 pub use self::scrape::ScrapeError;
 pub use self::scraper::Engines;
+pub use self::timings::EngineTimings;

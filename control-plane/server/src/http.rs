@@ -24,8 +24,8 @@ use crate::identity::{Caller, Guard, guard_page};
 use crate::records::StoreHealth;
 use crate::replica::Helm;
 use crate::status::{
-    AlarmStatus, ClassStatus, EngineStatus, GpuStatus, LevelView, OverloadStatus, PoolStatus, ProxyStatus, QuotaStatus, ReplicaStatus,
-    StatusDocument, TripView, source_text,
+    AlarmStatus, ClassStatus, EngineStatus, GpuStatus, LatencyStatus, LevelView, OverloadStatus, PoolStatus, ProxyStatus, QuotaStatus,
+    ReplicaStatus, StatusDocument, TripView, source_text,
 };
 
 mod metrics;
@@ -132,7 +132,7 @@ impl Observatory {
                 classes: view.state.classes.iter().map(|decision| class(&ledger, name, decision, load, self.clock)).collect(),
                 drain_rps: view.state.drain_rps,
                 proxies: load.proxies,
-                latencies: ledger.latencies(now, name).into(),
+                latencies: LatencyStatus::of(&ledger.latencies(now, name), engines.and_then(|engines| engines.latencies.as_deref())),
                 overload: OverloadStatus::of(now, view, load, engines.and_then(|engines| engines.sample.as_ref())),
                 gpu_units: control.capacities.get(name).map_or(0.0, |capacity| capacity.units),
                 gpu_capacity: control.capacities.get(name).map_or(1.0, PoolCapacity::fraction),

@@ -128,6 +128,13 @@ impl Latencies {
         }
     }
 
+    /// Counts `count` samples of one value, in microseconds.
+    pub fn record_many(&mut self, metric: Metric, micros: u64, count: u64) {
+        if let Some(histogram) = self.histograms.get_mut(metric.index()) {
+            histogram.record_many(micros, count);
+        }
+    }
+
     /// The samples of one metric.
     #[must_use]
     pub fn of(&self, metric: Metric) -> &Histogram {

@@ -5,10 +5,12 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use headgate_core::latency::Latencies;
 use headgate_core::time::Timestamp;
 
 use super::page::Reading;
 use super::scrape::ScrapeError;
+use super::timings::gained as gained_latencies;
 
 mod in_band;
 
@@ -50,6 +52,8 @@ pub struct EngineState {
     pub preemptions: u64,
     /// Tokens of output seen since this program began, without those made while the engine could not be read.
     pub output_tokens: u64,
+    /// Latencies that its own histograms have told since this program began, without those of a time in which it could not be read.
+    pub latencies: Arc<Latencies>,
     /// Times that its counters began anew: restarts.
     pub restarts: u64,
     /// When a reading last differed from the one before.
@@ -294,11 +298,17 @@ impl EngineState {
         if read_at.since(self.read_at) <= STALE_AFTER {
             self.output_tokens = self.output_tokens.saturating_add(tokens.count());
         }
+        let latencies = reading.map(|reading| gained_latencies(before.as_ref(), reading)).unwrap_or_default();
+        if latencies.count() > 0 && read_at.since(self.read_at) <= LONGEST_GAP {
+            Arc::make_mut(&mut self.latencies).merge(&latencies);
+        }
         self.restarts += u64::from(matches!(preemptions, Gain::Anew(_)) || matches!(tokens, Gain::Anew(_)));
         (self.asked_at, self.read_at) = (asked_at, read_at);
     }
 }
 
+/// Longest time between two readings of which the difference is of now.
+const LONGEST_GAP: Duration = Duration::from_secs(10);
 /// Longest standstill that is learned: an engine that hung for a minute must not be believed for three.
 const MAX_STILL: Duration = Duration::from_secs(5);
 

@@ -7,6 +7,8 @@
 //! | KV use | `kv_cache_usage_perc`, before 0.9 `gpu_cache_usage_perc` | `token_usage` | `kv_cache_utilization` | `kv_cache_block_metrics{fraction}`, else `used` ÷ `max` | none | `kv_cache_usage_ratio` in builds that have it |
 //! | KV size | `cache_config_info` | `page_size` × `num_pages`, before 0.5.11 `cache_config_info`, else `max_total_num_tokens` | `kv_cache_tokens_per_block` × `kv_cache_max_blocks` | `tokens_per` × `max` | none | none |
 //! | preemptions | `num_preemptions(_total)` | `num_retracted_requests_total` | none | none | none | none |
+//! | time to first token | `time_to_first_token_seconds` | the same | the same | `inference_first_response_histogram_ms` | none | none |
+//! | time between tokens | `request_time_per_output_token_seconds`, else `inter_token_latency_seconds`, before 0.11 `time_per_output_token_seconds` | `inter_token_latency_seconds`, before 0.5 `time_per_output_token_seconds` | `time_per_output_token_seconds` | none | `request_mean_time_per_token_duration`, the prompt's time included | none |
 //! | output tokens | `generation_tokens_total` | `realtime_tokens_total{mode="decode"}` | none | none | none | none |
 //!
 //! Sources: `vllm/v1/metrics/loggers.py`, `sglang/srt/observability/metrics_collector.py`, `tensorrt_llm/metrics/collector.py`, Triton's
@@ -64,9 +66,27 @@ pub(super) enum Figure {
     PreemptionsOld,
     /// Tokens of output since the engine began, counted as they are made.
     OutputTokens,
+    /// A bucket of a histogram of durations, whose edges are in units of so many microseconds.
+    Bucket(Timing, u32),
     /// Any other count that moves while the engine works.
     Progress,
 }
+
+/// A duration of which an engine keeps a histogram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Timing {
+    /// Time to first token.
+    Ttft,
+    /// Time between tokens, mean over a request.
+    TpotOfRequest,
+    /// Time between any two tokens.
+    BetweenTokens,
+    /// The same under an old name.
+    BetweenTokensOld,
+}
+
+const SECOND: u32 = 1_000_000;
+const MILLISECOND: u32 = 1000;
 
 /// A series that is read.
 #[derive(Debug)]
@@ -112,6 +132,10 @@ const VLLM: Dialect = Dialect {
         of("num_preemptions", Figure::PreemptionsOld),
         of("generation_tokens_total", Figure::OutputTokens),
         of("prompt_tokens_total", Figure::Progress),
+        of("time_to_first_token_seconds_bucket", Figure::Bucket(Timing::Ttft, SECOND)),
+        of("request_time_per_output_token_seconds_bucket", Figure::Bucket(Timing::TpotOfRequest, SECOND)),
+        of("inter_token_latency_seconds_bucket", Figure::Bucket(Timing::BetweenTokens, SECOND)),
+        of("time_per_output_token_seconds_bucket", Figure::Bucket(Timing::BetweenTokensOld, SECOND)),
     ],
     // Triton's vLLM backend labels its models instead of engines.
     parts: &["engine", "model", "version"],
@@ -134,6 +158,9 @@ const SGLANG: Dialect = Dialect {
         of("num_retracted_requests_total", Figure::Preemptions),
         only("realtime_tokens_total", ("mode", "decode"), Figure::OutputTokens),
         of("num_used_tokens", Figure::Progress),
+        of("time_to_first_token_seconds_bucket", Figure::Bucket(Timing::Ttft, SECOND)),
+        of("inter_token_latency_seconds_bucket", Figure::Bucket(Timing::BetweenTokens, SECOND)),
+        of("time_per_output_token_seconds_bucket", Figure::Bucket(Timing::BetweenTokensOld, SECOND)),
     ],
     parts: &["dp_rank"],
     ranks: &["pp_rank", "tp_rank", "moe_ep_rank"],
@@ -150,6 +177,8 @@ const TENSORRT_LLM: Dialect = Dialect {
         of("kv_cache_max_blocks", Figure::KvBlocks),
         of("kv_cache_tokens_per_block", Figure::KvBlockTokens),
         of("generation_tokens_total", Figure::Progress),
+        of("time_to_first_token_seconds_bucket", Figure::Bucket(Timing::Ttft, SECOND)),
+        of("time_per_output_token_seconds_bucket", Figure::Bucket(Timing::TpotOfRequest, SECOND)),
     ],
     parts: &[],
     ranks: &[],
@@ -168,6 +197,7 @@ const TRITON: Dialect = Dialect {
         only("trt_llm_kv_cache_block_metrics", ("kv_cache_block_type", "max"), Figure::KvBlocks),
         only("trt_llm_kv_cache_block_metrics", ("kv_cache_block_type", "tokens_per"), Figure::KvBlockTokens),
         of("inference_count", Figure::Progress),
+        of("inference_first_response_histogram_ms_bucket", Figure::Bucket(Timing::Ttft, MILLISECOND)),
     ],
     parts: &["model", "version"],
     ranks: &[],
@@ -182,6 +212,7 @@ const TGI: Dialect = Dialect {
         of("queue_size", Figure::Waiting),
         of("batch_current_max_tokens", Figure::Progress),
         of("request_generated_tokens_sum", Figure::Progress),
+        of("request_mean_time_per_token_duration_bucket", Figure::Bucket(Timing::TpotOfRequest, SECOND)),
     ],
     parts: &[],
     ranks: &[],
@@ -210,6 +241,13 @@ const fn of(name: &'static str, figure: Figure) -> Series {
 
 const fn only(name: &'static str, label: (&'static str, &'static str), figure: Figure) -> Series {
     Series { name, only: Some(label), figure }
+}
+
+// === impl Timing ===
+
+impl Timing {
+    /// The ways to tell the time between tokens: the mean over a request first, which is what filters tell.
+    pub(super) const BETWEEN_TOKENS: [Self; 3] = [Self::TpotOfRequest, Self::BetweenTokens, Self::BetweenTokensOld];
 }
 
 // === impl EngineKind ===

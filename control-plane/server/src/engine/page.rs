@@ -10,10 +10,12 @@ use serde::{Deserialize, Serialize};
 use super::dialect::{DIALECT_COUNT, DIALECTS, Dialect, EngineKind};
 use super::line::{MAX_LINE_BYTES, SampleError, parse};
 
+mod durations;
 mod figures;
 #[cfg(test)]
 mod tests;
 
+pub use self::durations::Durations;
 use self::figures::Figures;
 
 /// Series of one name that are read: models, parallel engines and their ranks on one server.
@@ -41,6 +43,12 @@ pub struct Reading {
     pub preemptions: Option<u64>,
     /// Tokens of output since the engine began; only where they are counted as they are made.
     pub output_tokens: Option<u64>,
+    /// Time to first token of requests, since the engine began.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ttft: Option<Durations>,
+    /// Time between tokens: means over requests where the engine has them, else between any two.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tpot: Option<Durations>,
     /// Sum of the other counts that move while the engine works. Only that it differs from the one before says something.
     pub progress: f64,
 }

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use headgate_core::fleet::StreamView;
 use headgate_core::level::{EngineFacts, EngineMemory};
 use headgate_core::overload::EngineSample;
 use headgate_core::time::Timestamp;
@@ -25,6 +27,8 @@ pub struct PoolEngines {
     pub sample: Option<EngineSample>,
     /// Each engine, in the policy's order and then by network address.
     pub engines: Vec<EngineView>,
+    /// Latencies by the engines' own histograms; `None` without engines, and until they are followed ([`super::EngineTimings`]).
+    pub latencies: Option<Arc<StreamView>>,
     /// Index of the engine that is worst off of those in the sample: a sum over unlike engines hides it.
     pub worst: Option<usize>,
 }
@@ -70,7 +74,7 @@ impl PoolEngines {
         engines.extend(in_band.into_iter().map(|(address, state)| EngineView::new(now, IN_BAND, Some(address), state)));
         watch.look(&mut engines, completed);
         let worst = engines.iter().enumerate().filter(|(_, engine)| engine.counts()).max_by(|(_, a), (_, b)| load(a).total_cmp(&load(b)));
-        Self { sample: sum(&engines), worst: worst.map(|(index, _)| index), engines }
+        Self { sample: sum(&engines), latencies: None, worst: worst.map(|(index, _)| index), engines }
     }
 
     /// What the engines say of memory: whether NVML's figure means anything, and how full the fullest KV cache is.
@@ -115,6 +119,7 @@ fn sum(engines: &[EngineView]) -> Option<EngineSample> {
         preemptions: engines.iter().map(|engine| engine.state.preemptions).sum(),
         output_tokens: engines.iter().map(|engine| engine.state.output_tokens).sum(),
         engines: u32::try_from(fresh.len()).unwrap_or(u32::MAX),
+        tpot_p95: None,
     };
     for reading in fresh.iter().filter_map(|state| state.reading.as_ref()) {
         sample.running = sample.running.saturating_add(reading.running.unwrap_or(0));

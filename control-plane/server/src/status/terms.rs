@@ -72,7 +72,11 @@ fn one(
         (Term::Ttft, _) => filters(None, Some(millis(config.ttft_slo)), "ms"),
         (Term::Tpot, _) => {
             let objective = millis(config.tpot_slo);
-            filters((ratio > 0.0).then_some(ratio * objective), Some(objective), "ms")
+            let value = (ratio > 0.0).then_some(ratio * objective);
+            match value.filter(|_| state.tpot_is_engines) {
+                Some(value) => engines(value, objective, "ms"),
+                None => filters(value, Some(objective), "ms"),
+            }
         }
         (Term::Level, _) => filters(Some(ratio), Some(1.0), "1"),
     }
@@ -121,6 +125,10 @@ mod tests {
         assert_eq!(seen("ttft"), (None, Some(2000.0), "ms", "filters"));
         assert_eq!(seen("tpot"), (Some(40.0), Some(80.0), "ms", "filters"));
         assert_eq!(seen("level"), (Some(0.5), Some(1.0), "1", "filters"));
+        let by_engines =
+            super::of(Timestamp::from_millis(1000), &OverloadState { tpot_is_engines: true, ..state() }, &config, work, Some(&sample()));
+        let tpot = &by_engines["tpot"];
+        assert_eq!((tpot.value, &*tpot.source, tpot.age_ms), (Some(40.0), "engines", Some(40)), "what the filters do not tell");
         let blind = of(None);
         assert_eq!((blind["kv"].value, blind["kv"].threshold, &*blind["kv"].source), (Some(450.0), Some(900.0), "filters"));
         assert_eq!((blind["engine_queue"].value, blind["engine_queue"].threshold), (None, None));

@@ -158,6 +158,7 @@ mod tests {
             output_tokens: 200.0,
             floors_work_per_s: vec![10.0, 0.0],
             sample_epoch: 7,
+            tpot_is_engines: false,
         };
         let class = v1::ClassLimit { rate_rps: 100.0, burst: 10.0, safe_rps: 8.0, drain_rps: 40.0, ..Default::default() };
         let limits = PoolLimits {

@@ -10,14 +10,13 @@ use super::guard::CovarianceGuard;
 use super::kv::{KvBudget, KvInput};
 use super::ladder::Ladder;
 use super::latency::{Engines, Latency};
-use super::level::CutOff;
 use super::means::Means;
 use super::meter::{Demand, Meter, Read, Tick, weight};
 use super::prefill::{ENGINE_PART, PrefillBudget, PrefillInput};
 use super::ramp::{SlowStart, Smooth};
 use super::retries::Retries;
 use super::shed::{ShedInput, Shedder};
-use super::state::{OverloadState, Saturation, Term};
+use super::state::{OverloadState, Term};
 use super::streams::{StreamBudget, StreamInput};
 use super::work::Budgets;
 use crate::policy::{OverloadConfig, Policy};
@@ -88,7 +87,7 @@ impl OverloadController {
             smooth: Default::default(),
             means: Means::presuming(f64::from(config.output_tokens)),
             safe: [None; 3],
-            state: fresh_state(),
+            state: OverloadState::fresh(),
             config,
         };
         controller.ladder.step(Timestamp::ZERO, 0.0, &mut controller.state.rungs);
@@ -322,6 +321,7 @@ impl OverloadController {
 
     fn step_saturation(&mut self, tick: &Tick, signals: &OverloadSignals<'_>) {
         let values = self.terms(signals);
+        self.state.tpot_is_engines = self.latency.tpot.quantile(0.95, QUANTILE_COUNT).is_none();
         self.state.saturation = self.fuser.fuse(tick.now, values, self.config.fusion);
         self.ladder.step(tick.now, self.state.saturation.value, &mut self.state.rungs);
     }
@@ -350,7 +350,7 @@ impl OverloadController {
             part(flow.in_flight.streams as f64, budgets.streams),
             queue,
             self.ttft_term(),
-            self.tpot_term(),
+            self.tpot_term(sample),
             signals.level_pressure,
         ]
     }
@@ -364,8 +364,10 @@ impl OverloadController {
         (wait + service).saturating_sub(unqueued).as_secs_f64() / left.as_secs_f64().max(1e-3)
     }
 
-    fn tpot_term(&self) -> f64 {
-        let p95 = self.latency.tpot.quantile(0.95, QUANTILE_COUNT);
+    /// By what the filters have seen, else by the engines' own word.
+    fn tpot_term(&self, sample: Option<&EngineSample>) -> f64 {
+        let seen = self.latency.tpot.quantile(0.95, QUANTILE_COUNT);
+        let p95 = seen.or_else(|| sample?.tpot_p95);
         p95.map_or(0.0, |p95| p95.as_secs_f64() / self.config.tpot_slo.as_secs_f64().max(1e-6))
     }
 }
@@ -379,21 +381,4 @@ pub fn engine_queue_reference(sample: &EngineSample) -> f64 {
 /// Each class's floor as a part of the capacity.
 fn floors(policy: &Policy) -> Vec<f64> {
     policy.classes().iter().map(|class| f64::from(class.floor_percent) / 100.0).collect()
-}
-
-fn fresh_state() -> OverloadState {
-    OverloadState {
-        budgets: Budgets::UNBOUNDED,
-        safe_budgets: Budgets::UNBOUNDED,
-        cut_off: CutOff::NONE,
-        saturation: Saturation::NONE,
-        rungs: Vec::new(),
-        drain_work_per_s: 0.0,
-        expected_ttft: Duration::ZERO,
-        retry_ratio: 1.0,
-        prompt_factor: 0.0,
-        output_tokens: 0.0,
-        floors_work_per_s: Vec::new(),
-        sample_epoch: 0,
-    }
 }

@@ -86,6 +86,8 @@ pub struct EngineSample {
     pub output_tokens: u64,
     /// Engines that were read.
     pub engines: u32,
+    /// 95th percentile of the time between tokens over the last seconds, as the engines' own histograms tell it; `None`: they do not.
+    pub tpot_p95: Option<Duration>,
 }
 
 /// Signals of one pool for one step of the controller.

@@ -81,6 +81,9 @@ pub struct OverloadState {
     pub floors_work_per_s: Vec<f64>,
     /// Epoch of the newest engine sample that went in; 0: none.
     pub sample_epoch: u64,
+    /// Whether the time between tokens is that of the engines' own histograms, if they have any: the filters have seen none lately. Not on
+    /// the wire.
+    pub tpot_is_engines: bool,
 }
 
 impl Term {
@@ -161,6 +164,25 @@ impl RungState {
 }
 
 impl OverloadState {
+    /// Before the first step: nothing is known, and nothing is bounded.
+    pub(super) const fn fresh() -> Self {
+        Self {
+            budgets: Budgets::UNBOUNDED,
+            safe_budgets: Budgets::UNBOUNDED,
+            cut_off: CutOff::NONE,
+            saturation: Saturation::NONE,
+            rungs: Vec::new(),
+            drain_work_per_s: 0.0,
+            expected_ttft: Duration::ZERO,
+            retry_ratio: 1.0,
+            prompt_factor: 0.0,
+            output_tokens: 0.0,
+            floors_work_per_s: Vec::new(),
+            sample_epoch: 0,
+            tpot_is_engines: false,
+        }
+    }
+
     /// The limits of one proxy: budgets, drain and floors times its `share`, safe budgets times its `safe_share` (both `0..=1`).
     #[must_use]
     pub fn to_wire(&self, share: f64, safe_share: f64) -> v1::OverloadLimits {
@@ -201,6 +223,7 @@ impl OverloadState {
             output_tokens: wire.output_tokens,
             floors_work_per_s: wire.floor_work_per_s.clone(),
             sample_epoch: wire.sample_epoch,
+            tpot_is_engines: false,
         }
     }
 }

@@ -28,6 +28,10 @@ pub(super) const WORDS: &[&str] = &[
     "tgi_batch_current_size",
     "llamacpp:requests_deferred",
     "llamacpp:kv_cache_usage_ratio",
+    "vllm:time_to_first_token_seconds_bucket{le=\"0.1\"} 3",
+    "vllm:request_time_per_output_token_seconds_bucket",
+    "nv_inference_first_response_histogram_ms_bucket",
+    "le=\"+Inf\"",
     "{engine=\"1\"}",
     "dp_rank=\"1\"",
     "tp_rank=\"0\"",
@@ -75,6 +79,12 @@ pub(super) fn run(input: &[u8]) -> u64 {
         Ok(reading) => {
             for part in [reading.kv_use, reading.kv_fullest].into_iter().flatten() {
                 assert!((0.0..=1.0).contains(&part), "use of the cache: {part}");
+            }
+            for durations in [&reading.ttft, &reading.tpot].into_iter().flatten() {
+                assert!(durations.buckets.iter().all(|(lower, upper, samples)| lower <= upper && *samples > 0), "{durations:?}");
+                let placed = durations.places().map(|(_, count)| count).fold(0, u64::saturating_add);
+                let samples = durations.buckets.iter().fold(0, |sum, (_, _, samples)| u64::saturating_add(sum, *samples));
+                assert!(placed == samples && durations.since(durations).buckets.is_empty(), "{durations:?}");
             }
             let has = |figure: bool| if figure { "1" } else { "0" };
             let parts = [

@@ -137,6 +137,7 @@ fn engine_sample(source: &mut Source<'_>, at: Timestamp) -> EngineSample {
         preemptions: source.number(),
         output_tokens: source.number(),
         engines: source.number32(),
+        tpot_p95: None,
     }
 }
 

@@ -96,6 +96,7 @@ fn sample(source: &mut Source<'_>, at: Timestamp) -> EngineSample {
         preemptions,
         output_tokens,
         engines: source.number32() % 9,
+        tpot_p95: source.is_so(64).then(|| source.span()),
     }
 }
 

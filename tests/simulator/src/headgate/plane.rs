@@ -141,6 +141,7 @@ impl Plane {
             preemptions: engines.iter().map(|engine| engine.counters().preemptions).sum(),
             output_tokens: engines.iter().map(|engine| engine.counters().output_tokens).sum(),
             engines: alive().count() as u32,
+            tpot_p95: None,
         });
     }
 

@@ -22,6 +22,7 @@ pub(super) const LATENCY_COLUMNS: &[Column] = &[
     right("QUEUE P99", 6),
     right("UPSTREAM P99", 7),
     left("TOTALS", 8),
+    left("SOURCE", 9),
 ];
 
 pub(super) fn latencies(seen: Seen<'_>) -> Sheet {
@@ -37,8 +38,12 @@ fn latency_row(pool: &PoolStatus, stream: &LatencyStream) -> Vec<Cell> {
     let complete = pool.latencies.complete;
     vec![
         Cell::text(&pool.pool).toned(Tone::Dim),
-        Cell::text(&stream.class),
-        Cell::text(if stream.model.is_empty() { OTHER } else { &stream.model }),
+        Cell::text(if stream.is_engines() { "all" } else { &stream.class }),
+        Cell::text(match () {
+            () if stream.is_engines() => "all",
+            () if stream.model.is_empty() => OTHER,
+            () => &stream.model,
+        }),
         Cell::count(of("total").map_or(0, |figures| figures.recent_count)),
         p50("ttft"),
         p99("ttft"),
@@ -49,6 +54,7 @@ fn latency_row(pool: &PoolStatus, stream: &LatencyStream) -> Vec<Cell> {
         p99("queue"),
         p99("upstream"),
         Cell::text(if complete { "exact" } else { "incomplete" }).toned(if complete { Tone::Dim } else { Tone::Watch }),
+        Cell::text(&stream.source).toned(Tone::Dim),
     ]
 }
 

@@ -105,13 +105,15 @@ fn document(offered: u64) -> StatusDocument {
     let stream = |class: &str, model: &str, ttft: f64| LatencyStream {
         class: class.to_owned(),
         model: model.to_owned(),
+        source: "filters".to_owned(),
         metrics: [("ttft", metric(ttft, 3.0 * ttft)), ("tpot", metric(12.5, 41.0)), ("total", metric(2100.0, 9800.0))]
             .map(|(name, figures)| (name.to_owned(), figures))
             .into(),
     };
+    let by_engines = LatencyStream { source: "engines".to_owned(), ..stream("", "", 200.0) };
     let chat = PoolStatus {
         latencies: LatencyStatus {
-            streams: vec![stream("high", "llama-70b", 90.0), stream("low", "", 300.0)],
+            streams: vec![stream("high", "llama-70b", 90.0), stream("low", "", 300.0), by_engines],
             complete: true,
             ..LatencyStatus::default()
         },
@@ -226,12 +228,13 @@ fn countdowns_go_on_and_values_grow_older_between_two_looks() {
 fn latencies_are_shown_by_pool_class_and_model() {
     let (mut app, now) = watching(PLAIN);
     press(&mut app, "8");
-    let shown = lines(&app, now, 170, 12);
+    let shown = lines(&app, now, 180, 12);
     let high = line(&shown, "llama-70b");
-    for part in ["chat", "high", "1 234", "90 ms", "270 ms", "12 ms", "41 ms", "2.1 s", "9.8 s", "exact"] {
+    for part in ["chat", "high", "1 234", "90 ms", "270 ms", "12 ms", "41 ms", "2.1 s", "9.8 s", "exact", "filters"] {
         assert!(high.contains(part), "{part} in {high}");
     }
     assert!(line(&shown, "other").contains("900 ms"), "a model without a place of its own");
+    assert!(line(&shown, "engines").contains("all") && line(&shown, "engines").contains("600 ms"), "of all classes and models");
     press(&mut app, "ssssss");
     assert!(lines(&app, now, 170, 12)[3].contains("TTFT P99▼"));
     assert!(lines(&app, now, 170, 12)[4].contains("other"), "the slowest first");

@@ -12,6 +12,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::clock::Clock;
 use crate::device::{DeviceActivity, DeviceSample, DeviceSource, DeviceState, DeviceView, NodeView, ThrottleReasons};
+use crate::engine::page::Durations;
 use crate::engine::{EngineKind, Scrape};
 
 const HEADER: &str = r#"{"headgate_device_tape":1,"recorded_at_unix_ms":0,"source":"nvml","driver":{},"period_ms":100,"devices":[]}"#;
@@ -139,7 +140,8 @@ fn readings() -> impl Strategy<Value = crate::engine::page::Reading> {
     let counters = (of(any::<u64>()), of(any::<u64>()), 0.0..9e15);
     (of(proptest::sample::select(kinds.to_vec())), load, counters).prop_map(|(engine, load, (preemptions, output_tokens, progress))| {
         let (running, waiting, kv_use, kv_fullest, kv_total_tokens) = load;
-        let load = Reading { engine, running, waiting, kv_use, kv_fullest, kv_total_tokens, ..Reading::default() };
+        let tpot = preemptions.map(|samples| Durations { buckets: vec![(0, 10, samples), (10, u64::MAX, 1)] });
+        let load = Reading { engine, running, waiting, kv_use, kv_fullest, kv_total_tokens, tpot, ..Reading::default() };
         Reading { preemptions, output_tokens, progress, ..load }
     })
 }

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::super::dialect::{Dialect, EngineKind, Figure, Rank};
+use super::super::dialect::{Dialect, EngineKind, Figure, Rank, Timing};
 use super::super::line::Sample;
+use super::durations::Histograms;
 use super::{MAX_SERIES, PageError, Reading};
 
 /// Largest count that is believed: up to here a float tells neighbours apart.
@@ -18,6 +19,7 @@ pub(super) struct Figures {
     seen: BTreeMap<&'static str, BTreeSet<String>>,
     /// Sizes of KV caches that came as labels.
     labelled_tokens: BTreeMap<String, u64>,
+    histograms: Histograms,
 }
 
 /// One figure of one of the engines that run in parallel.
@@ -38,6 +40,10 @@ impl Figures {
         figure: Figure,
         sample: &Sample<'_>,
     ) -> Result<(), PageError> {
+        if let Figure::Bucket(timing, unit_us) = figure {
+            let count = believable(name, figure, sample.value)?;
+            return self.histograms.add(name, dialect, (timing, unit_us), sample, count);
+        }
         let seen = self.seen.entry(name).or_default();
         if seen.len() >= MAX_SERIES {
             return Err(PageError::TooManySeries { figure: name });
@@ -92,6 +98,8 @@ impl Figures {
             kv_total_tokens: total(uses.len(), &sizes),
             preemptions: self.count(Figure::Preemptions).or_else(|| self.count(Figure::PreemptionsOld)),
             output_tokens: self.count(Figure::OutputTokens),
+            ttft: self.histograms.durations(&[Timing::Ttft]),
+            tpot: self.histograms.durations(&Timing::BETWEEN_TOKENS),
             progress: self.values.get(&Figure::Progress).map_or(0.0, |slots| slots.values().map(|slot| slot.value).sum()),
         }
     }

@@ -90,6 +90,29 @@ fn the_page_of_llama_cpp_is_read_and_its_nan_about_something_else_does_no_harm()
     assert_eq!(said(&with_kv).3, Some(0.5));
 }
 
+/// Samples of time to first token and of time between tokens, and the edges, in ms, of the bucket with the last of each.
+fn latencies(page: &str) -> [Option<(u64, u64, u64)>; 2] {
+    let Reading { ttft, tpot, .. } = of(page).unwrap();
+    [ttft, tpot].map(|durations| {
+        let buckets = durations?.buckets;
+        let (lower, upper, _) = *buckets.last()?;
+        Some((buckets.iter().map(|(_, _, samples)| samples).sum(), lower / 1000, upper / 1000))
+    })
+}
+
+#[test]
+fn each_engine_tells_its_latencies_in_its_own_words() {
+    assert_eq!(latencies(VLLM), [Some((811, 750, 1000)), Some((811, 25, 50))], "of requests, not between any two tokens");
+    let older = VLLM.replace("request_time_per_output_token", "request_time_of_something");
+    assert_eq!(latencies(&older)[1], Some((171_904, 75, 100)), "between any two, where there are none of requests");
+    assert_eq!(latencies(VLLM_OLD), [None, Some((330, 25, 50))]);
+    assert_eq!(latencies(SGLANG), [Some((100, 100, 200)), Some((1000, 10, 15))]);
+    assert_eq!(latencies(TENSORRT_LLM), [Some((811, 100, 250)), Some((811, 10, 25))]);
+    assert_eq!(latencies(TRITON), [Some((500, 500, 2000)), None], "in milliseconds");
+    assert_eq!(latencies(TGI), [None, Some((1204, 33, 33))], "four are beyond its last edge");
+    assert_eq!(latencies(LLAMA_CPP), [None, None]);
+}
+
 #[test]
 fn counters_that_move_make_a_reading_differ() {
     for (page, before, after) in

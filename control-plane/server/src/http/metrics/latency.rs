@@ -32,7 +32,30 @@ pub(super) fn encode(pools: &[PoolStatus], out: &mut Out<'_>) -> fmt::Result {
         "headgate_latency_missing",
         "Workers and series of which the totals of latencies lack the end; all 0: they are exact",
         missing,
-    )
+    )?;
+    of_engines(pools, out)
+}
+
+/// What the engines' own histograms tell in the place of filters and access logs.
+fn of_engines(pools: &[PoolStatus], out: &mut Out<'_>) -> fmt::Result {
+    let told = || {
+        let streams = pools.iter().flat_map(|pool| pool.latencies.streams.iter().map(move |stream| (pool, stream)));
+        let figures = streams.filter(|(_, stream)| stream.is_engines()).flat_map(|(pool, stream)| {
+            stream.metrics.iter().map(move |(metric, figures)| (vec![("pool", pool.pool.clone()), ("metric", metric.clone())], figures))
+        });
+        figures.collect::<Vec<(Labels, &LatencyFigures)>>()
+    };
+    let samples = told().into_iter().map(|(labels, figures)| (labels, figures.count));
+    out.counters("headgate_engine_latency_samples", "Latencies that engines have told where nobody else does", samples)?;
+    let quantiles = told().into_iter().flat_map(|(labels, figures)| {
+        [("0.5", figures.p50_ms), ("0.99", figures.p99_ms)].into_iter().filter_map(move |(quantile, ms)| {
+            let mut labels = labels.clone();
+            labels.push(("quantile", quantile.to_owned()));
+            ms.map(|ms| (labels, ms / 1000.0))
+        })
+    });
+    let says = "Percentiles of the latencies of the last minute by the engines' own histograms, where nobody else tells them";
+    out.gauges("headgate_engine_latency_seconds", says, quantiles)
 }
 
 /// Rows of one percentile.
@@ -42,7 +65,7 @@ fn percentile(pools: &[PoolStatus], value: fn(&LatencyFigures) -> Option<f64>) -
 
 fn rows<T: 'static>(pools: &[PoolStatus], value: impl Fn(&LatencyFigures) -> Option<T> + Copy) -> impl Iterator<Item = (Labels, T)> {
     let streams = pools.iter().flat_map(|pool| pool.latencies.streams.iter().map(move |stream| (pool, stream)));
-    streams.flat_map(move |(pool, stream)| {
+    streams.filter(|(_, stream)| !stream.is_engines()).flat_map(move |(pool, stream)| {
         let model = if stream.model.is_empty() { OTHER } else { &stream.model };
         let labels = move |metric: &str| {
             let named = [("pool", &*pool.pool), ("class", &*stream.class), ("model", model), ("metric", metric)];

@@ -27,6 +27,7 @@ type Families = BTreeMap<String, (String, String, BTreeSet<String>)>;
 fn full() -> Scrape {
     let figures = LatencyFigures { count: 1, p50_ms: Some(1.0), p99_ms: Some(2.0), ewma_ms: Some(1.0), ..LatencyFigures::default() };
     let stream = LatencyStream { metrics: [("ttft".to_owned(), figures)].into(), ..LatencyStream::default() };
+    let by_engines = LatencyStream { source: "engines".to_owned(), ..stream.clone() };
     let class =
         ClassStatus { refused: [("qps".to_owned(), 1)].into(), ttft_p50_ms: Some(1.0), ttft_p99_ms: Some(2.0), ..ClassStatus::default() };
     let overload = OverloadStatus {
@@ -59,7 +60,7 @@ fn full() -> Scrape {
         overload: Some(overload),
         engines: vec![engine],
         quotas: vec![QuotaStatus::default()],
-        latencies: LatencyStatus { streams: vec![stream], ..LatencyStatus::default() },
+        latencies: LatencyStatus { streams: vec![stream, by_engines], ..LatencyStatus::default() },
         ..PoolStatus::default()
     };
     let status = StatusDocument { pools: vec![pool], gpus: vec![gpu], ..StatusDocument::default() };
@@ -179,7 +180,8 @@ fn ten_thousand_models_tenants_and_names_of_proxies_make_no_more_series_than_the
             ledger.lock().record_latencies(now, "chat", "high", &format!("model-{index}"), &[(metric, 1000)]);
         }
     }
-    let pool = PoolStatus { pool: "chat".to_owned(), latencies: ledger.lock().latencies(now, "chat").into(), ..PoolStatus::default() };
+    let latencies = LatencyStatus::of(&ledger.lock().latencies(now, "chat"), None);
+    let pool = PoolStatus { pool: "chat".to_owned(), latencies, ..PoolStatus::default() };
     let status = StatusDocument { pools: vec![pool], ..StatusDocument::default() };
     let text = encode(&status, &observatory).unwrap();
     let series = text.lines().filter(|line| !line.starts_with('#')).count();

@@ -58,25 +58,42 @@ pub(super) struct LatencyBook {
     lost: u64,
 }
 
-struct StreamBook {
+/// Latencies of one class and model, as they are booked.
+#[derive(Clone, Debug)]
+pub struct StreamBook {
     class: String,
     model: String,
+    tellers: Tellers,
     totals: Latencies,
     metrics: [MetricBook; Metric::ALL.len()],
 }
 
+#[derive(Clone, Debug)]
 struct MetricBook {
     window: SlidingHistogram,
     mean: Ewma,
 }
 
+/// Who has told latencies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tellers {
+    /// Filters, in their reports.
+    pub filters: bool,
+    /// Access logs.
+    pub access_logs: bool,
+    /// The engines' own histograms.
+    pub engines: bool,
+}
+
 /// Latencies of one class and model.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct StreamView {
     /// Class.
     pub class: String,
     /// Model; empty for all that have no place of their own.
     pub model: String,
+    /// Who has told them.
+    pub tellers: Tellers,
     /// All samples since this program began.
     pub totals: Latencies,
     /// Those of the last minute, in the order of [`Metric::ALL`].
@@ -163,6 +180,7 @@ impl LatencyBook {
         self.lost = self.lost.saturating_add(delta.ended);
         for (class, model, latencies) in delta.added.iter().filter(|(_, _, latencies)| latencies.count() > 0) {
             self.book(class, model, |stream| {
+                stream.tellers.filters = true;
                 stream.totals.merge(latencies);
                 if is_recent && delta.is_recent {
                     stream.observe(now, latencies);
@@ -193,9 +211,22 @@ impl LatencyBook {
 }
 
 impl StreamBook {
+    /// An empty book of what a pool's engines tell of themselves: of all classes and models.
+    #[must_use]
+    pub fn of_engines() -> Self {
+        Self { tellers: Tellers { engines: true, ..Tellers::default() }, ..Self::new("", "") }
+    }
+
+    /// Books samples that came now.
+    pub fn add(&mut self, now: Timestamp, latencies: &Latencies) {
+        self.totals.merge(latencies);
+        self.observe(now, latencies);
+    }
+
     fn new(class: &str, model: &str) -> Self {
         let metric = |_| MetricBook { window: SlidingHistogram::new(LATENCY_WINDOW, SLICES), mean: Ewma::default() };
-        Self { class: class.to_owned(), model: model.to_owned(), totals: Latencies::new(), metrics: Metric::ALL.map(metric) }
+        let (class, model) = (class.to_owned(), model.to_owned());
+        Self { class, model, tellers: Tellers::default(), totals: Latencies::new(), metrics: Metric::ALL.map(metric) }
     }
 
     fn observe(&mut self, now: Timestamp, latencies: &Latencies) {
@@ -208,7 +239,9 @@ impl StreamBook {
         }
     }
 
-    fn view(&self, now: Timestamp) -> StreamView {
+    /// What it holds.
+    #[must_use]
+    pub fn view(&self, now: Timestamp) -> StreamView {
         let mut recent = [RecentView::default(); Metric::ALL.len()];
         for (view, book) in recent.iter_mut().zip(&self.metrics) {
             let window = book.window.window(now);
@@ -219,7 +252,8 @@ impl StreamBook {
                 p99_us: window.quantile(0.99),
             };
         }
-        StreamView { class: self.class.clone(), model: self.model.clone(), totals: self.totals.clone(), recent }
+        let (class, model, totals) = (self.class.clone(), self.model.clone(), self.totals.clone());
+        StreamView { class, model, tellers: self.tellers, totals, recent }
     }
 }
 
@@ -237,15 +271,15 @@ impl Ledger {
         PoolLatencies { streams, completeness }
     }
 
-    /// Books one request that something else than a filter has seen; false when nobody keeps books of the class.
+    /// Books one request that an access log has told; false when nobody keeps books of the class.
     pub fn record_latencies(&mut self, now: Timestamp, pool: &str, class: &str, model: &str, samples: &[(Metric, u64)]) -> bool {
         let Some(book) = self.pools.get_mut(pool).filter(|book| book.has_class(class)) else { return false };
         let mut latencies = Latencies::new();
         samples.iter().for_each(|(metric, micros)| latencies.record(*metric, *micros));
         let model = if model.len() > MAX_MODEL_BYTES { "" } else { model };
         book.latency.book(class, model, |stream| {
-            stream.totals.merge(&latencies);
-            stream.observe(now, &latencies);
+            stream.tellers.access_logs = true;
+            stream.add(now, &latencies);
         });
         true
     }

@@ -34,7 +34,7 @@ pub use self::flow::QueueTotals;
 use self::flow::{Account, add_gauges};
 use self::forget::Forgotten;
 use self::latency::LatencyBook;
-pub use self::latency::{Completeness, LATENCY_WINDOW, MAX_MODELS, PoolLatencies, RecentView, StreamView};
+pub use self::latency::{Completeness, LATENCY_WINDOW, MAX_MODELS, PoolLatencies, RecentView, StreamBook, StreamView, Tellers};
 use self::node::{BUDGET_DEMAND_S, ClassDelta, Node, RATE_DEMAND_S};
 pub use self::share::Shares;
 

@@ -3,10 +3,11 @@
 use super::super::flow::EngineSample;
 use super::super::means::Means;
 use super::super::meter::{Demand, Tick};
+use super::super::plant::policy;
 use super::super::prefill::{PrefillBudget, PrefillInput};
 use super::super::shed::{ShedInput, Shedder};
 use super::super::streams::{StreamBudget, StreamInput};
-use super::super::{CutOff, Level, OfferedLevels, Work};
+use super::super::{CutOff, Flow, Level, OfferedLevels, OverloadController, OverloadSignals, Term, Work};
 use crate::policy::ClassId;
 use crate::time::Timestamp;
 
@@ -138,4 +139,25 @@ fn a_cut_off_before_a_pool_that_has_room_opens_again() {
     let mut cut_off = CutOff::NONE;
     (110..140).for_each(|number| cut_off = step(number, 3000.0, 0.0, 0.4));
     assert!(cut_off.fraction > 0.3, "at least what the pool has kept up passes: {cut_off:?}");
+}
+
+#[test]
+fn the_engines_time_between_tokens_counts_where_the_filters_see_none() {
+    let mut controller = OverloadController::new(Timestamp::ZERO, &policy());
+    let slo = policy().overload().unwrap().tpot_slo;
+    let mut flow = Flow { in_flight: Work { prefill_tokens: 0, kv_tokens: 100, streams: 2 }, ..Flow::default() };
+    let mut term = |tick: u64, flow: &Flow, tpot_p95| {
+        let engine = Some(EngineSample { tpot_p95, ..reading(tick, 0) });
+        let signals = OverloadSignals { series: 1, flow, engine, level_pressure: 0.0 };
+        let state = controller.step(Timestamp::from_millis(100 * tick), &signals);
+        (state.saturation.term(Term::Tpot), state.tpot_is_engines)
+    };
+    term(1, &flow, None);
+    assert_eq!(term(2, &flow, None), (0.0, true), "nobody tells");
+    assert_eq!(term(3, &flow, Some(slo * 2)), (2.0, true));
+    for _ in 0..20 {
+        flow.tpot_us.record((slo / 2).as_micros() as u64);
+    }
+    let (seen, is_engines) = term(4, &flow, Some(slo * 2));
+    assert!((seen - 0.5).abs() < 0.01 && !is_engines, "what the filters see comes first: {seen}");
 }

@@ -54,9 +54,12 @@ prop_compose! {
         (epoch, kv_used_tokens, kv_total_tokens, running) in (any_count(), any_count(), any_count(), any_count()),
         (waiting, preemptions, output_tokens, engines) in (any_count(), any_count(), any_count(), any::<u32>()),
         kv_fullest in any_real(),
+        tpot_us in proptest::option::of(any_count()),
     ) -> EngineSample {
         let at = Timestamp::from_millis(at);
-        EngineSample { at, epoch, kv_used_tokens, kv_total_tokens, kv_fullest, running, waiting, preemptions, output_tokens, engines }
+        let tpot_p95 = tpot_us.map(Duration::from_micros);
+        let cumulative = EngineSample { preemptions, output_tokens, engines, tpot_p95, ..EngineSample::default() };
+        EngineSample { at, epoch, kv_used_tokens, kv_total_tokens, kv_fullest, running, waiting, ..cumulative }
     }
 }
 
