@@ -68,7 +68,8 @@ fn quickened(path: &Path, speed: u64, into: &Path) -> PathBuf {
 
 async fn play(tape: PathBuf, policy: &str) -> Result<ControlPlaneProcess> {
     let args = vec!["--device-tape".to_owned(), tape.display().to_string()];
-    let control = ControlPlaneProcess::start(ControlPlaneOptions { nvml_state: None, filter: "headgate.wasm".into(), args }).await?;
+    let control =
+        ControlPlaneProcess::start(ControlPlaneOptions { filter: "headgate.wasm".into(), args, ..ControlPlaneOptions::default() }).await?;
     control.apply(policy)?;
     Ok(control)
 }
@@ -168,6 +169,13 @@ async fn an_engine_is_recorded_beside_its_gpu_and_both_play_where_neither_is() {
     assert_eq!(tripped["source"], "kv_cache", "{tripped}");
     let engines = control.status().await.unwrap()["pools"][0]["engines"].clone();
     assert_eq!((&engines[0]["source"], &engines[0]["engine"], &engines[0]["url"]), (&"tape".into(), &"vllm".into(), &json!(url)));
+    wait_until("latencies by the engine's own histograms", PATIENCE, || async {
+        let stream = control.status().await?["pools"][0]["latencies"]["streams"][0].clone();
+        let count = |metric: &str| stream["metrics"][metric]["count"].as_u64();
+        Ok((stream["source"] == "engines" && count("ttft") > Some(0) && count("tpot") > Some(10)).then_some(()))
+    })
+    .await
+    .unwrap();
     wait_until("the engine that could not be read", PATIENCE, || async {
         let engine = control.status().await?["pools"][0]["engines"][0].clone();
         Ok(engine["problem"].as_str().is_some_and(|problem| problem.starts_with("no answer")).then_some(()))

@@ -14,6 +14,8 @@ mod resolve;
 mod scrape;
 mod scraper;
 #[cfg(test)]
+mod taped;
+#[cfg(test)]
 mod tests;
 mod timings;
 

@@ -34,6 +34,12 @@ fn triton(engine: &Engine, model: &str) -> String {
     page.single("nv_inference_request_failure", "counter", "Number of failed inference requests, all batch sizes", stats.rejections);
     page.single("nv_inference_count", "counter", "Number of inferences performed (does not include cached requests)", finished);
     page.single("nv_inference_pending_request_count", "gauge", "Instantaneous number of pending requests", engine.waiting());
+    page.histogram_in(
+        1000.0,
+        "nv_inference_first_response_histogram_ms",
+        "Duration from request to first response in milliseconds",
+        &stats.time_to_first_token,
+    );
     page.text
 }
 
@@ -99,13 +105,18 @@ impl Page {
     }
 
     fn histogram(&mut self, name: &str, help: &str, histogram: &Histogram) {
+        self.histogram_in(1.0, name, help, histogram);
+    }
+
+    /// A histogram in a unit of which a second has so many.
+    fn histogram_in(&mut self, per_second: f64, name: &str, help: &str, histogram: &Histogram) {
         self.head(name, "histogram", help);
         let bucket = format!("{name}_bucket");
         for (bound, count) in histogram.cumulative() {
-            self.sample(&bucket, &format!(r#",le="{bound:?}""#), count);
+            self.sample(&bucket, &format!(r#",le="{:?}""#, bound * per_second), count);
         }
         self.sample(&bucket, r#",le="+Inf""#, histogram.count());
-        self.sample(&format!("{name}_sum"), "", histogram.sum_seconds());
+        self.sample(&format!("{name}_sum"), "", histogram.sum_seconds() * per_second);
         self.sample(&format!("{name}_count"), "", histogram.count());
     }
 }
