@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use headgate::status::{ClassStatus, PoolStatus, StatusDocument};
+use headgate::status::{ClassStatus, LatencyStatus, LatencyStream, PoolStatus, StatusDocument};
 use nix::pty::{Winsize, openpty};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -53,14 +53,13 @@ impl Screen {
         Self { child, keyboard, shown }
     }
 
-    /// Waits until `text` is drawn, and forgets what was drawn up to then.
-    fn wait_for(&self, text: &str) {
+    /// Waits until `text` is drawn; takes and returns what was drawn up to then.
+    fn wait_for(&self, text: &str) -> String {
         let began = Instant::now();
         loop {
             let mut shown = self.shown.lock().unwrap();
             if let Some(at) = shown.find(text) {
-                shown.drain(..at + text.len());
-                return;
+                return shown.drain(..at + text.len()).collect();
             }
             assert!(began.elapsed() < PATIENCE, "no {text:?} in {shown:?}");
             drop(shown);
@@ -106,7 +105,9 @@ impl Drop for Screen {
 /// Serves a status with one pool on `address`.
 async fn serve(address: &str) -> (tokio::task::JoinHandle<()>, String) {
     let class = ClassStatus { class: "interactive".to_owned(), action: "admit".to_owned(), ..ClassStatus::default() };
-    let pool = PoolStatus { pool: "chat".to_owned(), classes: vec![class], ..PoolStatus::default() };
+    let stream = LatencyStream { class: "interactive".to_owned(), source: "filters".to_owned(), ..LatencyStream::default() };
+    let latencies = LatencyStatus { streams: vec![stream], ..LatencyStatus::default() };
+    let pool = PoolStatus { pool: "chat".to_owned(), classes: vec![class], latencies, ..PoolStatus::default() };
     let document = StatusDocument { pools: vec![pool], gpu_source: "no device: off".to_owned(), ..StatusDocument::default() };
     let listener = tokio::net::TcpListener::bind(address).await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -130,9 +131,30 @@ async fn it_draws_in_a_terminal_reconnects_and_leaves_the_terminal_as_it_was() {
     screen.wait_for("live");
 
     // Only that view says so.
-    screen.press("8");
+    screen.press("6");
     screen.resize(70);
-    screen.redraw_until("no response has ended yet", [71, 70]);
+    screen.redraw_until("no policy names an engine", [71, 70]);
+    screen.press("q");
+    screen.wait_for("\x1b[?1049l");
+    assert_eq!(screen.child.wait().unwrap().code(), Some(0));
+    server.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_size_of_the_terminal_has_the_layout_of_that_size() {
+    let (server, address) = serve("127.0.0.1:0").await;
+    let mut screen = Screen::start(&address);
+    screen.wait_for("live");
+    screen.press("8");
+    // The column that goes first when room is short.
+    screen.wait_for("UPSTREAM P99");
+    screen.resize(60);
+    // A new size clears the screen, and the titles are drawn from the left to the right, above the rows.
+    screen.wait_for("\x1b[2J");
+    let titles = screen.wait_for("TTFT P99") + &screen.wait_for("interactive");
+    assert!(!titles.contains("UPSTREAM"), "{titles:?}");
+    screen.resize(170);
+    screen.wait_for("UPSTREAM P99");
     screen.press("q");
     screen.wait_for("\x1b[?1049l");
     assert_eq!(screen.child.wait().unwrap().code(), Some(0));
