@@ -262,6 +262,7 @@ fn candidate() -> Candidate {
         attainment_margin: Some(0.5),
         error_margin: Some(2.0),
         late_margin: Some(0.0),
+        auto_promote: true,
     };
     let (requests_percent, proxies_percent) = (Some(10), Some(20));
     Candidate { of: "demo".into(), requests_percent, proxies_percent, rollout: Some(rollout), halted: "worse".into() }
