@@ -390,6 +390,7 @@ pub(super) static ROLLOUT: Message = Message {
         Field { name: "attainmentMargin", number: 5, list: false, kind: Kind::Double },
         Field { name: "errorMargin", number: 6, list: false, kind: Kind::Double },
         Field { name: "lateMargin", number: 7, list: false, kind: Kind::Double },
+        Field { name: "autoPromote", number: 8, list: false, kind: Kind::Bool },
     ],
 };
 pub(super) static QUOTA: Message = Message {

@@ -1388,7 +1388,7 @@ impl ::prost::Name for QuotaFloor {
         "/headgate.v1.QuotaFloor".into()
     }
 }
-/// How a candidate is tried. With `enforcement: shadow` it decides about every request beside the policy in force, and neither percentage
+/// How a candidate is tried. One that governs has the classes and quotas of its policy, and `overload` when that has it. With `enforcement: shadow` it decides about every request beside the policy in force, and neither percentage
 /// is given; otherwise exactly one is.
 #[cfg_attr(feature = "document", derive(serde::Serialize))]
 #[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
@@ -1401,14 +1401,16 @@ pub struct Candidate {
         serde(skip_serializing_if = "crate::document::is_default")
     )]
     pub of: ::prost::alloc::string::String,
-    /// Part of the requests that it governs, by a hash of `x-request-id`, in percent. Range: 1..=99.
+    /// Part of the requests that it governs, by a hash of `x-request-id`, in percent. It has the same part of the pool's rates, budgets and
+    /// permits. Range: 1..=99.
     #[prost(uint32, optional, tag = "2")]
     #[cfg_attr(
         feature = "document",
         serde(skip_serializing_if = "crate::document::is_default")
     )]
     pub requests_percent: ::core::option::Option<u32>,
-    /// Part of the proxies in which it governs every request, by a hash of `node.id`, in percent. Range: 1..=99.
+    /// Part of the proxies in which it governs every request, by a hash of `node.id`, in percent: for proxies that are asked for much the
+    /// same. Range: 1..=99.
     #[prost(uint32, optional, tag = "3")]
     #[cfg_attr(
         feature = "document",
@@ -1422,7 +1424,8 @@ pub struct Candidate {
         serde(skip_serializing_if = "crate::document::is_default")
     )]
     pub rollout: ::core::option::Option<Rollout>,
-    /// Why it was aborted; then it governs nothing. Set by the control plane, cleared by another application. At most 1024 bytes.
+    /// Why it was aborted; then it governs nothing. Set by the control plane; what is applied without it, and says something else than what
+    /// was aborted, is tried anew. At most 1024 bytes.
     #[prost(string, tag = "5")]
     #[cfg_attr(
         feature = "document",
@@ -1441,13 +1444,14 @@ impl ::prost::Name for Candidate {
     }
 }
 /// When a candidate gets more, is promoted, or is aborted. It is aborted as soon as it is worse than the policy in force, by more than a
-/// margin and with the given confidence, in requests served within their objective, in failed responses, or in late ones.
+/// margin and with the given confidence, in any class: in requests served within their objective, refused ones being none, in failed
+/// responses, or in late ones. The objective is that of the policy in force: `overload.ttftSloMs`, otherwise `levels.p99.limitMs`.
 #[cfg_attr(feature = "document", derive(serde::Serialize))]
 #[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Rollout {
-    /// Percentages that follow the first, ascending; after the last the candidate is promoted. At most 16. Empty: it stays as it is until it
-    /// is promoted by hand. Range of each: 1..=99.
+    /// Percentages that follow the first, ascending. At most 16. After the last, or the only one, it stays as it is until it is promoted by
+    /// hand, unless `autoPromote`. Range of each: 1..=99.
     #[prost(uint32, repeated, tag = "1")]
     #[cfg_attr(
         feature = "document",
@@ -1461,7 +1465,8 @@ pub struct Rollout {
         serde(skip_serializing_if = "crate::document::is_default")
     )]
     pub hold_ms: ::core::option::Option<u32>,
-    /// Requests of the candidate and of the policy in force before the two are compared, and before a step. Range: 30..=100000000.
+    /// Requests of the candidate and of the policy in force, at one percentage, before the two are compared, and before a step; of a class
+    /// before it is looked at. Range: 30..=100000000.
     /// Default: 200.
     #[prost(uint32, optional, tag = "3")]
     #[cfg_attr(
@@ -1469,7 +1474,8 @@ pub struct Rollout {
         serde(skip_serializing_if = "crate::document::is_default")
     )]
     pub min_samples: ::core::option::Option<u32>,
-    /// Confidence with which an abort is due to the candidate, over all looks at one percentage together, in percent. Range: 80..=99.9999.
+    /// Confidence with which an abort is due to the candidate, over all looks, classes, measures and percentages together, in percent.
+    /// Range: 80..=99.9999.
     /// Default: 99.
     #[prost(double, optional, tag = "4")]
     #[cfg_attr(
@@ -1498,6 +1504,13 @@ pub struct Rollout {
         serde(skip_serializing_if = "crate::document::is_default")
     )]
     pub late_margin: ::core::option::Option<f64>,
+    /// Whether it is promoted after the last percentage without being asked. Default: false.
+    #[prost(bool, tag = "8")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub auto_promote: bool,
 }
 impl ::prost::Name for Rollout {
     const NAME: &'static str = "Rollout";
@@ -2966,6 +2979,178 @@ impl RungKind {
         }
     }
 }
+/// How far a candidate that governs a part of the requests has come. Stored with it, so that it survives restarts and changes of the
+/// leader; what has been counted at a percentage does not, and is counted anew.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RolloutState {
+    /// The candidate's name.
+    #[prost(string, tag = "1")]
+    pub candidate: ::prost::alloc::string::String,
+    /// Name of the policy beside which it is tried.
+    #[prost(string, tag = "2")]
+    pub of: ::prost::alloc::string::String,
+    /// Version that somebody has applied. Each further percentage, and an abort, is a version of its own.
+    #[prost(string, tag = "3")]
+    pub applied_version: ::prost::alloc::string::String,
+    /// Version of the candidate that this state is about.
+    #[prost(string, tag = "4")]
+    pub candidate_version: ::prost::alloc::string::String,
+    /// Version of the policy beside it.
+    #[prost(string, tag = "5")]
+    pub of_version: ::prost::alloc::string::String,
+    /// Where it is.
+    #[prost(enumeration = "RolloutPhase", tag = "6")]
+    pub phase: i32,
+    /// Number of the percentage, from 0.
+    #[prost(uint32, tag = "7")]
+    pub step: u32,
+    /// When the rollout began, in milliseconds since the Unix epoch.
+    #[prost(uint64, tag = "8")]
+    pub began_at_unix_ms: u64,
+    /// When this percentage did.
+    #[prost(uint64, tag = "9")]
+    pub step_at_unix_ms: u64,
+    /// Looks at this percentage: how much of the chance of a wrong abort has been spent.
+    #[prost(uint32, tag = "10")]
+    pub looks: u32,
+}
+impl ::prost::Name for RolloutState {
+    const NAME: &'static str = "RolloutState";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.RolloutState".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.RolloutState".into()
+    }
+}
+/// A rollout, for people.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RolloutStatus {
+    /// How far it has come.
+    #[prost(message, optional, tag = "1")]
+    pub state: ::core::option::Option<RolloutState>,
+    /// All its percentages.
+    #[prost(uint32, repeated, tag = "2")]
+    pub percents: ::prost::alloc::vec::Vec<u32>,
+    /// Whether they are of the proxies, not of the requests.
+    #[prost(bool, tag = "3")]
+    pub by_proxies: bool,
+    /// Time until the next percentage at the earliest, in milliseconds.
+    #[prost(uint64, tag = "4")]
+    pub hold_left_ms: u64,
+    /// Requests of either that are wanted before the next percentage.
+    #[prost(uint32, tag = "5")]
+    pub min_samples: u32,
+    /// Why it was aborted; empty otherwise.
+    #[prost(string, tag = "6")]
+    pub halted: ::prost::alloc::string::String,
+    /// What was counted at this percentage; known to the replica that leads.
+    #[prost(message, repeated, tag = "7")]
+    pub classes: ::prost::alloc::vec::Vec<RolloutClass>,
+}
+impl ::prost::Name for RolloutStatus {
+    const NAME: &'static str = "RolloutStatus";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.RolloutStatus".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.RolloutStatus".into()
+    }
+}
+/// One class of a rollout.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RolloutClass {
+    /// Its name.
+    #[prost(string, tag = "1")]
+    pub class: ::prost::alloc::string::String,
+    /// What the candidate did.
+    #[prost(message, optional, tag = "2")]
+    pub candidate: ::core::option::Option<RolloutCounts>,
+    /// What the policy in force did.
+    #[prost(message, optional, tag = "3")]
+    pub of: ::core::option::Option<RolloutCounts>,
+}
+impl ::prost::Name for RolloutClass {
+    const NAME: &'static str = "RolloutClass";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.RolloutClass".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.RolloutClass".into()
+    }
+}
+/// What was counted of a class under one of the two.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RolloutCounts {
+    /// Requests that were refused, failed or had a first token.
+    #[prost(uint64, tag = "1")]
+    pub requests: u64,
+    /// Of those, not served within the objective.
+    #[prost(uint64, tag = "2")]
+    pub missed: u64,
+    /// Responses that are over.
+    #[prost(uint64, tag = "3")]
+    pub responses: u64,
+    /// Of those, failed.
+    #[prost(uint64, tag = "4")]
+    pub failed: u64,
+    /// Responses that had a first token.
+    #[prost(uint64, tag = "5")]
+    pub started: u64,
+    /// Of those, later than the 99th percentile of the policy in force.
+    #[prost(uint64, tag = "6")]
+    pub late: u64,
+}
+impl ::prost::Name for RolloutCounts {
+    const NAME: &'static str = "RolloutCounts";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.RolloutCounts".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.RolloutCounts".into()
+    }
+}
+/// Where a candidate is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum RolloutPhase {
+    /// Not known.
+    Unspecified = 0,
+    /// It is tried.
+    Running = 1,
+    /// It has passed its last percentage and waits to be promoted; it is compared as before.
+    Complete = 2,
+    /// It was aborted and governs nothing.
+    Aborted = 3,
+}
+impl RolloutPhase {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "ROLLOUT_PHASE_UNSPECIFIED",
+            Self::Running => "ROLLOUT_PHASE_RUNNING",
+            Self::Complete => "ROLLOUT_PHASE_COMPLETE",
+            Self::Aborted => "ROLLOUT_PHASE_ABORTED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ROLLOUT_PHASE_UNSPECIFIED" => Some(Self::Unspecified),
+            "ROLLOUT_PHASE_RUNNING" => Some(Self::Running),
+            "ROLLOUT_PHASE_COMPLETE" => Some(Self::Complete),
+            "ROLLOUT_PHASE_ABORTED" => Some(Self::Aborted),
+            _ => None,
+        }
+    }
+}
 /// A policy as a person or a program gives it.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PolicySource {
@@ -3098,6 +3283,9 @@ pub struct PolicyStatus {
     /// Time of the last change, in milliseconds since the Unix epoch.
     #[prost(uint64, tag = "5")]
     pub changed_at_unix_ms: u64,
+    /// How far it has come as a candidate; absent when it is none that governs, or has just been applied.
+    #[prost(message, optional, tag = "6")]
+    pub rollout: ::core::option::Option<RolloutStatus>,
 }
 impl ::prost::Name for PolicyStatus {
     const NAME: &'static str = "PolicyStatus";
@@ -7207,6 +7395,82 @@ impl ::prost::Name for RollbackPolicyResponse {
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PromotePolicyRequest {
+    /// Name of the candidate. Required.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Version of it that must be in force, else ABORTED. Empty: any.
+    #[prost(string, tag = "2")]
+    pub expected_version: ::prost::alloc::string::String,
+}
+impl ::prost::Name for PromotePolicyRequest {
+    const NAME: &'static str = "PromotePolicyRequest";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.PromotePolicyRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.PromotePolicyRequest".into()
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PromotePolicyResponse {
+    /// The policy as it is now.
+    #[prost(message, optional, tag = "1")]
+    pub policy: ::core::option::Option<Policy>,
+    /// Its fields that have changed. At most 16.
+    #[prost(string, repeated, tag = "2")]
+    pub changed: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Count of all of them.
+    #[prost(uint32, tag = "3")]
+    pub changed_total: u32,
+}
+impl ::prost::Name for PromotePolicyResponse {
+    const NAME: &'static str = "PromotePolicyResponse";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.PromotePolicyResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.PromotePolicyResponse".into()
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AbortPolicyRequest {
+    /// Name of the candidate. Required.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Why, for people. At most 512 bytes. Empty: that somebody asked for it.
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+}
+impl ::prost::Name for AbortPolicyRequest {
+    const NAME: &'static str = "AbortPolicyRequest";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.AbortPolicyRequest".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.AbortPolicyRequest".into()
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AbortPolicyResponse {
+    /// The candidate as it is now.
+    #[prost(message, optional, tag = "1")]
+    pub policy: ::core::option::Option<Policy>,
+}
+impl ::prost::Name for AbortPolicyResponse {
+    const NAME: &'static str = "AbortPolicyResponse";
+    const PACKAGE: &'static str = "headgate.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "headgate.v1.AbortPolicyResponse".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/headgate.v1.AbortPolicyResponse".into()
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListPolicyProxiesRequest {
     /// Name of the policy. Required.
     #[prost(string, tag = "1")]
@@ -7446,6 +7710,56 @@ pub mod policy_life_client {
                 .insert(GrpcMethod::new("headgate.v1.PolicyLife", "RollbackPolicy"));
             self.inner.unary(req, path, codec).await
         }
+        /// Makes what a candidate says the policy beside which it was tried, and ends the candidate. When it returns, that is durable.
+        pub async fn promote_policy(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PromotePolicyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PromotePolicyResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/headgate.v1.PolicyLife/PromotePolicy",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("headgate.v1.PolicyLife", "PromotePolicy"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Gives everything that a candidate governs back to the policy beside it. When it returns, that is durable.
+        pub async fn abort_policy(
+            &mut self,
+            request: impl tonic::IntoRequest<super::AbortPolicyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AbortPolicyResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/headgate.v1.PolicyLife/AbortPolicy",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("headgate.v1.PolicyLife", "AbortPolicy"));
+            self.inner.unary(req, path, codec).await
+        }
         /// What each proxy has of a policy. Of several replicas the leader knows all proxies, the others their own.
         pub async fn list_policy_proxies(
             &mut self,
@@ -7508,6 +7822,22 @@ pub mod policy_life_server {
             request: tonic::Request<super::RollbackPolicyRequest>,
         ) -> std::result::Result<
             tonic::Response<super::RollbackPolicyResponse>,
+            tonic::Status,
+        >;
+        /// Makes what a candidate says the policy beside which it was tried, and ends the candidate. When it returns, that is durable.
+        async fn promote_policy(
+            &self,
+            request: tonic::Request<super::PromotePolicyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PromotePolicyResponse>,
+            tonic::Status,
+        >;
+        /// Gives everything that a candidate governs back to the policy beside it. When it returns, that is durable.
+        async fn abort_policy(
+            &self,
+            request: tonic::Request<super::AbortPolicyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AbortPolicyResponse>,
             tonic::Status,
         >;
         /// What each proxy has of a policy. Of several replicas the leader knows all proxies, the others their own.
@@ -7718,6 +8048,96 @@ pub mod policy_life_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RollbackPolicySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/headgate.v1.PolicyLife/PromotePolicy" => {
+                    #[allow(non_camel_case_types)]
+                    struct PromotePolicySvc<T: PolicyLife>(pub Arc<T>);
+                    impl<
+                        T: PolicyLife,
+                    > tonic::server::UnaryService<super::PromotePolicyRequest>
+                    for PromotePolicySvc<T> {
+                        type Response = super::PromotePolicyResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PromotePolicyRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as PolicyLife>::promote_policy(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PromotePolicySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/headgate.v1.PolicyLife/AbortPolicy" => {
+                    #[allow(non_camel_case_types)]
+                    struct AbortPolicySvc<T: PolicyLife>(pub Arc<T>);
+                    impl<
+                        T: PolicyLife,
+                    > tonic::server::UnaryService<super::AbortPolicyRequest>
+                    for AbortPolicySvc<T> {
+                        type Response = super::AbortPolicyResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::AbortPolicyRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as PolicyLife>::abort_policy(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AbortPolicySvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
