@@ -188,6 +188,14 @@ impl Histogram {
         self.sum
     }
 
+    /// Samples of at most `value`, as finely as buckets tell them apart: all of its bucket count.
+    #[must_use]
+    pub fn count_at_most(&self, value: u64) -> u64 {
+        let last = bucket_of(value);
+        let counts = self.occupied().take_while(|(page, slot, _)| (*page, *slot) <= last).map(|(_, _, count)| count);
+        counts.fold(0, u64::saturating_add)
+    }
+
     /// Mean of the samples; exact up to the rounding of `f64`. `None` without samples.
     pub fn mean(&self) -> Option<f64> {
         (self.count > 0).then(|| self.sum as f64 / self.count as f64)

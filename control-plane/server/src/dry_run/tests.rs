@@ -37,7 +37,7 @@ fn load(ms: u64) -> PoolView {
     let class = |class: &str, refused: u64| {
         let mut totals = ClassTotals { offered, admitted: offered - refused, ..ClassTotals::default() };
         totals.refused[0] = refused;
-        let control = ControlCounters { offered, admitted: offered - refused, completed: offered - refused, failed: 0 };
+        let control = ControlCounters { offered, admitted: offered - refused, completed: offered - refused, failed: 0, refused };
         ClassView { class: class.to_owned(), totals, control, in_flight: 1, waiting: 0 }
     };
     PoolView { classes: vec![class("high", 0), class("low", offered / 2)], first_report_at: Some(at(0)), ..PoolView::default() }

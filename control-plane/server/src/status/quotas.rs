@@ -90,7 +90,7 @@ impl QuotaStatus {
 impl QuotaHolderStatus {
     fn of(view: &HolderView) -> Self {
         Self {
-            node_id: view.key.node.clone(),
+            node_id: if view.key.is_candidate { format!("{} (candidate)", view.key.node) } else { view.key.node.clone() },
             granted: view.granted,
             committed: view.committed,
             used: view.used,

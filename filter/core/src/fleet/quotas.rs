@@ -1,7 +1,7 @@
 //! All quotas of all policies in the leading control plane: reports in, grants out.
 
 use alloc::borrow::ToOwned;
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -10,7 +10,7 @@ use core::time::Duration;
 use headgate_protos::v1;
 
 use super::{MAX_POLICIES_PER_PROXY, MAX_PROXIES, PolicySet};
-use crate::policy::{Policy, QuotaUnit};
+use crate::policy::{Policy, QuotaUnit, books_name, canary_part, candidate_books, serving_pool};
 use crate::quota::{Allocator, CLASSES, HolderKey, HolderReport, Lease, Mark, QuotaView};
 use crate::time::Timestamp;
 
@@ -51,6 +51,9 @@ pub struct FleetQuotas {
     /// Whether the policies that were there when it began are known.
     has_begun: bool,
     books: BTreeMap<(String, String), Book>,
+    /// The candidates that govern, by what their books are called: what they use is the quotas' of the pool, whose grants to them go where
+    /// their limits go.
+    candidates: BTreeSet<String>,
     workers: BTreeMap<(String, u32, u64), Worker>,
     grants: BTreeMap<String, Arc<PoolGrants>>,
 }
@@ -87,9 +90,14 @@ impl FleetQuotas {
         for book in self.books.values_mut() {
             book.is_current = false;
         }
+        let specs = policies.policies.values().filter_map(|stored| stored.policy.spec.as_ref());
+        self.candidates = specs.filter(|spec| canary_part(spec).is_some()).map(|spec| books_name(spec).into_owned()).collect();
         let with_quotas =
             policies.policies.values().filter(|stored| stored.policy.spec.as_ref().is_some_and(|spec| !spec.quotas.is_empty()));
         for policy in with_quotas.filter_map(|stored| Policy::try_from_wire(&stored.policy).ok()) {
+            if self.candidates.contains(policy.pool()) {
+                continue;
+            }
             for config in policy.quotas() {
                 let key = (policy.pool().to_owned(), config.key.clone());
                 if !self.books.contains_key(&key) && self.books.len() >= MAX_QUOTAS {
@@ -109,9 +117,17 @@ impl FleetQuotas {
             }
         }
         self.has_begun = true;
-        let has_current = |pool: &str| self.books.iter().any(|((of, _), book)| of == pool && book.is_current);
+        let has_current = |books: &str| {
+            let (pool, _) = self.account(books);
+            self.books.iter().any(|((of, _), book)| *of == pool && book.is_current)
+        };
         let gone: Vec<String> = self.grants.keys().filter(|pool| !has_current(pool)).cloned().collect();
         gone.iter().for_each(|pool| drop(self.grants.remove(pool)));
+    }
+
+    /// Whose quotas those of `books` are, and whether `books` are those of a candidate that shares them.
+    fn account(&self, books: &str) -> (String, bool) {
+        if self.candidates.contains(books) { (serving_pool(books).to_owned(), true) } else { (books.to_owned(), false) }
     }
 
     fn forget_one(&mut self) {
@@ -124,25 +140,28 @@ impl FleetQuotas {
         if self.fence == 0 || self.books.is_empty() {
             return;
         }
-        let mut heard: BTreeMap<(String, String, u64), HolderReport> = BTreeMap::new();
+        let mut heard: BTreeMap<(String, String, HolderKey), HolderReport> = BTreeMap::new();
         for worker in &report.workers {
             for pool in worker.pools.iter().take(MAX_POLICIES_PER_PROXY) {
+                let (account, is_candidate) = self.account(&pool.pool);
                 for quota in pool.quotas.iter().take(MAX_POLICIES_PER_PROXY).filter(|quota| quota.holder != 0) {
-                    let key = (pool.pool.clone(), quota.quota.clone());
+                    let key = (account.clone(), quota.quota.clone());
                     let Some(book) = self.books.get_mut(&key) else { continue };
                     let before = counters(&mut self.workers, now, &report.node_id, worker);
-                    let before = before.and_then(|counters| counters.insert(key.clone(), quota.clone()));
+                    let reported = (pool.pool.clone(), quota.quota.clone());
+                    let before = before.and_then(|counters| counters.insert(reported, quota.clone()));
                     let new = since(before.as_ref(), quota, worker.at_ns);
                     book.used += new.used;
                     book.refused = book.refused.saturating_add(refused_since(before.as_ref(), quota));
-                    let merged = heard.entry((key.0, key.1, quota.holder));
+                    let holder = HolderKey { node: report.node_id.clone(), holder: quota.holder, is_candidate };
+                    let merged = heard.entry((key.0, key.1, holder));
                     merged.and_modify(|merged| merge(merged, &new)).or_insert(new);
                 }
             }
         }
         for ((pool, quota, holder), merged) in heard {
             if let Some(book) = self.books.get_mut(&(pool, quota)) {
-                book.allocator.hear(now, &HolderKey { node: report.node_id.clone(), holder }, &merged);
+                book.allocator.hear(now, &holder, &merged);
             }
         }
     }
@@ -156,9 +175,10 @@ impl FleetQuotas {
                 continue;
             }
             is_changed = true;
-            // Whoever was told the grants before still has them.
-            let grants = Arc::make_mut(self.grants.entry(pool.clone()).or_default());
             for issue in issues {
+                let books = if issue.key.is_candidate { candidate_books(pool) } else { pool.clone() };
+                // Whoever was told the grants before still has them.
+                let grants = Arc::make_mut(self.grants.entry(books).or_default());
                 let of_node = grants.entry(issue.key.node).or_default();
                 // Of several processes with one name only the last that was heard can be told.
                 of_node.retain(|grant| grant.quota != *quota);
@@ -171,10 +191,13 @@ impl FleetQuotas {
     /// Forgets workers and grants of proxies that are gone.
     pub fn expire(&mut self, now: Timestamp) {
         self.workers.retain(|_, worker| now.since(worker.heard_at) < FORGOTTEN);
-        for (pool, grants) in &mut self.grants {
+        let candidates = &self.candidates;
+        for (books, grants) in &mut self.grants {
+            let is_candidate = candidates.contains(books);
+            let pool = if is_candidate { serving_pool(books) } else { books };
             let known = |node: &str, grant: &v1::QuotaGrant| {
-                let key = HolderKey { node: node.to_owned(), holder: grant.holder };
-                self.books.get(&(pool.clone(), grant.quota.clone())).is_some_and(|book| book.is_current && book.allocator.knows(&key))
+                let key = HolderKey { node: node.to_owned(), holder: grant.holder, is_candidate };
+                self.books.get(&(pool.to_owned(), grant.quota.clone())).is_some_and(|book| book.is_current && book.allocator.knows(&key))
             };
             if grants.iter().any(|(node, grants)| grants.iter().any(|grant| !known(node, grant))) {
                 Arc::make_mut(grants).retain(|node, grants| {

@@ -32,6 +32,15 @@ fn is_exact_below_128() {
 }
 
 #[test]
+fn counts_up_to_a_value_are_those_of_its_bucket_and_below() {
+    let histogram = of(&[0, 5, 127, 1000, 1003, 5000]);
+    // 1000 and 1003 are in one bucket, which is 4 wide there.
+    let counted = [0, 5, 126, 127, 999, 1000, 4000, u64::MAX].map(|value| histogram.count_at_most(value));
+    assert_eq!(counted, [1, 2, 2, 3, 3, 5, 5, 6]);
+    assert_eq!(Histogram::new().count_at_most(9), 0);
+}
+
+#[test]
 fn has_no_quantile_without_samples() {
     assert_eq!(Histogram::new().quantile(0.99), None);
     assert_eq!(Histogram::new().mean(), None);

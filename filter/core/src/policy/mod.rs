@@ -32,7 +32,7 @@ pub use config::{
 pub use error::{FieldError, PolicyErrors, Problem};
 pub use overload::{Fusion, OverloadConfig, QueueConfig, RetryConfig, RungConfig, RungKind};
 pub use quotas::{QuotaConfig, QuotaUnit};
-pub use stage::{Canary, CanaryPart, RolloutConfig, Stage, books_name, serving_pool};
+pub use stage::{Canary, CanaryPart, RolloutConfig, Stage, books_name, canary_part, candidate_books, serving_pool};
 pub use tenant_table::TenantTable;
 
 /// Index of a class in [`Policy::classes`]; 0 is the most important, so a smaller id is a higher class.

@@ -65,6 +65,8 @@ pub struct RolloutConfig {
     pub error_margin: f64,
     /// Margin of late responses, in points, 0 to 100.
     pub late_margin: f64,
+    /// Whether the last percentage is followed by its promotion, not by somebody who decides on that.
+    pub auto_promote: bool,
 }
 
 impl Default for RolloutConfig {
@@ -77,6 +79,7 @@ impl Default for RolloutConfig {
             attainment_margin: 1.0,
             error_margin: 1.0,
             late_margin: 1.0,
+            auto_promote: false,
         }
     }
 }
@@ -113,8 +116,23 @@ impl Stage {
 pub fn books_name(spec: &v1::PolicySpec) -> Cow<'_, str> {
     match spec.candidate {
         None => Cow::Borrowed(&spec.pool),
-        Some(_) => Cow::Owned([spec.pool.as_str(), CANDIDATE_SUFFIX].concat()),
+        Some(_) => Cow::Owned(candidate_books(&spec.pool)),
     }
+}
+
+/// What the books and limits of a candidate for `pool` are called.
+#[must_use]
+pub fn candidate_books(pool: &str) -> String {
+    [pool, CANDIDATE_SUFFIX].concat()
+}
+
+/// The part that a policy governs of another one's requests; `None` when it stands for itself or only watches. One that was halted has had
+/// that part.
+#[must_use]
+pub fn canary_part(spec: &v1::PolicySpec) -> Option<CanaryPart> {
+    let candidate = spec.candidate.as_ref().filter(|_| spec.enforcement() != v1::Enforcement::Shadow)?;
+    let requests = candidate.requests_percent.map(CanaryPart::Requests);
+    requests.or_else(|| candidate.proxies_percent.map(CanaryPart::Proxies))
 }
 
 /// The pool behind the name of its books.

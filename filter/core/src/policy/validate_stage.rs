@@ -67,7 +67,7 @@ fn part(check: &mut Checker, is_shadow: bool, requests: Option<u32>, proxies: Op
 }
 
 fn rollout(check: &mut Checker, part: Option<CanaryPart>, wire: &v1::Rollout) -> RolloutConfig {
-    let v1::Rollout { steps, hold_ms, min_samples, confidence_percent, attainment_margin, error_margin, late_margin } = wire;
+    let v1::Rollout { steps, hold_ms, min_samples, confidence_percent, attainment_margin, error_margin, late_margin, auto_promote } = wire;
     let (at, defaults) = ("candidate.rollout", RolloutConfig::default());
     let n_checked = check.count(at, "steps", steps.len(), 0..=MAX_STEPS);
     let mut least = match part {
@@ -94,5 +94,6 @@ fn rollout(check: &mut Checker, part: Option<CanaryPart>, wire: &v1::Rollout) ->
         attainment_margin,
         error_margin,
         late_margin,
+        auto_promote: *auto_promote,
     }
 }

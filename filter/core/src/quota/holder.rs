@@ -11,13 +11,15 @@ use crate::time::Timestamp;
 /// Grants that are told apart while none of them is acknowledged; more count as one that is as much as any of them.
 const MAX_ISSUED: usize = 16;
 
-/// Who holds: a proxy, and the random number of its process.
+/// Who holds: a proxy, and the random number of its process; for a policy, or for the candidate that governs a part of its requests.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HolderKey {
     /// `node.id` of the proxy.
     pub node: String,
     /// Random number of its process.
     pub holder: u64,
+    /// Whether it holds for the candidate: both share the quotas of the policy.
+    pub is_candidate: bool,
 }
 
 /// What a proxy reports of a quota.

@@ -79,7 +79,7 @@ impl Plane {
 
     /// One step of the control loop; what the proxies are told.
     pub(super) fn step(&mut self, now: Timestamp) -> Vec<(u16, Vec<Message>)> {
-        let loads = self.ledger.view(now);
+        let loads = self.ledger.control_view(now);
         self.queued = loads.get(self.pool.as_str()).and_then(|load| load.flow.as_ref()).map_or(0, |flow| flow.queued_requests);
         let ledger = &self.ledger;
         let engines = self.engines.filter(|sample| now.since(sample.at) <= STALE_AFTER);

@@ -35,7 +35,7 @@ fn loads(now: Timestamp) -> BTreeMap<String, PoolView> {
     let requests = now.as_nanos() / 10_000_000;
     let class = |name: &str| ClassView {
         class: name.to_owned(),
-        control: ControlCounters { offered: requests, admitted: requests, completed: requests, failed: 0 },
+        control: ControlCounters { offered: requests, admitted: requests, completed: requests, failed: 0, refused: 0 },
         in_flight: 2,
         ..ClassView::default()
     };

@@ -6,8 +6,7 @@
 //! what is recent: a difference over a long gap (a proxy seen for the first time, a stream that was away) says nothing about the
 //! rate now and would look like a burst.
 
-use alloc::borrow::ToOwned;
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -15,13 +14,14 @@ use core::time::Duration;
 use headgate_protos::v1;
 
 use super::{FleetQuotas, GONE_AFTER, MAX_POLICIES_PER_PROXY, MAX_PROXIES, PolicySet};
-use crate::estimator::SlidingHistogram;
 use crate::histogram::Histogram;
 use crate::overload::Flow;
-use crate::policy::books_name;
+use crate::policy::{books_name, canary_part, candidate_books, serving_pool};
 use crate::reason::Reason;
 use crate::time::Timestamp;
 
+mod arms;
+mod book;
 mod flow;
 mod forget;
 mod latency;
@@ -30,12 +30,12 @@ mod share;
 #[cfg(test)]
 mod tests;
 
+use self::book::{Arm, PoolBook};
 pub use self::flow::QueueTotals;
-use self::flow::{Account, add_gauges};
+use self::flow::add_gauges;
 use self::forget::Forgotten;
-use self::latency::LatencyBook;
 pub use self::latency::{Completeness, LATENCY_WINDOW, MAX_MODELS, PoolLatencies, RecentView, StreamBook, StreamView, Tellers};
-use self::node::{BUDGET_DEMAND_S, ClassDelta, Node, RATE_DEMAND_S};
+use self::node::{BUDGET_DEMAND_S, Node, RATE_DEMAND_S};
 pub use self::share::Shares;
 
 /// Worker VMs of one proxy that are read from one report (leases have 64 slots).
@@ -61,29 +61,6 @@ pub struct Ledger {
     unreadable: u64,
     forgotten: Forgotten,
     quotas: FleetQuotas,
-}
-
-/// The books of one pool.
-struct PoolBook {
-    /// In the policy's order.
-    classes: Vec<ClassBook>,
-    /// What the control loop sees: times to first token of all classes, recent reports only.
-    ttft: Histogram,
-    /// Overload control; `None` as long as no worker has reported any. Counters of recent reports only, no gauges.
-    flow: Option<Flow>,
-    queue: QueueTotals,
-    latency: LatencyBook,
-    first_report_at: Option<Timestamp>,
-}
-
-/// The books of one class.
-struct ClassBook {
-    name: String,
-    /// Whether a tripped level slows the class: its demand decides how rates are split among proxies.
-    is_throttled: bool,
-    totals: ClassTotals,
-    control: ControlCounters,
-    window: SlidingHistogram,
 }
 
 /// Totals of one class over all proxies since this program began; each only grows.
@@ -118,6 +95,8 @@ pub struct ControlCounters {
     pub completed: u64,
     /// Admitted requests that ended with 5xx or no response.
     pub failed: u64,
+    /// Requests that were refused.
+    pub refused: u64,
 }
 
 /// Load of one class now.
@@ -171,7 +150,9 @@ impl Ledger {
     /// Takes the policies in force: only their pools and classes are accounted for, so names in a report cannot grow the books.
     /// What persists keeps its totals.
     pub fn set_policies(&mut self, policies: &PolicySet) {
-        let mut before = core::mem::take(&mut self.pools);
+        let (mut before, mut leaving) = (core::mem::take(&mut self.pools), Vec::new());
+        let governing = policies.policies.values().filter_map(|stored| stored.policy.spec.as_ref());
+        let compared: BTreeSet<&str> = governing.filter(|spec| canary_part(spec).is_some()).map(|spec| spec.pool.as_str()).collect();
         for stored in policies.policies.values() {
             let Some(spec) = &stored.policy.spec else { continue };
             // The first policy of a pool, by name, has it; the store refuses a second.
@@ -179,8 +160,24 @@ impl Ledger {
             if self.pools.contains_key(&*name) {
                 continue;
             }
-            let book = before.remove(&*name).unwrap_or_else(PoolBook::new);
-            self.pools.insert(name.into_owned(), book.with_classes(&spec.classes));
+            let is_halted = spec.candidate.as_ref().is_some_and(|candidate| !candidate.halted.is_empty());
+            let canary = canary_part(spec).map(|part| Arm { part, is_halted });
+            let kept = match before.remove(&*name) {
+                Some(book) if book.canary.is_some() == canary.is_some() => book,
+                // What a policy counted when it only watched was no load of the pool.
+                other => {
+                    leaving.extend(other.map(|book| (name.clone().into_owned(), book)));
+                    PoolBook::new()
+                }
+            };
+            let mut book = kept.with_classes(&spec.classes);
+            book.canary = canary;
+            book.set_judged(compared.contains(spec.pool.as_str()) && (canary.is_some() || spec.candidate.is_none()));
+            self.pools.insert(name.into_owned(), book);
+        }
+        leaving.extend(before);
+        for (name, gone) in &leaving {
+            arms::leave(&mut self.pools, name, gone);
         }
     }
 
@@ -255,8 +252,29 @@ impl Ledger {
 
     /// Every proxy's part of the rates of `pool`.
     pub fn shares(&self, now: Timestamp, pool: &str) -> Shares {
+        let candidate = candidate_books(serving_pool(pool));
+        if let Some(arm) = self.pools.get(&candidate).and_then(|book| book.canary).filter(|arm| !arm.is_halted) {
+            return arms::shares(self.nodes.iter(), now, (pool, &candidate), arm.part);
+        }
         let demands = self.nodes.iter().filter(|(_, node)| node.is_present(now) && node.reports(pool));
         Shares::of(demands.map(|(node_id, node)| (node_id.as_str(), node.demand(now, pool))))
+    }
+
+    /// Load of every pool as its controllers see it: a policy and its candidate that governs a part of its requests have one pool, so
+    /// each sees what both bring to it.
+    pub fn control_view(&self, now: Timestamp) -> BTreeMap<String, PoolView> {
+        let mut views = self.view(now);
+        for (name, _) in self.pools.iter().filter(|(_, book)| book.canary.is_some()) {
+            arms::join(&mut views, name);
+        }
+        views
+    }
+
+    /// What is compared of a class: the times to first token of `pool`'s, in microseconds, and its other counters, all since the books
+    /// began and of recent reports only. `None` unless a candidate is compared there.
+    pub fn judged(&self, pool: &str, class: &str) -> Option<(&Histogram, ControlCounters)> {
+        let book = self.pools.get(pool)?.classes.iter().find(|book| book.name == class)?;
+        Some((book.judged_ttft.as_ref()?, book.control))
     }
 
     /// The quotas, of which reports tell the ledger as well.
@@ -280,91 +298,16 @@ impl Ledger {
     }
 }
 
-// === impl PoolBook ===
+// === impl ControlCounters ===
 
-impl PoolBook {
-    fn new() -> Self {
-        Self {
-            classes: Vec::new(),
-            ttft: Histogram::new(),
-            flow: None,
-            queue: QueueTotals::default(),
-            latency: LatencyBook::default(),
-            first_report_at: None,
-        }
-    }
-
-    fn with_classes(mut self, classes: &[v1::PriorityClass]) -> Self {
-        let mut before = core::mem::take(&mut self.classes);
-        for class in classes {
-            let kept = before.iter().position(|book| book.name == class.name).map(|at| before.swap_remove(at));
-            let mut book = kept.unwrap_or_else(|| ClassBook::new(&class.name));
-            book.is_throttled = class.when_tripped() == v1::WhenTripped::GradientThrottle;
-            self.classes.push(book);
-        }
-        self
-    }
-
-    /// Books one difference; returns the requests among it that count as demand for a throttled rate.
-    fn add(&mut self, now: Timestamp, delta: &ClassDelta, is_recent: bool) -> u64 {
-        let Some(book) = self.classes.iter_mut().find(|book| book.name == delta.class) else { return 0 };
-        book.totals.add(&delta.totals);
-        if !is_recent {
-            return 0;
-        }
-        book.control.offered = book.control.offered.saturating_add(delta.totals.offered);
-        book.control.admitted = book.control.admitted.saturating_add(delta.totals.admitted);
-        book.control.failed = book.control.failed.saturating_add(delta.totals.failed);
-        book.control.completed = book.control.completed.saturating_add(delta.totals.completed);
-        if let Some(ttft) = &delta.ttft {
-            book.window.merge(now, ttft);
-            self.ttft.merge(ttft);
-        }
-        if book.is_throttled { delta.totals.offered } else { 0 }
-    }
-
-    /// Books what a worker adds to the work of the pool; returns the work tokens that were asked of it.
-    fn add_account(&mut self, delta: &Account, is_recent: bool) -> u64 {
-        self.queue.add(delta.queue);
-        let flow = self.flow.get_or_insert_default();
-        if !is_recent {
-            return 0;
-        }
-        flow.add(&delta.flow);
-        delta.flow.offered.total()
-    }
-
-    fn view(&self) -> PoolView {
-        let class = |book: &ClassBook| ClassView {
-            class: book.name.clone(),
-            totals: book.totals.clone(),
-            control: book.control,
-            in_flight: 0,
-            waiting: 0,
-        };
-        PoolView {
-            classes: self.classes.iter().map(class).collect(),
-            ttft: Some(self.ttft.clone()),
-            flow: self.flow.clone(),
-            queue: self.queue,
-            queued_bytes: 0,
-            first_report_at: self.first_report_at,
-            proxies: 0,
-        }
-    }
-}
-
-// === impl ClassBook ===
-
-impl ClassBook {
-    fn new(name: &str) -> Self {
-        Self {
-            name: name.to_owned(),
-            is_throttled: false,
-            totals: ClassTotals::default(),
-            control: ControlCounters::default(),
-            window: SlidingHistogram::new(VIEW_WINDOW, VIEW_SLICES),
-        }
+impl ControlCounters {
+    fn add(&mut self, other: Self) {
+        let Self { offered, admitted, completed, failed, refused } = other;
+        self.offered = self.offered.saturating_add(offered);
+        self.admitted = self.admitted.saturating_add(admitted);
+        self.completed = self.completed.saturating_add(completed);
+        self.failed = self.failed.saturating_add(failed);
+        self.refused = self.refused.saturating_add(refused);
     }
 }
 

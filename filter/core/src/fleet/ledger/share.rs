@@ -41,6 +41,18 @@ impl Shares {
             newcomer: ProxyShare { rate: equal, safe: 1.0 / (count + 1.0) },
         }
     }
+
+    /// Of each part the part that `weight` gives, 0 to 1, by `node.id`; `None` stands for a proxy that has not reported yet.
+    #[must_use]
+    pub(super) fn scaled(self, weight: impl Fn(Option<&str>) -> f64) -> Self {
+        let scale = |share: ProxyShare, weight: f64| ProxyShare { rate: share.rate * weight, safe: share.safe * weight };
+        let newcomer = scale(self.newcomer, weight(None));
+        let part = |(node_id, share): (String, ProxyShare)| {
+            let weight = weight(Some(&node_id));
+            (node_id, scale(share, weight))
+        };
+        Self { by_node: self.by_node.into_iter().map(part).collect(), newcomer }
+    }
 }
 
 #[cfg(test)]

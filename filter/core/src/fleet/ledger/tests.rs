@@ -1,5 +1,6 @@
 //! The arithmetic of the books.
 
+use std::borrow::ToOwned;
 use std::sync::Arc;
 use std::vec;
 

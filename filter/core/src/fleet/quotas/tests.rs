@@ -196,3 +196,56 @@ fn a_proxy_that_is_gone_leaves_no_grant() {
     let nodes: Vec<String> = fleet.quotas.grants().flat_map(|(_, grants)| grants.keys().cloned()).collect();
     assert_eq!(nodes, ["0"]);
 }
+
+#[test]
+fn a_policy_and_its_candidate_share_a_quota_and_each_is_told_its_own_leases() {
+    let base = wire(vec![quota(100.0, v1::QuotaUnit::Requests)]);
+    let mut next = base.clone();
+    next.name = "next".into();
+    let of = base.name.clone();
+    next.spec.as_mut().unwrap().candidate = Some(v1::Candidate { of, requests_percent: Some(30), ..Default::default() });
+    let mut set = set_of(&base);
+    set.policies.extend(set_of(&next).policies);
+    let (began, mut quotas) = (Timestamp::from_millis(10_000), FleetQuotas::default());
+    quotas.begin(1);
+    quotas.set_policies(began, &PolicySet::default());
+    quotas.set_policies(began, &set);
+    let key = Policy::try_from_wire(&base).unwrap().quotas()[0].key.clone();
+    let held = |quotas: &FleetQuotas, books: &str| -> v1::QuotaGrant {
+        let grants = quotas.grants().find(|(pool, _)| *pool == books).and_then(|(_, grants)| grants.get("n").cloned());
+        grants.and_then(|grants| grants.first().cloned()).unwrap_or_default()
+    };
+    // Under both together twice as much is asked as there is.
+    for round in 1..=100_u64 {
+        let now = began + Duration::from_millis(100 * round);
+        let report = |quotas: &FleetQuotas, policy: &str, books: &str, rate: u64| {
+            let grant = held(quotas, books);
+            let asked = rate * round / 10;
+            let quota = v1::QuotaReport {
+                quota: key.clone(),
+                holder: 9,
+                fence: grant.fence,
+                sequence: grant.sequence,
+                lease: grant.lease,
+                asked: vec![asked as f64],
+                requests: vec![asked],
+                used: asked as f64 / 2.0,
+                refused: 0,
+            };
+            v1::PoolReport { policy: policy.into(), pool: books.into(), quotas: vec![quota], ..Default::default() }
+        };
+        let pools = vec![report(&quotas, "demo", "llm", 140), report(&quotas, "next", "llm~candidate", 60)];
+        let worker = v1::WorkerReport { slot: 0, vm_epoch: 1, at_ns: now.as_nanos(), pools, counters: None };
+        quotas.record(now, &v1::LoadReport { node_id: "n".into(), workers: vec![worker], ..Default::default() });
+        quotas.step(now);
+        let views = quotas.views(now);
+        assert_eq!(views.len(), 1, "it is one quota");
+        assert!(views[0].quota.committed <= 100.0 + 1e-9, "{:?}", views[0]);
+    }
+    let rate = |books: &str| held(&quotas, books).lease.map_or(0.0, |lease| lease.rates.iter().sum());
+    let (own, candidate): (f64, f64) = (rate("llm"), rate("llm~candidate"));
+    assert!(own + candidate > 95.0 && own + candidate <= 100.0, "{own} {candidate}");
+    assert!(own > 40.0 && candidate > 25.0, "{own} {candidate}");
+    quotas.set_policies(began, &set_of(&base));
+    assert_eq!(held(&quotas, "llm~candidate"), v1::QuotaGrant::default(), "a candidate that is gone is told nothing");
+}

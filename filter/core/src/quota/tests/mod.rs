@@ -25,7 +25,7 @@ struct Proxy {
 impl Proxy {
     fn new(now: Timestamp, node: usize, holder: u64, ahead: Duration) -> Self {
         Self {
-            key: HolderKey { node: node.to_string(), holder },
+            key: HolderKey { node: node.to_string(), holder, is_candidate: false },
             ahead,
             held: Held::new(holder),
             purse: Purse::new(now + ahead),
