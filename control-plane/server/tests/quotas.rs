@@ -4,24 +4,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use headgate_core::discovery::{NodeIdentity, PolicySnapshot};
-use headgate_core::policy::Policy;
 use headgate_core::request::{HeaderView, RequestInfo, VerifiedIdentity};
-use headgate_core::session::{Effect, Link, Session};
-use headgate_core::shared::SharedLimits;
 use headgate_core::stream::{Event, Outcome, Stream, StreamEnd};
-use headgate_core::time::Timestamp;
-use headgate_core::worker::Worker;
-use headgate_protos::discovery::DeltaDiscoveryRequest;
-use headgate_protos::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
-use headgate_protos::v1;
-use headgate_protos::v1::load_reporting_client::LoadReportingClient;
-use prost::Message;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
-use tonic::transport::Channel;
 
+use running::proxy::Proxy;
 use running::{apply, connect, get};
 
 #[allow(dead_code, unreachable_pub, reason = "shared with other tests")]
@@ -52,124 +38,31 @@ struct World {
     over: AtomicBool,
 }
 
-/// One proxy with one worker.
-struct Proxy {
+/// One proxy, and what it is asked for.
+struct Demand {
     index: usize,
     world: Arc<World>,
-    channel: Channel,
-    session: Session,
-    worker: Worker,
-    discovery: Option<(mpsc::Sender<DeltaDiscoveryRequest>, Streaming<headgate_protos::discovery::DeltaDiscoveryResponse>)>,
-    reports: Option<(mpsc::Sender<v1::LoadReport>, Streaming<v1::LoadReportResponse>)>,
+    proxy: Proxy,
     /// Requests that are due, with fractions.
     due: f64,
 }
 
-impl Proxy {
-    fn new(index: usize, world: Arc<World>, channel: Channel) -> Self {
-        let node = NodeIdentity { id: format!("proxy-{index}"), ..NodeIdentity::default() };
-        let mut worker = Worker::new(index as u64 + 1);
-        worker.set_process(index as u64 + 1000);
-        let session = Session::begin(node, index as u64, &[], &[]);
-        Self { index, world, channel, session, worker, discovery: None, reports: None, due: 0.0 }
-    }
-
-    /// Every proxy's clock is another one.
-    fn now(&self) -> Timestamp {
-        Timestamp::from_millis(1_000_000 * (self.index as u64 + 1)) + self.world.began.elapsed()
-    }
-
+impl Demand {
     async fn run(mut self) {
         let mut tick = tokio::time::interval(TICK);
         let mut last = Instant::now();
         while !self.world.over.load(Ordering::SeqCst) {
             tokio::select! {
                 _ = tick.tick() => {
-                    self.on_tick().await;
+                    // One proxy loses its streams in the second phase, and finds them again in the third.
+                    let is_cut = self.index == 9 && self.world.began.elapsed() > PHASE && self.world.began.elapsed() < 2 * PHASE;
+                    if is_cut { self.proxy.cut() } else { self.proxy.on_tick().await }
                     let elapsed = last.elapsed();
                     last = Instant::now();
                     self.serve(elapsed);
                 }
-                message = next(&mut self.discovery) => {
-                    let (now, bytes) = (self.now(), message.encode_to_vec());
-                    let effects = self.session.on_message(now, Link::Discovery, &bytes);
-                    self.carry_out(effects).await;
-                }
+                message = self.proxy.message() => self.proxy.on_message(&message).await,
             }
-        }
-    }
-
-    async fn on_tick(&mut self) {
-        let now = self.now();
-        self.worker.on_tick(now);
-        self.worker.set_permits(0, u32::MAX, 1.0);
-        // One proxy loses its streams in the second phase, and finds them again in the third.
-        let is_cut = self.index == 9 && self.world.began.elapsed() > PHASE && self.world.began.elapsed() < 2 * PHASE;
-        if is_cut {
-            (self.discovery, self.reports) = (None, None);
-            self.session.on_close(now, Link::Reports);
-            self.session.on_close(now, Link::Discovery);
-            return;
-        }
-        let effects: Vec<Effect> = self.session.on_tick(now).into_iter().collect();
-        self.carry_out(effects).await;
-        if self.session.is_report_due(now) {
-            let worker = self.worker.report(now, 0).encode_to_vec();
-            let report = self.session.report(now, std::iter::once(worker), self.worker.applied());
-            self.carry_out(vec![report]).await;
-        }
-    }
-
-    async fn carry_out(&mut self, effects: Vec<Effect>) {
-        let mut effects = std::collections::VecDeque::from(effects);
-        while let Some(effect) = effects.pop_front() {
-            match effect {
-                Effect::Open(Link::Discovery) => {
-                    let (requests, stream) = mpsc::channel(16);
-                    let mut client = AggregatedDiscoveryServiceClient::new(self.channel.clone());
-                    let now = self.now();
-                    effects.extend(self.session.on_open(now, Link::Discovery, true));
-                    // What a new stream says first is sent before it answers.
-                    while let Some(Effect::Send(Link::Discovery, _)) = effects.front() {
-                        let Some(Effect::Send(_, bytes)) = effects.pop_front() else { break };
-                        requests.send(DeltaDiscoveryRequest::decode(bytes.as_slice()).unwrap()).await.unwrap();
-                    }
-                    let responses = client.delta_aggregated_resources(ReceiverStream::new(stream)).await.unwrap().into_inner();
-                    self.discovery = Some((requests, responses));
-                }
-                Effect::Open(Link::Reports) => {
-                    let (reports, stream) = mpsc::channel(16);
-                    let mut client = LoadReportingClient::new(self.channel.clone());
-                    let answers = client.stream_load_reports(ReceiverStream::new(stream)).await.unwrap().into_inner();
-                    self.reports = Some((reports, answers));
-                    let now = self.now();
-                    effects.extend(self.session.on_open(now, Link::Reports, true));
-                }
-                Effect::Send(Link::Discovery, bytes) => {
-                    if let Some((requests, _)) = &self.discovery {
-                        let _ = requests.send(DeltaDiscoveryRequest::decode(bytes.as_slice()).unwrap()).await;
-                    }
-                }
-                Effect::Send(Link::Reports, bytes) => {
-                    if let Some((reports, _)) = &self.reports {
-                        let _ = reports.send(v1::LoadReport::decode(bytes.as_slice()).unwrap()).await;
-                    }
-                }
-                Effect::Reset(_) => panic!("the control plane broke the protocol"),
-                Effect::Share { policies, limits } => self.take_up(policies, limits),
-            }
-        }
-    }
-
-    fn take_up(&mut self, policies: Option<Vec<u8>>, limits: Option<Vec<u8>>) {
-        let now = self.now();
-        if let Some(snapshot) = policies.as_deref().and_then(PolicySnapshot::decode) {
-            let policies = snapshot.policies.iter().map(|wire| Arc::new(Policy::try_from_wire(wire).unwrap())).collect();
-            self.worker.set_policies(now, policies);
-            self.worker.set_permits(0, u32::MAX, 1.0);
-        }
-        for pool in limits.map(|bytes| SharedLimits::decode(bytes.as_slice()).unwrap()).unwrap_or_default().pools {
-            self.worker.set_limits(Timestamp::from_nanos(pool.at_ns), &pool.limits.unwrap());
         }
     }
 
@@ -182,26 +75,14 @@ impl Proxy {
         while self.due >= 1.0 {
             self.due -= 1.0;
             let request = RequestInfo::new(HeaderView::from_pairs(&headers), VerifiedIdentity { spiffe: None, jwt_claims: &[] });
-            let (mut stream, now) = (Stream::new(), self.now());
-            if stream.handle(&mut self.worker, now, Event::RequestHeaders(&request)) == Outcome::Continue
-                && self.worker.policies().next().is_some()
+            let (mut stream, now) = (Stream::new(), self.proxy.now());
+            if stream.handle(&mut self.proxy.worker, now, Event::RequestHeaders(&request)) == Outcome::Continue
+                && self.proxy.worker.policies().next().is_some()
             {
                 self.world.passed.lock().unwrap().push(self.world.began.elapsed());
             }
-            stream.handle(&mut self.worker, now, Event::Log { endpoint: None, end: StreamEnd::Complete });
+            stream.handle(&mut self.proxy.worker, now, Event::Log { endpoint: None, end: StreamEnd::Complete });
         }
-    }
-}
-
-async fn next(
-    discovery: &mut Option<(mpsc::Sender<DeltaDiscoveryRequest>, Streaming<headgate_protos::discovery::DeltaDiscoveryResponse>)>,
-) -> headgate_protos::discovery::DeltaDiscoveryResponse {
-    match discovery {
-        Some((_, responses)) => match responses.message().await {
-            Ok(Some(message)) => message,
-            _ => std::future::pending().await,
-        },
-        None => std::future::pending().await,
     }
 }
 
@@ -218,7 +99,8 @@ async fn twenty_proxies_use_a_strict_quota_wherever_demand_goes_and_never_pass_i
     let world = Arc::new(World { began: Instant::now(), passed: Mutex::default(), over: AtomicBool::new(false) });
     let mut proxies = tokio::task::JoinSet::new();
     for index in 0..PROXIES {
-        proxies.spawn(Proxy::new(index, world.clone(), connect(&running).await).run());
+        let proxy = Proxy::new(index, world.began, connect(&running).await);
+        proxies.spawn(Demand { index, world: world.clone(), proxy, due: 0.0 }.run());
     }
     tokio::time::sleep(3 * PHASE).await;
     world.over.store(true, Ordering::SeqCst);

@@ -1,5 +1,7 @@
 //! A control plane inside a test: on loopback, without GPU, its policies in the test's own folder.
 
+pub mod proxy;
+
 use std::path::Path;
 
 use headgate::config::{Config, RawConfig};
