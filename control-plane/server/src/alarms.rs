@@ -10,7 +10,7 @@ use headgate_core::time::Timestamp;
 
 use crate::control_loop::ControlView;
 use crate::engine::{EngineView, PoolEngines};
-use crate::fleet::PolicyReach;
+use crate::fleet::{PolicySet, Proxies};
 
 /// Time without any request after which a policy matches no traffic.
 const WITHOUT_TRAFFIC: Duration = Duration::from_secs(60);
@@ -30,6 +30,8 @@ pub enum AlarmKind {
     StaleSignal,
     /// A proxy has not had the policy's version in force for 5 s.
     ProxyBehind,
+    /// The policy is a candidate that was aborted: what it was to bring is not in force.
+    CandidateAborted,
 }
 
 /// Something that is wrong.
@@ -66,6 +68,8 @@ pub struct PolicySeen {
     pub behind: u32,
     /// Proxies that refuse it.
     pub refused: usize,
+    /// Why it was aborted, if it is a candidate that was.
+    pub halted: Option<String>,
 }
 
 /// Watches for it.
@@ -81,7 +85,8 @@ pub struct Alarms {
 
 impl AlarmKind {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::PolicyWithoutTraffic, Self::PoolWithoutTelemetry, Self::StaleSignal, Self::ProxyBehind];
+    pub const ALL: [Self; 5] =
+        [Self::PolicyWithoutTraffic, Self::PoolWithoutTelemetry, Self::StaleSignal, Self::ProxyBehind, Self::CandidateAborted];
 
     /// Its name in metrics and status.
     pub const fn as_str(self) -> &'static str {
@@ -90,6 +95,7 @@ impl AlarmKind {
             Self::PoolWithoutTelemetry => "pool_without_telemetry",
             Self::StaleSignal => "stale_signal",
             Self::ProxyBehind => "proxy_behind",
+            Self::CandidateAborted => "candidate_aborted",
         }
     }
 
@@ -99,6 +105,7 @@ impl AlarmKind {
             Self::PolicyWithoutTraffic => WITHOUT_TRAFFIC,
             Self::PoolWithoutTelemetry | Self::ProxyBehind => GRACE,
             Self::StaleSignal => LATE,
+            Self::CandidateAborted => Duration::ZERO,
         }
     }
 }
@@ -128,6 +135,9 @@ impl Alarms {
 
     /// The conditions that hold now; with the time since when, where that is known.
     fn conditions(&mut self, now: Timestamp, seen: &PolicySeen) -> Vec<(AlarmKind, Option<Timestamp>, String)> {
+        if let Some(reason) = &seen.halted {
+            return vec![(AlarmKind::CandidateAborted, None, reason.clone())];
+        }
         let quiet_since = self.quiet_since(now, seen);
         let mut conditions = vec![(
             AlarmKind::PolicyWithoutTraffic,
@@ -161,9 +171,11 @@ impl Alarms {
 
 impl PolicySeen {
     /// The policy of each pool in `view`, with what proxies and books tell of it.
-    pub fn all(view: &ControlView, loads: &BTreeMap<String, PoolView>, reach: impl Fn(&str) -> PolicyReach) -> Vec<Self> {
+    pub fn all(view: &ControlView, loads: &BTreeMap<String, PoolView>, policies: &PolicySet, proxies: &Proxies) -> Vec<Self> {
         let seen = |(pool, control): (&String, &PoolControlView)| {
-            let reach = reach(&control.policy);
+            let policy = policies.policies.get(&control.policy).map(|stored| &stored.policy);
+            let reach = policy.map(|policy| proxies.reach(policy)).unwrap_or_default();
+            let candidate = policy.and_then(|policy| policy.spec.as_ref()?.candidate.as_ref());
             let engines = view.engines.get(pool);
             Self {
                 policy: control.policy.clone(),
@@ -174,6 +186,7 @@ impl PolicySeen {
                 stale: stale(control, engines),
                 behind: reach.proxies_behind,
                 refused: reach.rejections.len(),
+                halted: candidate.map(|candidate| candidate.halted.clone()).filter(|reason| !reason.is_empty()),
             }
         };
         view.pools.iter().map(seen).collect()
@@ -251,6 +264,14 @@ mod tests {
             let expected = [vec![], vec![], vec![], vec![], vec![(alarm, 11)], vec![]];
             assert_eq!(raised(&steps), expected, "{alarm}");
         }
+    }
+
+    #[test]
+    fn a_candidate_that_was_aborted_is_told_at_once_with_the_reason_and_nothing_else_is_missed_of_it() {
+        let halted = || PolicySeen { halted: Some("class low: worse".to_owned()), behind: 3, ..seen() };
+        let steps = [(0, seen()), (10, halted()), (100, halted()), (101, seen())];
+        let alarm = "candidate_aborted";
+        assert_eq!(raised(&steps), [vec![], vec![(alarm, 10)], vec![(alarm, 10)], vec![("policy_without_traffic", 0)]]);
     }
 
     #[test]

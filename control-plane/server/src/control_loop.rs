@@ -20,7 +20,7 @@ use crate::clock::{Clock, unix_ms};
 use crate::device::{DEFAULT_PERIOD, DeviceBoard, PoolCapacity};
 use crate::dry_run::{Frame, Tape};
 use crate::engine::{EngineBoard, EngineKind, EngineTimings, Engines, FreezeWatch, PoolEngines};
-use crate::fleet::{Fleet, LimitsTable, PolicyReach, PolicySet};
+use crate::fleet::{Fleet, LimitsTable, PolicySet};
 use crate::replica::Helm;
 
 /// Longest time between two steps.
@@ -230,7 +230,7 @@ impl ControlLoop {
     fn step(&mut self, controls: &mut Controls, term: Option<Term>, steps: u64) {
         let began = Instant::now();
         let at = self.clock.now();
-        let loads = self.ledger.lock().view(at);
+        let loads = self.ledger.lock().control_view(at);
         let devices = self.devices.view_to_decide(at);
         let board = self.engines.board();
         let mut read = |(pool, urls): (&str, &[String])| {
@@ -294,9 +294,7 @@ impl ControlLoop {
     fn raise_alarms(&mut self, now: Timestamp) {
         let (view, loads) = (self.view.borrow().clone(), self.ledger.lock().view(now));
         let policies = self.fleet.policies().borrow().clone();
-        let reach =
-            |name: &str| policies.policies.get(name).map_or_else(PolicyReach::default, |stored| self.fleet.proxies().reach(&stored.policy));
-        let raised = self.alarms.step(now, &PolicySeen::all(&view, &loads, reach));
+        let raised = self.alarms.step(now, &PolicySeen::all(&view, &loads, &policies, self.fleet.proxies()));
         self.fleet.publish_alarms(raised);
     }
 }

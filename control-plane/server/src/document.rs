@@ -62,9 +62,11 @@ impl CheckedPolicy {
     /// Checks a message. Its version is replaced by that of its content. Errs with every error of the policy.
     pub fn from_wire(mut wire: v1::Policy) -> Result<Self, Violations> {
         wire.version = content_version(&wire);
+        let everything = governs_everything(&wire);
         match Policy::try_from_wire(&wire) {
-            Ok(policy) => Ok(Self { wire, policy }),
-            Err(errors) => Err(Violations(errors.iter().map(Violation::from).collect())),
+            Ok(policy) if everything.is_none() => Ok(Self { wire, policy }),
+            Ok(_) => Err(Violations(everything.into_iter().collect())),
+            Err(errors) => Err(Violations(errors.iter().map(Violation::from).chain(everything).collect())),
         }
     }
 
@@ -77,6 +79,13 @@ impl CheckedPolicy {
     pub fn policy(&self) -> &Policy {
         &self.policy
     }
+}
+
+/// A candidate that leaves its policy nothing. Filters take it, since that is what a proxy is told that has been chosen; nobody asks for it.
+fn governs_everything(wire: &v1::Policy) -> Option<Violation> {
+    let percent = wire.spec.as_ref()?.candidate.as_ref()?.requests_percent?;
+    let (field, problem) = ("candidate.requestsPercent".to_owned(), "100 is outside 1..=99".to_owned());
+    (percent == 100).then_some(Violation { field, problem })
 }
 
 // === impl Violations ===

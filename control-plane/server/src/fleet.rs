@@ -7,6 +7,7 @@
 //! | rendered resources, endpoints: the gateway | discovery; gateway service, HTTP |
 //! | refusals: discovery | gateway service, HTTP |
 //! | alarms: the control loop | HTTP |
+//! | rollouts: their evaluator | policy service, HTTP |
 //! | proxies: load reporting and discovery (NACKs) | control loop, policy service, HTTP |
 
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 pub use headgate_core::fleet::{
     GONE_AFTER, LimitsTable, MAX_POLICIES_PER_PROXY, MAX_PROXIES, PolicySet, PoolLimits, ProxyShare, StoredPolicy,
 };
+use headgate_protos::v1;
 use tokio::sync::watch;
 
 use crate::alarms::Alarm;
@@ -41,6 +43,7 @@ struct Inner {
     shared: watch::Sender<()>,
     endpoints: watch::Sender<Arc<Vec<EndpointView>>>,
     alarms: watch::Sender<Arc<Vec<Alarm>>>,
+    rollouts: watch::Sender<Arc<Vec<v1::RolloutStatus>>>,
     refusals: Refusals,
     proxies: Proxies,
 }
@@ -58,6 +61,7 @@ impl Fleet {
                 shared: watch::Sender::new(()),
                 endpoints: watch::Sender::new(Arc::default()),
                 alarms: watch::Sender::new(Arc::default()),
+                rollouts: watch::Sender::new(Arc::default()),
                 refusals: Refusals::default(),
                 proxies: Proxies::default(),
             }),
@@ -121,6 +125,16 @@ impl Fleet {
     /// What is wrong now.
     pub fn alarms(&self) -> Arc<Vec<Alarm>> {
         self.inner.alarms.borrow().clone()
+    }
+
+    /// Publishes how far the candidates have come.
+    pub fn publish_rollouts(&self, rollouts: Vec<v1::RolloutStatus>) {
+        self.inner.rollouts.send_replace(Arc::new(rollouts));
+    }
+
+    /// How far the candidates have come, by name.
+    pub fn rollouts(&self) -> Arc<Vec<v1::RolloutStatus>> {
+        self.inner.rollouts.borrow().clone()
     }
 
     /// What proxies refuse of the rendered configuration.

@@ -25,7 +25,7 @@ use crate::records::StoreHealth;
 use crate::replica::Helm;
 use crate::status::{
     AlarmStatus, ClassStatus, EngineStatus, GpuStatus, LatencyStatus, LevelView, OverloadStatus, PoolStatus, ProxyStatus, QuotaStatus,
-    ReplicaStatus, StatusDocument, TripView, source_text,
+    ReplicaStatus, RolloutView, StatusDocument, TripView, source_text,
 };
 
 mod metrics;
@@ -69,6 +69,7 @@ pub fn router(observatory: Observatory, guard: Guard) -> Router {
 async fn throttle_status(State(observatory): State<Observatory>, Extension(caller): Extension<Caller>) -> Json<StatusDocument> {
     let mut status = observatory.status();
     status.pools.retain(|pool| caller.may(Role::View, &pool.policy));
+    status.rollouts.retain(|rollout| caller.may(Role::View, &rollout.candidate));
     status.alarms.retain(|alarm| caller.may(Role::View, &alarm.policy));
     for proxy in &mut status.proxies {
         proxy.policies.retain(|policy| caller.may(Role::View, &policy.name));
@@ -109,6 +110,7 @@ impl Observatory {
             gpus: GpuStatus::list(&devices),
             gpu_source: source_text(&devices),
             proxies: self.fleet.proxies().views(Instant::now()).into_iter().map(ProxyStatus::from).collect(),
+            rollouts: self.fleet.rollouts().iter().map(RolloutView::from).collect(),
             alarms: AlarmStatus::list(&self.fleet.alarms(), self.clock.now()),
             replica: ReplicaStatus::of(&self.helm, &self.store.borrow()),
         }

@@ -10,14 +10,17 @@ use tonic::{Request, Response, Status};
 
 use self::diff::differences;
 use crate::clock::unix_ms;
+use crate::document::Violations;
 use crate::fleet::{Fleet, PolicyHolding};
 use crate::identity::Caller;
 use crate::identity::access::Role as Rights;
 use crate::identity::audit::Outcome;
-use crate::policy_service::{Change, refused_change, required_name};
+use crate::policy_service::{Change, invalid, refused_change, required_name};
 use crate::replica::{Helm, Role};
 use crate::store::{Applied, ChangeError, Expected, PolicyRevision, Store};
 
+/// Longest reason that somebody gives for an abort, in bytes (`policy_life.proto`).
+const MAX_REASON_BYTES: usize = 512;
 /// Fields that are named of one revision (`policy_life.proto`).
 const MAX_CHANGED: usize = 16;
 /// Proxies in one answer (`policy_life.proto`).
@@ -77,13 +80,73 @@ impl LifeServer {
             (Expected::Any, 0) => change.previous_version.clone().map_or(Expected::Absent, Expected::Version),
             (expected, _) => expected,
         };
-        let (restored, author, store) = (target.revision, caller.name().to_owned(), self.store.clone());
-        let applied = tokio::task::spawn_blocking(move || store.rollback(&name, restored, &expected, &author)).await;
-        let applied = applied.map_err(|_| Status::internal("the store panicked"))?;
-        let Applied { stored, changed } = applied.map_err(|error| refused_change(&error))?;
+        let (restored, author) = (target.revision, caller.name().to_owned());
+        let applied = self.on_store(move |store| store.rollback(&name, restored, &expected, &author)).await?;
+        let Applied { stored, changed } = applied;
         change.version = Some(stored.policy.version.clone());
         tracing::info!(policy = stored.policy.name, version = stored.policy.version, restored, by = caller.name(), "policy rolled back");
         Ok(v1::RollbackPolicyResponse { policy: Some(stored.policy.clone()), restored, changed })
+    }
+
+    /// Runs a change of the store, which waits for the disk, where it holds up no other request.
+    async fn on_store<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&Store) -> Result<T, ChangeError> + Send + 'static,
+    ) -> Result<T, Status> {
+        let store = self.store.clone();
+        let done = tokio::task::spawn_blocking(move || change(&store)).await.map_err(|_| Status::internal("the store panicked"))?;
+        done.map_err(|error| refused_change(&error))
+    }
+
+    /// Name and policy of a candidate that `caller` may promote or abort.
+    fn candidate(&self, caller: &Caller, name: String, change: &mut Change) -> Result<(String, String), Status> {
+        let name = required_name(name)?;
+        caller.require(Rights::Operate, &name)?;
+        let stored = self.store.get(&name).ok_or_else(|| refused_change(&ChangeError::NotFound { name: name.clone() }))?;
+        (change.policy, change.previous_version) = (Some(name.clone()), Some(stored.policy.version.clone()));
+        let of = stored.policy.spec.as_ref().and_then(|spec| spec.candidate.as_ref()).map(|candidate| candidate.of.clone());
+        let of = of.ok_or_else(|| Status::failed_precondition(format!("policy `{name}` is no candidate")))?;
+        // What it governs is the other policy's.
+        caller.require(Rights::Operate, &of)?;
+        Ok((name, of))
+    }
+
+    async fn promote(
+        &self,
+        caller: &Caller,
+        request: v1::PromotePolicyRequest,
+        change: &mut Change,
+    ) -> Result<v1::PromotePolicyResponse, Status> {
+        let v1::PromotePolicyRequest { name, expected_version } = request;
+        let (name, of) = self.candidate(caller, name, change)?;
+        let (expected, author) = (Expected::parse(&expected_version), caller.name().to_owned());
+        let promoted = self.on_store(move |store| store.promote(&name, &expected, &author)).await?;
+        let policy = promoted.applied.stored.policy.clone();
+        (change.policy, change.version, change.previous_version) =
+            (Some(of), Some(policy.version.clone()), Some(promoted.before.version.clone()));
+        tracing::info!(policy = policy.name, version = policy.version, by = caller.name(), "a candidate was promoted");
+        let changed: Vec<String> = differences(&promoted.before, &policy).iter().map(ToString::to_string).collect();
+        let changed_total = u32::try_from(changed.len()).unwrap_or(u32::MAX);
+        Ok(v1::PromotePolicyResponse { policy: Some(policy), changed: changed.into_iter().take(MAX_CHANGED).collect(), changed_total })
+    }
+
+    async fn abort(
+        &self,
+        caller: &Caller,
+        request: v1::AbortPolicyRequest,
+        change: &mut Change,
+    ) -> Result<v1::AbortPolicyResponse, Status> {
+        let v1::AbortPolicyRequest { name, reason } = request;
+        if reason.len() > MAX_REASON_BYTES {
+            let problem = format!("{} bytes are more than {MAX_REASON_BYTES}", reason.len());
+            return Err(invalid(&Violations::of("reason", problem)));
+        }
+        let (name, _) = self.candidate(caller, name, change)?;
+        let author = caller.name().to_owned();
+        let reason = if reason.is_empty() { format!("by {author}") } else { format!("by {author}: {reason}") };
+        let aborted = self.on_store(move |store| store.abort(&name, &reason, &author)).await?;
+        change.version = Some(aborted.stored.policy.version.clone());
+        Ok(v1::AbortPolicyResponse { policy: Some(aborted.stored.policy.clone()) })
     }
 
     /// The leader's address, unless this replica is the one to ask; and whether it knows a part of the proxies only.
@@ -129,6 +192,22 @@ impl PolicyLife for LifeServer {
         let outcome = self.rollback(&caller, request.into_inner(), &mut change).await;
         let recorded = outcome.as_ref().map(|rolled| if rolled.changed { Outcome::Done } else { Outcome::Unchanged });
         change.record(&caller, recorded);
+        outcome.map(Response::new)
+    }
+
+    async fn promote_policy(&self, request: Request<v1::PromotePolicyRequest>) -> Result<Response<v1::PromotePolicyResponse>, Status> {
+        let caller = Caller::of(request.extensions())?;
+        let mut change = Change::new("policy.promote");
+        let outcome = self.promote(&caller, request.into_inner(), &mut change).await;
+        change.record(&caller, outcome.as_ref().map(|_| Outcome::Done));
+        outcome.map(Response::new)
+    }
+
+    async fn abort_policy(&self, request: Request<v1::AbortPolicyRequest>) -> Result<Response<v1::AbortPolicyResponse>, Status> {
+        let caller = Caller::of(request.extensions())?;
+        let mut change = Change::new("policy.abort");
+        let outcome = self.abort(&caller, request.into_inner(), &mut change).await;
+        change.record(&caller, outcome.as_ref().map(|_| Outcome::Done));
         outcome.map(Response::new)
     }
 

@@ -100,6 +100,7 @@ impl PolicyServer {
             proxies_behind,
             rejections,
             changed_at_unix_ms: stored.changed_at_unix_ms,
+            rollout: self.fleet.rollouts().iter().find(|rollout| is_of(rollout, &stored.policy)).cloned(),
         }
     }
 }
@@ -169,6 +170,10 @@ pub(crate) fn checked(source: Option<PolicySource>) -> Result<CheckedPolicy, Sta
         None => Err(Violations::of("source", "is required")),
     };
     checked.map_err(|violations| invalid(&violations))
+}
+
+fn is_of(rollout: &v1::RolloutStatus, policy: &v1::Policy) -> bool {
+    rollout.state.as_ref().is_some_and(|state| state.candidate == policy.name && state.candidate_version == policy.version)
 }
 
 pub(crate) fn required_name(name: String) -> Result<String, Status> {

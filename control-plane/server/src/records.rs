@@ -50,6 +50,8 @@ pub enum Kind {
     Route,
     /// A gateway: listeners, and what requests have to be.
     Gateway,
+    /// How far a candidate has come, by the candidate's name.
+    Rollout,
 }
 
 /// One revision of one named thing.
@@ -361,7 +363,7 @@ impl Turn {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Policy, Self::Pool, Self::Route, Self::Gateway];
+    pub const ALL: [Self; 5] = [Self::Policy, Self::Pool, Self::Route, Self::Gateway, Self::Rollout];
 
     /// Its name in the store.
     pub const fn as_str(self) -> &'static str {
@@ -370,6 +372,7 @@ impl Kind {
             Self::Pool => "pool",
             Self::Route => "route",
             Self::Gateway => "gateway",
+            Self::Rollout => "rollout",
         }
     }
 

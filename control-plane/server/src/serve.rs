@@ -27,6 +27,7 @@ use crate::http::{self, Observatory};
 use crate::identity::FileErrors;
 use crate::identity::listener::{Incoming, Peer};
 use crate::replica::devices::DeviceRelay;
+use crate::rollout::Evaluator;
 use crate::store::StoreError;
 
 mod connections;
@@ -172,12 +173,10 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
     let sampler = Sampler::start(telemetry.source, clock).map_err(|source| system("start the GPU sampling thread", source))?;
     let devices = DeviceBoard::default();
     let (view, control) = watch::channel(Arc::new(ControlView::default()));
-    let shared = (fleet.clone(), ledger.clone(), devices.clone());
-    let mut control_loop = ControlLoop::new(shared, clock, config.lifetime, view, helm.clone());
+    let mut control_loop = ControlLoop::new((fleet.clone(), ledger.clone(), devices.clone()), clock, config.lifetime, view, helm.clone());
     control_loop.engines.play(telemetry.playback);
     let (engines, dry_run) = (control_loop.engine_board(), DryRunServer::new(control_loop.tape.clone(), fleet.clone()));
-    let access_logs = Arc::new(crate::access_log::Counters::default());
-    let ready = Arc::new(AtomicBool::new(false));
+    let (access_logs, ready) = (Arc::new(crate::access_log::Counters::default()), Arc::new(AtomicBool::new(false)));
     let observatory = Observatory {
         fleet: fleet.clone(),
         ledger: ledger.clone(),
@@ -189,6 +188,7 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         helm: helm.clone(),
         store: replica.records.health(),
     };
+    let evaluator = Evaluator::new(store.clone(), fleet.clone(), ledger.clone(), helm.clone(), front.guard.audit().clone());
     let gateway = GatewayServer::new(hub.clone(), fleet.clone());
     let (filter, latencies) = (config.filter.clone(), EndpointLatencies::default());
     let signals = (devices.clone(), latencies.clone(), engines.clone());
@@ -219,6 +219,7 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
     parts.spawn(grpc_server);
     parts.spawn(serve_http(front.http, http::router(observatory, front.guard), shutdown.clone()));
     parts.spawn(run_control_loop(control_loop, shutdown.clone()));
+    parts.spawn(run_evaluator(evaluator, shutdown.clone()));
     parts.spawn(run_publisher(publisher, shutdown.clone()));
     for page in config.dcgm_exporters {
         parts.spawn(follow_exporter(page, devices.clone(), clock, shutdown.clone()));
@@ -275,6 +276,11 @@ async fn serve_http(incoming: Incoming, router: axum::Router, shutdown: Cancella
 
 async fn run_control_loop(control_loop: ControlLoop, shutdown: CancellationToken) -> Result<(), ServeError> {
     control_loop.run(shutdown).await;
+    Ok(())
+}
+
+async fn run_evaluator(evaluator: Evaluator, shutdown: CancellationToken) -> Result<(), ServeError> {
+    evaluator.run(shutdown).await;
     Ok(())
 }
 

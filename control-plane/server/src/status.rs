@@ -13,6 +13,7 @@ mod latency;
 mod overload;
 mod quotas;
 mod replica;
+mod rollouts;
 mod terms;
 
 pub use self::alarms::AlarmStatus;
@@ -21,6 +22,7 @@ pub use self::latency::{LatencyFigures, LatencyStatus, LatencyStream, MissingLat
 pub use self::overload::{BudgetStatus, ClassShed, CutOffStatus, OverloadStatus, QueueStatus, RungStatus, WorkStatus};
 pub use self::quotas::{QuotaHolderStatus, QuotaStatus};
 pub use self::replica::ReplicaStatus;
+pub use self::rollouts::{RolloutClassView, RolloutCountsView, RolloutView};
 pub use self::terms::TermStatus;
 
 /// The whole document.
@@ -37,6 +39,9 @@ pub struct StatusDocument {
     /// What is stored and not at work; known to the replica that leads.
     #[serde(default)]
     pub alarms: Vec<AlarmStatus>,
+    /// How far candidates that govern have come, by name.
+    #[serde(default)]
+    pub rollouts: Vec<RolloutView>,
     /// What this replica is among others.
     #[serde(default)]
     pub replica: ReplicaStatus,

@@ -3,6 +3,7 @@
 //! They are [`Record`]s of [`Kind::Policy`]; here is what their bodies mean, and which of them can be in force together.
 
 mod conflicts;
+mod rollouts;
 #[cfg(test)]
 mod tests;
 
@@ -18,6 +19,8 @@ use crate::document::{CheckedPolicy, Violations};
 use crate::fleet::{Fleet, PolicySet, StoredPolicy};
 pub use crate::records::StoreError;
 use crate::records::{Change, Kind, Record, Records, Update, View};
+pub use rollouts::Promoted;
+pub(crate) use rollouts::halted;
 
 /// Most policies at once: as many as a filter holds (`headgate_core::discovery::MAX_RESOURCES`).
 pub const MAX_POLICIES: usize = headgate_core::discovery::MAX_RESOURCES;
@@ -162,7 +165,8 @@ impl Store {
     /// # Errors
     /// [`ChangeError`]; then nothing has changed.
     pub fn apply(&self, checked: &CheckedPolicy, expected: &Expected, author: &str) -> Result<Applied, ChangeError> {
-        self.put(&checked.wire().name, |_| Ok(checked.clone()), expected, author)
+        let wanted = |view: &View| Ok(rollouts::as_it_is_now(view, checked).unwrap_or_else(|| checked.clone()));
+        self.put(&checked.wire().name, wanted, expected, author)
     }
 
     /// Makes what the revision `to` of a policy said a new revision, in the name of `author`. When it returns, that is durable and published.
@@ -221,7 +225,7 @@ impl Store {
     /// # Errors
     /// [`ChangeError::Refused`] with what keeps them apart.
     pub fn check(&self, checked: &CheckedPolicy) -> Result<(), ChangeError> {
-        self.inner.lock().refuse_conflicts(checked)
+        self.inner.lock().refuse_conflicts(checked, &[])
     }
 
     /// Deletes a policy in the name of `author`. When it returns, the deletion is durable and published.
@@ -229,12 +233,13 @@ impl Store {
     /// # Errors
     /// [`ChangeError`]; then nothing has changed.
     pub fn delete(&self, name: &str, expected: &Expected, author: &str) -> Result<(), ChangeError> {
-        let deletion = |current: Option<&Arc<Record>>| {
-            let Some(current) = current else { return Err(ChangeError::NotFound { name: name.to_owned() }) };
+        let deletion = |view: &View| {
+            let Some(current) = view.get(Kind::Policy, name) else { return Err(ChangeError::NotFound { name: name.to_owned() }) };
             expect(name, expected, Some(&stored(current)?))?;
-            Ok(vec![Change { kind: Kind::Policy, name: name.to_owned(), body: None }])
+            rollouts::refuse_with_candidate(view, name)?;
+            Ok(rollouts::ending(view, name))
         };
-        self.records.commit(author, |view| deletion(view.get(Kind::Policy, name))).map(drop)
+        self.records.commit(author, deletion).map(drop)
     }
 
     /// What is known of a policy, the oldest revision first: at most [`crate::records::HISTORY_DEPTH`] of them, also of a policy
@@ -319,9 +324,11 @@ impl State {
         self.policies.values().map(|entry| entry.stored.clone()).collect()
     }
 
-    fn refuse_conflicts(&self, checked: &CheckedPolicy) -> Result<(), ChangeError> {
+    /// Whether a policy can be in force beside the others, but for those that are `gone` then.
+    fn refuse_conflicts(&self, checked: &CheckedPolicy, gone: &[&str]) -> Result<(), ChangeError> {
         let name = &checked.wire().name;
-        let others = self.policies.iter().filter(|(other, _)| *other != name).map(|(_, entry)| &*entry.policy);
+        let stays = |other: &str| other != name && !gone.contains(&other);
+        let others = self.policies.iter().filter(|(other, _)| stays(other)).map(|(_, entry)| &*entry.policy);
         conflicts::with_others(checked.policy(), others).map_or(Ok(()), |violations| Err(ChangeError::Refused(violations)))
     }
 }

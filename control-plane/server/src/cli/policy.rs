@@ -1,4 +1,4 @@
-//! `headgate policy …`: apply, validate, get, history, diff, rollback, list, delete, watch.
+//! `headgate policy …`: apply, validate, get, history, diff, rollback, promote, abort, list, delete, watch.
 
 mod life;
 
@@ -14,6 +14,7 @@ use super::connect::{GrpcArgs, PolicyClient};
 use super::table::{Align, Table};
 use super::{CliError, Format, dry_run, print, print_json};
 use crate::document::CheckedPolicy;
+use crate::status::RolloutView;
 
 /// Longest document that is sent (`policy_service.proto`).
 const MAX_DOCUMENT_BYTES: u64 = 1 << 20;
@@ -86,6 +87,26 @@ enum PolicyCommand {
         #[arg(long, value_name = "VERSION")]
         expected_version: Option<String>,
     },
+    /// Make what a candidate says the policy beside which it was tried, and end the candidate; when it returns, that is durable
+    #[command(after_help = "Examples:\n  headgate policy promote demo-next\n  \
+                            headgate policy rollback demo              # should that have been a mistake")]
+    Promote {
+        /// Name of the candidate
+        name: String,
+        /// Version of the candidate that must be in force
+        #[arg(long, value_name = "VERSION")]
+        expected_version: Option<String>,
+    },
+    /// Give everything that a candidate governs back to its policy; when it returns, that is durable
+    #[command(after_help = "Examples:\n  headgate policy abort demo-next --reason 'the pager'\n\n\
+                            To try it again, change it, or delete it and apply it anew.")]
+    Abort {
+        /// Name of the candidate
+        name: String,
+        /// Why, for whoever reads it later
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+    },
     /// Show all policies
     #[command(after_help = "Examples:\n  headgate policy list")]
     List,
@@ -128,6 +149,8 @@ struct PolicyJson<'a> {
     proxies_behind: u32,
     rejections: Vec<RejectionJson<'a>>,
     changed_at_unix_ms: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rollout: Option<RolloutView>,
 }
 
 #[derive(Serialize)]
@@ -186,6 +209,14 @@ pub(super) async fn run(args: PolicyArgs, format: Format) -> Result<(), CliError
         PolicyCommand::Rollback { name, to, expected_version } => {
             let request = v1::RollbackPolicyRequest { name, to: to.unwrap_or(0), expected_version: expected_version.unwrap_or_default() };
             life::rollback(args.grpc.channel().await?, request, format).await
+        }
+        PolicyCommand::Promote { name, expected_version } => {
+            let request = v1::PromotePolicyRequest { name, expected_version: expected_version.unwrap_or_default() };
+            life::promote(args.grpc.channel().await?, request, format).await
+        }
+        PolicyCommand::Abort { name, reason } => {
+            let request = v1::AbortPolicyRequest { name, reason: reason.unwrap_or_default() };
+            life::abort(args.grpc.channel().await?, request, format).await
         }
         PolicyCommand::Get { name, proxies: false } => get(args.grpc.connect().await?, name, format).await,
         PolicyCommand::List => list(args.grpc.connect().await?, format).await,
@@ -295,6 +326,9 @@ fn text_of(status: &v1::PolicyStatus) -> Result<String, CliError> {
         let error = rejection.error.replace('\n', "\n#   ");
         text.push_str(&format!("# refused by {} at version {}: {error}\n", rejection.node_id, rejection.version));
     }
+    if let Some(rollout) = &status.rollout {
+        text.push_str(&format!("# {}\n", RolloutView::from(rollout).line()));
+    }
     let yaml = serde_yaml_ng::to_string(&document)
         .map_err(|error| CliError::Io { what: "cannot write YAML".to_owned(), source: io::Error::other(error) })?;
     text.push_str(yaml.trim_end());
@@ -312,6 +346,7 @@ fn json_of<'a>(status: &'a v1::PolicyStatus, policy: &'a v1::Policy) -> PolicyJs
         proxies_behind: status.proxies_behind,
         rejections: status.rejections.iter().map(rejection).collect(),
         changed_at_unix_ms: status.changed_at_unix_ms,
+        rollout: status.rollout.as_ref().map(RolloutView::from),
     }
 }
 

@@ -11,6 +11,7 @@ use crate::status::{AlarmStatus, ClassStatus, EngineStatus, LevelView, PoolStatu
 
 mod overload;
 mod quotas;
+mod rollouts;
 
 /// Arguments of `headgate status`.
 #[derive(Args, Debug)]
@@ -48,6 +49,7 @@ pub(super) async fn run(args: StatusArgs, format: Format) -> Result<(), CliError
 
 fn render(document: &StatusDocument) -> String {
     let mut parts: Vec<String> = document.alarms.iter().map(AlarmStatus::line).collect();
+    parts.extend(document.rollouts.iter().map(rollouts::render));
     parts.extend(document.pools.iter().map(pool));
     if document.pools.is_empty() {
         parts.push("no policy is applied; `headgate policy apply -f FILE` applies one".to_owned());

@@ -165,6 +165,6 @@ fn title(kind: Kind) -> &'static str {
         Kind::Pool => "Pool",
         Kind::Route => "Route",
         Kind::Gateway => "Gateway",
-        Kind::Policy => "",
+        Kind::Policy | Kind::Rollout => "",
     }
 }

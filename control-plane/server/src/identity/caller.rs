@@ -56,6 +56,11 @@ impl Caller {
         Self(Arc::new(Inner { name, proof, address, rights, audit }))
     }
 
+    /// This program itself, in what it changes without being asked.
+    pub fn itself(audit: Audit) -> Self {
+        Self::new("headgate".to_owned(), Proof::None, None, None, audit)
+    }
+
     /// The caller of a request, as the guard in front of the services found it.
     ///
     /// # Errors

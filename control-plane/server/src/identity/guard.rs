@@ -78,6 +78,11 @@ impl Guard {
         Self { rules, audit, rates: Arc::default() }
     }
 
+    /// Where it records.
+    pub fn audit(&self) -> &Audit {
+        &self.audit
+    }
+
     /// A guard that lets everybody through.
     pub fn open() -> Self {
         Self::new(Rules::Everyone, Audit::without_file())

@@ -52,6 +52,8 @@ pub const RPCS: &[Rpc] = &[
     rpc("/headgate.v1.PolicyLife/ListPolicyRevisions", Need::View, SMALL),
     rpc("/headgate.v1.PolicyLife/GetPolicyRevision", Need::View, SMALL),
     rpc("/headgate.v1.PolicyLife/RollbackPolicy", Need::Operate, SMALL),
+    rpc("/headgate.v1.PolicyLife/PromotePolicy", Need::Operate, SMALL),
+    rpc("/headgate.v1.PolicyLife/AbortPolicy", Need::Operate, SMALL),
     rpc("/headgate.v1.PolicyLife/ListPolicyProxies", Need::View, SMALL),
     rpc("/headgate.v1.PolicyTrial/DryRunPolicy", Need::View, DOCUMENT),
     rpc("/headgate.v1.GatewayService/ApplyGateway", Need::Operate, DOCUMENT),

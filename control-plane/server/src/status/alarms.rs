@@ -8,7 +8,7 @@ use crate::alarms::Alarm;
 /// One alarm.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct AlarmStatus {
-    /// `policy_without_traffic`, `pool_without_telemetry`, `stale_signal` or `proxy_behind`.
+    /// `policy_without_traffic`, `pool_without_telemetry`, `stale_signal`, `proxy_behind` or `candidate_aborted`.
     pub alarm: String,
     /// Policy.
     pub policy: String,

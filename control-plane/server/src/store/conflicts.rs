@@ -1,6 +1,7 @@
 //! Policies that are each valid but cannot be in force together.
 
-use headgate_core::policy::{Policy, Route, Stage, serving_pool};
+use headgate_core::policy::{Policy, Route, Stage, TenantId, serving_pool};
+use headgate_core::quota::Terms;
 
 use crate::document::{Violation, Violations};
 
@@ -8,7 +9,7 @@ use crate::document::{Violation, Violations};
 ///
 /// Limits are computed for a pool by the classes of its one policy, and a request is governed by the policy with the most
 /// specific route: two policies of a pool, or two with the same route, would leave it to chance which of them acts. A candidate stands
-/// beside one policy, whose pool and routes it has, and is the only one there.
+/// beside one policy, whose pool and routes it has, and is the only one there; one that governs is like it in what both share.
 pub(super) fn with_others<'a>(policy: &Policy, others: impl Iterator<Item = &'a Policy> + Clone) -> Option<Violations> {
     let mut violations = Vec::new();
     for other in others.clone() {
@@ -31,9 +32,14 @@ pub(super) fn with_others<'a>(policy: &Policy, others: impl Iterator<Item = &'a 
             let problem = format!("policy `{}` is its candidate, for the pool {:?}", other.name(), serving_pool(other.pool()));
             violations.push(Violation { field: "pool".into(), problem });
         }
+        if other.stage().of() == Some(policy.name()) {
+            violations.extend(unlike(other, policy));
+        }
+        if policy.stage().of() == Some(other.name()) {
+            violations.extend(unlike(policy, other));
+        }
     }
     violations.extend(policy.stage().of().and_then(|of| without_its_policy(policy, of, others)));
-    violations.extend(acting(policy));
     Violations::try_new(violations)
 }
 
@@ -48,10 +54,30 @@ fn without_its_policy<'a>(policy: &Policy, of: &str, mut others: impl Iterator<I
     Some(Violation { field: "candidate.of".into(), problem })
 }
 
-/// A candidate that governs anything: nobody compares it yet, nor shares the pool's budgets between it and its policy.
-fn acting(policy: &Policy) -> Option<Violation> {
-    let problem = "a candidate can only watch so far: give `enforcement: shadow` and no percentage".to_owned();
-    matches!(policy.stage(), Stage::Canary(_)).then(|| Violation { field: "candidate".into(), problem })
+/// In what a candidate that governs differs from its policy though both share it: they are compared class by class, their work is one
+/// pool's, and a quota holds for all of it.
+fn unlike(candidate: &Policy, of: &Policy) -> Vec<Violation> {
+    if !matches!(candidate.stage(), Stage::Canary(_)) {
+        return Vec::new();
+    }
+    let (name, of_name) = (candidate.name(), of.name());
+    let classes = |policy: &Policy| policy.classes().iter().map(|class| class.name.clone()).collect::<Vec<_>>();
+    let differs = [
+        ("classes", "the same classes in the same order", classes(candidate) != classes(of)),
+        ("overload", "overload control both or neither", candidate.overload().is_some() != of.overload().is_some()),
+        ("quotas", "the same quotas", quotas(candidate) != quotas(of)),
+    ];
+    let violation = |(field, wanted, _): (&str, &str, bool)| Violation {
+        field: field.to_owned(),
+        problem: format!("a candidate that governs and its policy have {wanted}; `{name}` and `{of_name}` have not"),
+    };
+    differs.into_iter().filter(|(_, _, differs)| *differs).map(violation).collect()
+}
+
+/// The quotas, with their tenants by name.
+fn quotas(policy: &Policy) -> Vec<(&str, Terms, Vec<&str>)> {
+    let name = |tenant: &TenantId| policy.tenants().get(tenant.index()).map_or("", |tenant| tenant.name.as_str());
+    policy.quotas().iter().map(|quota| (quota.key.as_str(), quota.terms, quota.tenants.iter().map(name).collect())).collect()
 }
 
 fn shown(route: &Route) -> String {

@@ -1,4 +1,4 @@
-//! `headgate policy history`, `diff`, `rollback`, and `get --proxies`: what became of a policy.
+//! `headgate policy history`, `diff`, `rollback`, `promote`, `abort`, and `get --proxies`: what became of a policy.
 
 use clap::Args;
 use headgate_protos::v1;
@@ -63,6 +63,22 @@ struct RolledBackJson<'a> {
     version: &'a str,
     restored: u64,
     changed: bool,
+}
+
+#[derive(Serialize)]
+struct PromotedJson {
+    candidate: String,
+    name: String,
+    version: String,
+    changed: Vec<String>,
+    changed_total: u32,
+}
+
+#[derive(Serialize)]
+struct AbortedJson<'a> {
+    name: &'a str,
+    version: &'a str,
+    aborted: bool,
 }
 
 #[derive(Serialize)]
@@ -135,6 +151,33 @@ pub(super) async fn rollback(connection: Connection, request: v1::RollbackPolicy
         Format::Json => print_json(&RolledBackJson { name: &policy.name, version: &policy.version, restored, changed }),
         Format::Text if changed => print(&format!("policy {} is as in revision {restored} again, version {}", policy.name, policy.version)),
         Format::Text => print(&format!("policy {} unchanged: revision {restored} says what is in force", policy.name)),
+    }
+}
+
+/// Makes a candidate the policy beside which it was tried.
+pub(super) async fn promote(connection: Connection, request: v1::PromotePolicyRequest, format: Format) -> Result<(), CliError> {
+    let candidate = request.name.clone();
+    let answer = client(&connection).promote_policy(request).await.map_err(|status| connection.error(&status))?.into_inner();
+    let v1::PromotePolicyResponse { policy, mut changed, changed_total } = answer;
+    let policy = policy.unwrap_or_default();
+    if format == Format::Json {
+        return print_json(&PromotedJson { candidate, name: policy.name, version: policy.version, changed, changed_total });
+    }
+    let left = changed_total as usize - changed.len().min(changed_total as usize);
+    if left > 0 {
+        changed.push(format!("{left} fields more: `headgate policy diff {}`", policy.name));
+    }
+    let head = format!("policy {} says now what {candidate} said, version {}", policy.name, policy.version);
+    print(&[vec![head], changed].concat().join("\n"))
+}
+
+/// Has a candidate govern nothing any more.
+pub(super) async fn abort(connection: Connection, request: v1::AbortPolicyRequest, format: Format) -> Result<(), CliError> {
+    let answer = client(&connection).abort_policy(request).await.map_err(|status| connection.error(&status))?.into_inner();
+    let policy = answer.policy.unwrap_or_default();
+    match format {
+        Format::Json => print_json(&AbortedJson { name: &policy.name, version: &policy.version, aborted: true }),
+        Format::Text => print(&format!("policy {} governs nothing any more, version {}", policy.name, policy.version)),
     }
 }
 

@@ -145,6 +145,7 @@ fn document(offered: u64) -> StatusDocument {
         gpu_source: "nvml: 2 devices".to_owned(),
         proxies: vec![proxy, refusing],
         alarms: Vec::new(),
+        rollouts: Vec::new(),
         replica: crate::status::ReplicaStatus::default(),
     }
 }
