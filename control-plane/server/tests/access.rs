@@ -253,7 +253,15 @@ async fn going_back_needs_rights_for_the_policy_and_for_the_one_that_it_is_tried
         let refused = life.list_policy_revisions(bearing(&guest, revisions(name))).await.unwrap_err();
         assert_eq!(refused.code(), Code::PermissionDenied, "{name}");
     }
+    let candidate = v1::PromotePolicyRequest { name: "search-next".to_owned(), ..Default::default() };
+    let refused = life.promote_policy(bearing(&team, candidate.clone())).await.unwrap_err();
+    assert_eq!(refused.message(), "ci@https://issuer.example.com does not have the role operate for the policy `ads-eu`");
+    let abort = v1::AbortPolicyRequest { name: "search-next".to_owned(), ..Default::default() };
+    assert_eq!(life.abort_policy(bearing(&team, abort)).await.unwrap_err().code(), Code::PermissionDenied);
+    life.promote_policy(bearing(&ops, candidate)).await.unwrap();
     let audit = bench.audit();
+    let promoted = audit.iter().find(|line| line["action"] == "policy.promote").unwrap();
+    assert_eq!((&promoted["policy"], &promoted["who"]), (&json!("ads-eu"), &json!("ops@https://issuer.example.com")));
     let done = audit.iter().find(|line| line["action"] == "policy.rollback").unwrap();
     assert_eq!((&done["outcome"], &done["policy"], &done["version"]), (&json!("done"), &json!("search-next"), &json!(told[0].version)));
     assert_eq!(done["previous_version"], json!(told[1].version));

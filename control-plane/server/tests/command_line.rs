@@ -252,6 +252,50 @@ fn what_became_of_a_policy_is_told_and_undone() {
 }
 
 #[test]
+fn the_commands_of_the_page_about_changes_run_as_they_stand() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let page = std::fs::read_to_string(root.join("control-plane/server/CHANGES.md")).unwrap();
+    let blocks = page.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    let commands: Vec<&str> = blocks.flat_map(str::lines).collect();
+    assert!(commands.len() > 10, "{commands:?}");
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::start(directory.path());
+    let folder = Path::new(env!("CARGO_BIN_EXE_headgate")).parent().unwrap();
+    let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
+    let run = |command: &str| {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", command]).current_dir(&root).env("PATH", &path);
+        shell.env("HEADGATE_SERVER", &server.grpc).env("HEADGATE_STATUS_URL", &server.http).output().unwrap()
+    };
+    let began = std::time::Instant::now();
+    let mut shown = String::new();
+    for command in commands {
+        let mut output = run(command);
+        // A control plane that has just begun has recorded nothing to play yet, and looks at a new candidate a moment later.
+        let is_early = |output: &Output| {
+            let is_played = code(output) == 0 || !command.contains("--dry-run");
+            let is_seen = stdout(output).contains("# candidate demo-next") || !command.starts_with("headgate policy get demo-next  ");
+            !(is_played && is_seen)
+        };
+        while is_early(&output) && began.elapsed().as_secs() < 20 {
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            output = run(command);
+        }
+        assert_eq!(code(&output), 0, "{command}: {}", stderr(&output));
+        shown.push_str(&stdout(&output));
+    }
+    for expected in [
+        "levels.gpuMemory.tripPercent: 75.0 -> 85.0",
+        "dry run of policy demo-next",
+        "# candidate demo-next of policy demo: 5 % of the requests, 25 % after 600 s",
+        "policy demo says now what demo-next said",
+        "policy demo is as in revision 1 again",
+    ] {
+        assert!(shown.contains(expected), "{expected} in {shown}");
+    }
+}
+
+#[test]
 fn policies_survive_a_kill_and_a_term_ends_with_0() {
     let directory = tempfile::tempdir().unwrap();
     let first = Server::start(directory.path());

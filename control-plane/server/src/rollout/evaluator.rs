@@ -63,9 +63,11 @@ impl Evaluator {
     pub async fn run(mut self, shutdown: CancellationToken) {
         let mut tick = tokio::time::interval(ROUND);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut policies = self.fleet.policies();
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,
+                Ok(()) = policies.changed() => {}
                 _ = tick.tick() => {}
             }
             // The store waits for disk or network.
