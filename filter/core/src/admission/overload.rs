@@ -22,8 +22,9 @@ const DELAYED_PART: f64 = 0.8;
 /// How far the most important class may pass the worker's part of the budgets of KV tokens and streams: what a part may shrink by while
 /// its requests last.
 const PRECEDENCE: f64 = 0.2;
-/// The same of the prefill budget, which is a fraction of the objective's time: a prompt more costs the others a moment.
-const PREFILL_PRECEDENCE: f64 = 1.0;
+/// The same of the prefill budget, which is a fraction of the objective's time: a prompt more costs the others a moment. It is no more than
+/// this since where only the first classes are admitted the whole pool passes its budget by it.
+const PREFILL_PRECEDENCE: f64 = 0.4;
 /// Bytes for which a body of unknown length counts in the queue: what Envoy may hold of it by default.
 const UNKNOWN_BODY_BYTES: u64 = 1 << 20;
 

@@ -12,6 +12,8 @@ pub(super) const ENGINE_PART: f64 = 0.25;
 const FIRST_TOKENS: f64 = 8192.0;
 /// Backlog of an engine below which no budget falls: a budget must be able to learn again. A longer prompt goes alone.
 const LEAST_TOKENS: f64 = 1024.0;
+/// The same where the time between tokens is what bounds it: a longer prompt goes alone in each worker, so the engines are never idle.
+const LEAST_TOKENS_OF_STEPS: f64 = 256.0;
 /// Memory of the measured rate: a few times to first token.
 const RATE_MEMORY_S: f64 = 1.0;
 /// Memory with which the kept rate falls to the measured one while the budget binds, and time constant of a rate that proves itself.
@@ -31,11 +33,15 @@ const MOST_SHARE: f64 = 0.9;
 /// Steps whose prompts are in flight at once: one is computed while the next one's come.
 const STEPS: f64 = 2.0;
 /// Correction of the model of a step: integral gain a second on the relative error (critically damped with the second that the time
-/// between tokens is averaged over), and its bounds.
+/// between tokens is averaged over), and its bounds: that of the model's own error, and below it room to make good what was too much.
 const TRIM_PER_S: f64 = 0.5;
-const TRIM: (f64, f64) = (0.3, 2.0);
+const TRIM: (f64, f64) = (0.1, 1.8);
 /// Memory of what a step takes without prompts: it changes with the batch, slowly.
 const DECODE_MEMORY_S: f64 = 2.0;
+/// Memory that is as late as the time between tokens is: its own memory of a second, and the age of what the engines said.
+const LAG_S: f64 = 1.2;
+/// How far what is in flight now may correct the time between tokens.
+const AHEAD: (f64, f64) = (0.5, 4.0);
 
 #[derive(Debug, Clone)]
 pub(super) struct PrefillBudget {
@@ -43,6 +49,8 @@ pub(super) struct PrefillBudget {
     rate: f64,
     trim: f64,
     decode_s: f64,
+    /// What the model said of a step, as late as what is measured.
+    lagged_s: f64,
     seconds_per_token: Option<f64>,
     bound: Option<f64>,
 }
@@ -68,7 +76,7 @@ pub(super) struct PrefillInput {
 
 impl PrefillBudget {
     pub(super) fn new() -> Self {
-        Self { measured: 0.0, rate: 0.0, trim: 1.0, decode_s: 0.0, seconds_per_token: None, bound: None }
+        Self { measured: 0.0, rate: 0.0, trim: 1.0, decode_s: 0.0, lagged_s: 0.0, seconds_per_token: None, bound: None }
     }
 
     /// The bound in tokens; `None` before the first step.
@@ -97,7 +105,8 @@ impl PrefillBudget {
             None => seen.max(first),
         };
         let by_tpot = self.within_tpot(tick, input, binds).unwrap_or(f64::INFINITY);
-        self.bound = Some(bound.min(by_tpot).max(LEAST_TOKENS * input.engines));
+        let by_tpot = by_tpot.max(LEAST_TOKENS_OF_STEPS * input.engines);
+        self.bound = Some(bound.max(LEAST_TOKENS * input.engines).min(by_tpot));
     }
 
     /// Seconds of prefill for a token on one engine, as fitted but no more than the engines can have taken; `None` until it is known.
@@ -122,15 +131,25 @@ impl PrefillBudget {
         let seconds_per_token = self.seconds_per_token.filter(|_| input.tpot_s > 0.0)?;
         let decode_s = input.tpot_s * (1.0 - self.share(input));
         self.decode_s += weight(tick.seconds, DECODE_MEMORY_S) * (decode_s - self.decode_s);
-        let decode_s = self.decode_s;
-        let a_step = (input.tpot_aim_s - decode_s).max(0.0) / seconds_per_token.max(1e-9);
+        let a_step = (input.tpot_aim_s - self.decode_s).max(0.0) / seconds_per_token.max(1e-9);
+        let coming_s = self.coming_tpot_s(tick, input, self.decode_s + seconds_per_token * input.in_flight / (STEPS * input.engines));
         if binds {
             // What the model is off shows in the time between tokens while the budget binds.
-            let error = ((input.tpot_aim_s - input.tpot_s) / input.tpot_aim_s.max(1e-6)).clamp(-1.0, 1.0);
+            let error = ((input.tpot_aim_s - coming_s) / input.tpot_aim_s.max(1e-6)).clamp(-1.0, 1.0);
             // Tokens that came too slowly do not come again.
             let gain = if error < 0.0 { 2.0 * TRIM_PER_S } else { TRIM_PER_S };
             self.trim = (self.trim * (1.0 + gain * error * tick.seconds.min(1.0))).clamp(TRIM.0, TRIM.1);
         }
         Some(self.trim * STEPS * input.engines * a_step)
+    }
+
+    /// The time between tokens that is coming: the measured one, which is a second late, times what the model says has changed since. When
+    /// load rises at once the budget would else go on growing for that second, and every response that began before would pay for it.
+    ///
+    /// A Smith predictor (O. J. M. Smith, "Closer control of loops with dead time", 1957) with a ratio in place of a difference: so what
+    /// the model `modelled_s` of a step is off by a factor cancels out.
+    fn coming_tpot_s(&mut self, tick: &Tick, input: &PrefillInput, modelled_s: f64) -> f64 {
+        self.lagged_s += weight(tick.seconds, LAG_S) * (modelled_s - self.lagged_s);
+        input.tpot_s * (modelled_s / self.lagged_s.max(1e-6)).clamp(AHEAD.0, AHEAD.1)
     }
 }

@@ -67,6 +67,30 @@ fn a_token_takes_no_more_than_the_time_that_the_engines_had_for_it() {
     assert!(budget.share(&prefill_input()) <= 0.91);
 }
 
+/// The budget after ticks in which two engines prefilled 40,000 tokens per second with `in_flight` tokens in flight.
+fn prefilled(budget: &mut PrefillBudget, ticks: core::ops::Range<u64>, in_flight: f64, tpot_s: f64) -> f64 {
+    let finished = Work { prefill_tokens: 4000, ..Work::NONE };
+    let input = PrefillInput { in_flight, tpot_s, seconds_per_token: Some(40e-6), is_short: true, ..prefill_input() };
+    ticks.for_each(|number| budget.step(&Tick { finished, ..tick(number) }, &input));
+    budget.bound().unwrap()
+}
+
+#[test]
+fn prompts_that_come_at_once_lower_the_budget_before_the_time_between_tokens_shows_them() {
+    let mut budget = PrefillBudget::new();
+    let before = prefilled(&mut budget, 0..100, 4000.0, 0.085);
+    let with_as_many = prefilled(&mut budget.clone(), 100..105, 4000.0, 0.085);
+    assert!(with_as_many > before, "below its aim it grows: {before} {with_as_many}");
+    let with_more = prefilled(&mut budget, 100..105, 16_000.0, 0.085);
+    assert!(with_more < 0.9 * before, "{before} {with_more}");
+}
+
+#[test]
+fn tokens_that_come_too_slowly_lower_the_budget_to_a_few_prompts() {
+    let mut budget = PrefillBudget::new();
+    assert_eq!(prefilled(&mut budget, 0..300, 4000.0, 0.25), 512.0, "256 tokens an engine");
+}
+
 fn stream_input(sample: EngineSample) -> StreamInput {
     StreamInput {
         in_flight: 220.0,
