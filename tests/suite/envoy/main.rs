@@ -7,6 +7,7 @@ use headgate_test_support::EnvoyVersion;
 
 mod access_log;
 mod balancing;
+mod canary;
 mod control_loss;
 mod dependency;
 mod files;
@@ -80,5 +81,6 @@ on_every_envoy!(
     queue::the_queue_is_never_longer_than_its_bound,
     shadow::a_policy_that_watches_refuses_nobody_and_says_whom_it_would_have_refused,
     shadow::a_candidate_that_watches_is_compared_and_changes_nothing,
+    canary::a_candidate_that_refuses_more_is_aborted_and_only_its_part_was_refused,
     nack::policy_that_the_filter_refuses_is_a_nack_with_its_field,
 );
