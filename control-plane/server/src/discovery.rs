@@ -1,6 +1,7 @@
 //! The discovery services: each stream moves messages between a connection and a protocol machine of `headgate_xds`.
 
 mod conversation;
+mod retry;
 mod service;
 mod source;
 #[cfg(test)]

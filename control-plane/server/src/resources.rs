@@ -1,7 +1,10 @@
 //! What each proxy is told over discovery, as a pure function of policies, limits and the filter's delivery.
 
+mod retold;
 #[cfg(test)]
 mod tests;
+
+pub use self::retold::{ATTEMPT_VARIABLE, retold};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

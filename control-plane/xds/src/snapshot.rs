@@ -77,6 +77,21 @@ impl Snapshot {
         Ok(snapshot)
     }
 
+    /// This snapshot with other content of a resource that it has; it stays as it is when it has none of that type and name, or when the
+    /// other content needs what is not there.
+    #[must_use]
+    pub fn with_other(&self, resource: Resource) -> Self {
+        let (kind, name) = (resource.kind(), resource.name().clone());
+        if self.set(kind).get(&name).is_none() || self.holds_needs_of(&resource).is_err() {
+            return self.clone();
+        }
+        let mut resources = self.set(kind).resources.clone();
+        resources.insert(name, resource);
+        let mut sets = self.sets.clone();
+        sets[kind as usize] = Some(Arc::new(ResourceSet::of(resources)));
+        Self { sets }
+    }
+
     fn holds_needs_of(&self, resource: &Resource) -> Result<(), Inconsistent> {
         match resource.needs().iter().find(|(kind, name)| self.set(*kind).get(name).is_none()) {
             None => Ok(()),

@@ -14,15 +14,15 @@ use headgate_tests::mesh::{Mesh, MeshOptions, PATIENCE};
 /// After this the filters must be back on their streams.
 const RETURN_LIMIT: Duration = Duration::from_secs(2);
 
-/// Clients that ask without pause until told to stop.
-struct Traffic {
+/// Clients that ask without pause until told to stop, and must be answered 200.
+pub(crate) struct Traffic {
     stop: Arc<AtomicBool>,
     asked: Arc<AtomicU64>,
     clients: Vec<tokio::task::JoinHandle<Result<()>>>,
 }
 
 impl Traffic {
-    fn start(connections: Vec<Connection>) -> Self {
+    pub(crate) fn start(connections: Vec<Connection>) -> Self {
         let (stop, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let clients = connections
             .into_iter()
@@ -45,12 +45,12 @@ impl Traffic {
     }
 
     /// Waits until `n` more requests were answered.
-    async fn more(&self, n: u64) -> Result<()> {
+    pub(crate) async fn more(&self, n: u64) -> Result<()> {
         let from = self.asked.load(Ordering::SeqCst);
         wait_until("traffic", PATIENCE, || std::future::ready(Ok((self.asked.load(Ordering::SeqCst) >= from + n).then_some(())))).await
     }
 
-    async fn finish(self) -> Result<u64> {
+    pub(crate) async fn finish(self) -> Result<u64> {
         self.stop.store(true, Ordering::SeqCst);
         for client in self.clients {
             client.await??;

@@ -19,6 +19,7 @@ mod in_band;
 mod nack;
 mod policy_errors;
 mod queue;
+mod refused_filter;
 mod shadow;
 mod trip;
 mod workers;
@@ -55,6 +56,7 @@ on_every_envoy!(
     control_loss::killing_the_control_plane_fails_no_request,
     control_loss::ecds_delivers_the_filter,
     dependency::the_breaker_of_a_dependency_hears_of_it_and_the_client_does_not,
+    refused_filter::a_filter_that_was_refused_is_taken_once_its_module_is_there,
     workers::bound_holds_and_permits_of_a_trapped_worker_return,
     hostile::hostile_requests_trap_nothing_and_lift_nobody,
     access_log::latencies_come_by_access_log_where_no_filter_runs,

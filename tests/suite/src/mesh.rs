@@ -37,6 +37,8 @@ pub struct MeshOptions {
     pub workers: u32,
     /// Spec of the policy `test`, applied before Envoy starts.
     pub spec: Value,
+    /// The control plane, but for its GPU.
+    pub control: ControlPlaneOptions,
     /// The filter; it is given the control plane by the caller's configuration.
     pub filter: HttpFilter,
 }
@@ -44,7 +46,8 @@ pub struct MeshOptions {
 impl MeshOptions {
     /// Two workers, the filter in the bootstrap with nothing but the control plane's address.
     pub fn new(version: EnvoyVersion, spec: Value) -> Result<Self> {
-        Ok(Self { version, workers: 2, spec, filter: HttpFilter::Wasm(WasmFilter::headgate_controlled()?) })
+        let filter = HttpFilter::Wasm(WasmFilter::headgate_controlled()?);
+        Ok(Self { version, workers: 2, spec, control: ControlPlaneOptions::new(None)?, filter })
     }
 }
 
@@ -53,7 +56,8 @@ impl Mesh {
     pub async fn start(options: MeshOptions) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let gpu = NvmlState::create(&folder.path().join("nvml.json"), &[NvmlDevice::with_memory_used(0, 10.0)])?;
-        let control = ControlPlaneProcess::start(ControlPlaneOptions::new(Some(gpu.path()))?).await?;
+        let control = ControlPlaneOptions { nvml_state: Some(gpu.path().to_owned()), ..options.control };
+        let control = ControlPlaneProcess::start(control).await?;
         control.apply(&documents::document("test", &options.spec))?;
         let upstream = Upstream::start().await?;
         let bootstrap = Bootstrap::new(options.filter, To::Endpoint(upstream.address())).with_control_plane(control.grpc());

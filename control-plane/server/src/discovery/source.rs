@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::future;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -9,9 +10,11 @@ use headgate_protos::envoy_core::Node;
 use headgate_protos::v1;
 use headgate_xds::{Change, ResourceType, Snapshot, StreamEvent};
 use tokio::sync::watch;
+use tokio::time::sleep_until;
 use tonic::Status;
 
 use super::conversation::shutting_down;
+use super::retry::Retries;
 use crate::config::FilterDelivery;
 use crate::fleet::{Fleet, LimitsTable, PolicySet, RenderedResources};
 use crate::resources::{ResourceError, SharedResources};
@@ -42,6 +45,10 @@ pub(super) struct Observer {
     shared_changes: watch::Receiver<()>,
     /// Only for a client that asks for limits: they change ten times a second.
     limits: Option<watch::Receiver<Arc<LimitsTable>>>,
+    /// What the client is told in other bytes than everybody.
+    retries: Retries,
+    /// Without those.
+    shared: Snapshot,
     snapshot: Snapshot,
 }
 
@@ -63,6 +70,8 @@ impl Source {
             source: self.clone(),
             node_id,
             cluster,
+            retries: Retries::new(RandomState::new().hash_one(0)),
+            shared: Snapshot::default(),
             snapshot: Snapshot::default(),
         };
         observer.refresh();
@@ -101,8 +110,9 @@ impl Observer {
     }
 
     /// Takes note of what the client let us know: its refusals are shown with the policy.
-    pub(super) fn note(&self, event: &StreamEvent) {
+    pub(super) fn note(&mut self, event: &StreamEvent) {
         let node = &self.node_id;
+        self.retries.note(tokio::time::Instant::now(), event, &self.shared, &self.snapshot);
         match event {
             StreamEvent::Accepted { kind, changes } => {
                 tracing::trace!(node, %kind, resources = changes.len(), "discovery: accepted");
@@ -153,19 +163,29 @@ impl Observer {
             None => Ok(shared.snapshot().clone()),
         });
         match snapshot {
-            Ok(snapshot) => self.snapshot = snapshot,
+            Ok(snapshot) => self.tell(snapshot),
             // The validator lets no policy through that has no resource name, so this is a bug; what is served stays in force.
             Err(error) => tracing::error!(node = self.node_id, %error, "discovery: no snapshot"),
         }
     }
 
+    fn tell(&mut self, shared: Snapshot) {
+        self.snapshot = self.retries.apply(tokio::time::Instant::now(), &shared);
+        self.shared = shared;
+    }
+
     async fn changed(&mut self) -> Result<&Snapshot, Status> {
-        let changed = match &mut self.limits {
-            None => self.shared_changes.changed().await,
-            Some(limits) => tokio::select! {
-                changed = self.shared_changes.changed() => changed,
-                changed = limits.changed() => changed,
-            },
+        let (retries, limits) = (self.retries.due(), &mut self.limits);
+        let limits = async move {
+            match limits {
+                Some(limits) => limits.changed().await,
+                None => future::pending().await,
+            }
+        };
+        let changed = tokio::select! {
+            changed = self.shared_changes.changed() => changed,
+            changed = limits => changed,
+            () = sleep_until(retries.unwrap_or_else(tokio::time::Instant::now)), if retries.is_some() => Ok(()),
         };
         changed.map_err(|_| shutting_down())?;
         self.refresh();

@@ -1,8 +1,11 @@
 #![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use envoy_types::pb::envoy::config::core::v3::TypedExtensionConfig;
+use envoy_types::pb::envoy::extensions::filters::http::wasm::v3::Wasm;
+use envoy_types::pb::envoy::extensions::wasm::v3::plugin_config::Vm;
 use futures::StreamExt;
 use headgate_protos::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use headgate_protos::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse};
@@ -11,6 +14,7 @@ use headgate_protos::extension::extension_config_discovery_service_client::Exten
 use headgate_protos::rpc;
 use headgate_xds::ResourceType;
 use hyper_util::rt::TokioIo;
+use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint, Server, Uri};
@@ -19,6 +23,7 @@ use tonic::{Code, Streaming};
 use super::*;
 use crate::document::CheckedPolicy;
 use crate::fleet::{LimitsTable, PolicySet, PoolLimits, RenderedResources, StoredPolicy};
+use crate::resources::ATTEMPT_VARIABLE;
 
 /// Both services on a connection in memory.
 struct Bench {
@@ -215,6 +220,69 @@ async fn the_extension_service_delivers_the_filter_without_being_told_the_type()
     assert_eq!(response.resources.len(), 1);
 }
 
+/// The module's configuration in a response, without what tells attempts apart, and that.
+fn attempt_of(response: &DeltaDiscoveryResponse) -> (Wasm, Option<String>) {
+    let [resource] = response.resources.as_slice() else { unreachable!("{response:?}") };
+    let extension = TypedExtensionConfig::decode(resource.resource.as_ref().unwrap().value.clone()).unwrap();
+    let mut wasm = Wasm::decode(extension.typed_config.unwrap().value.as_slice()).unwrap();
+    let Some(Vm::VmConfig(vm)) = &mut wasm.config.as_mut().unwrap().vm else { unreachable!() };
+    let attempt = vm.environment_variables.take().map(|variables| variables.key_values[ATTEMPT_VARIABLE].clone());
+    (wasm, attempt)
+}
+
+fn refuse(response: &DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
+    let refusal = rpc::Status { code: 13, message: "no such file".into(), details: Vec::new() };
+    DeltaDiscoveryRequest { error_detail: Some(refusal), ..ack(response) }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_filter_is_told_again_in_other_bytes_after_ever_longer_pauses() {
+    let bench = bench().await;
+    let mut client = bench.delta().await;
+    client
+        .send(DeltaDiscoveryRequest { resource_names_subscribe: vec!["headgate".into()], ..subscribe(ResourceType::ExtensionConfig) })
+        .await;
+    let mut response = client.receive().await;
+    let (first, attempt) = attempt_of(&response);
+    assert_eq!(attempt, None);
+    let (mut versions, began) = (vec![response.resources[0].version.clone()], tokio::time::Instant::now());
+    for expected in 1..=8_u32 {
+        let refused_at = tokio::time::Instant::now();
+        client.send(refuse(&response)).await;
+        response = client.receive().await;
+        let (pause, least) = (refused_at.elapsed().as_secs_f64(), f64::from(1 << (expected - 1)));
+        assert!(pause >= least && pause <= least * 1.25 + 0.1, "attempt {expected} after {pause} s");
+        let (again, attempt) = attempt_of(&response);
+        assert_eq!((again, attempt), (first.clone(), Some(expected.to_string())), "it differs in the attempt alone");
+        assert!(!versions.contains(&response.resources[0].version));
+        versions.push(response.resources[0].version.clone());
+    }
+    assert!(began.elapsed() >= Duration::from_secs(255), "eight attempts in {:?}", began.elapsed());
+    assert_eq!(bench.fleet.refusals().list().len(), 1);
+    client.send(ack(&response)).await;
+    // What the client has taken stays, whatever else is published.
+    bench.publish(&["a"]);
+    let silence = tokio::time::timeout(Duration::from_secs(3600), client.responses.message()).await;
+    assert!(silence.is_err(), "{silence:?}");
+    assert_eq!(bench.fleet.refusals().list(), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_no_filter_of_ours_is_told_once() {
+    let bench = bench().await;
+    let type_url = "type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua".into();
+    let typed_config = Some(envoy_types::pb::google::protobuf::Any { type_url, value: Vec::new() });
+    let lua = TypedExtensionConfig { name: "lua".into(), typed_config }.encode_to_vec();
+    let lua = headgate_xds::Resource::new(ResourceType::ExtensionConfig, headgate_xds::ResourceName::new("lua").unwrap(), lua.into());
+    bench.fleet.publish_rendered(RenderedResources::try_new([lua], []).unwrap());
+    let mut client = bench.delta().await;
+    client.send(DeltaDiscoveryRequest { resource_names_subscribe: vec!["lua".into()], ..subscribe(ResourceType::ExtensionConfig) }).await;
+    let response = client.receive().await;
+    client.send(refuse(&response)).await;
+    let silence = tokio::time::timeout(Duration::from_secs(3600), client.responses.message()).await;
+    assert!(silence.is_err(), "{silence:?}");
+}
+
 #[tokio::test]
 async fn a_request_without_a_type_ends_an_aggregated_stream() {
     let bench = bench().await;
@@ -238,7 +306,6 @@ async fn streams_end_with_the_server_whether_or_not_they_have_spoken() {
 
 #[test]
 fn every_discovery_service_that_is_described_is_served() {
-    use prost::Message as _;
     let described = prost_types::FileDescriptorSet::decode(headgate_protos::FILE_DESCRIPTOR_SET).unwrap();
     let mut methods = Vec::new();
     for file in described.file.iter().filter(|file| file.package().starts_with("envoy.service.")) {
