@@ -20,6 +20,7 @@ use crate::control_loop::{ControlView, SharedLedger};
 use crate::device::{DeviceBoard, PoolCapacity};
 use crate::fleet::Fleet;
 use crate::identity::access::Role;
+use crate::identity::listener::Ends;
 use crate::identity::{Caller, Guard, guard_page};
 use crate::records::StoreHealth;
 use crate::replica::Helm;
@@ -45,6 +46,8 @@ pub struct Observatory {
     pub clock: Clock,
     /// Whether the store is open and gRPC is served.
     pub ready: Arc<AtomicBool>,
+    /// How connections of the gRPC listener end.
+    pub connections: Ends,
     /// What came of access logs.
     pub access_logs: Arc<AccessLogCounters>,
     /// Who steers.

@@ -171,8 +171,7 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
     let (helm, (store, hub)) = (replica.helm.clone(), replica.stores(config.store.flag(), &fleet)?);
     let telemetry = device::open(&config.devices)?;
     let sampler = Sampler::start(telemetry.source, clock).map_err(|source| system("start the GPU sampling thread", source))?;
-    let devices = DeviceBoard::default();
-    let (view, control) = watch::channel(Arc::new(ControlView::default()));
+    let (devices, (view, control)) = (DeviceBoard::default(), watch::channel(Arc::new(ControlView::default())));
     let mut control_loop = ControlLoop::new((fleet.clone(), ledger.clone(), devices.clone()), clock, config.lifetime, view, helm.clone());
     control_loop.engines.play(telemetry.playback);
     let (engines, dry_run) = (control_loop.engine_board(), DryRunServer::new(control_loop.tape.clone(), fleet.clone()));
@@ -184,6 +183,7 @@ pub async fn start(config: Config) -> Result<Running, ServeError> {
         control,
         clock,
         ready: ready.clone(),
+        connections: front.grpc.ends(),
         access_logs: access_logs.clone(),
         helm: helm.clone(),
         store: replica.records.health(),

@@ -8,6 +8,7 @@ use headgate_test_support::EnvoyVersion;
 mod access_log;
 mod balancing;
 mod canary;
+mod connection_age;
 mod control_loss;
 mod dependency;
 mod files;
@@ -57,6 +58,7 @@ on_every_envoy!(
     control_loss::ecds_delivers_the_filter,
     dependency::the_breaker_of_a_dependency_hears_of_it_and_the_client_does_not,
     refused_filter::a_filter_that_was_refused_is_taken_once_its_module_is_there,
+    connection_age::a_proxy_changes_its_connections_without_a_gap,
     workers::bound_holds_and_permits_of_a_trapped_worker_return,
     hostile::hostile_requests_trap_nothing_and_lift_nobody,
     access_log::latencies_come_by_access_log_where_no_filter_runs,

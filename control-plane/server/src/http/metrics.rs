@@ -23,6 +23,7 @@ use crate::status::{ClassStatus, LevelView, PoolStatus, StatusDocument};
 
 mod access_log;
 mod alarms;
+mod connections;
 mod engines;
 mod gateway;
 mod gpus;
@@ -50,6 +51,7 @@ struct Scrape {
     step_seconds: f64,
     steps: u64,
     access_logs: access_log::AccessLogCounts,
+    connections: connections::ConnectionCounts,
     endpoints: Arc<Vec<EndpointView>>,
     refusals: usize,
     gpu_telemetry_up: bool,
@@ -91,6 +93,10 @@ impl Scrape {
             access_logs: access_log::AccessLogCounts {
                 outcomes: observatory.access_logs.outcomes().collect(),
                 refused_streams: observatory.access_logs.refused_streams(),
+            },
+            connections: connections::ConnectionCounts {
+                open: observatory.connections.open(),
+                ended: observatory.connections.by_cause().to_vec(),
             },
             ready: observatory.ready.load(Ordering::Acquire),
         }
@@ -203,6 +209,7 @@ impl Collector for Scrape {
         self.encode_pools(&mut out)?;
         latency::encode(&self.status.pools, &mut out)?;
         access_log::encode(&self.access_logs, &mut out)?;
+        connections::encode(&self.connections, &mut out)?;
         overload::encode(&self.status.pools, &mut out)?;
         quotas::encode(&self.status.pools, &mut out)?;
         engines::encode(&self.status.pools, &mut out)?;

@@ -2,6 +2,8 @@
 //!
 //! A handshake runs in a task of its own: a peer that stalls delays nobody but itself, and not for long.
 
+mod ends;
+
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -17,6 +19,9 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
+
+use self::ends::Counted;
+pub use self::ends::Ends;
 
 use super::certificate::PeerCertificate;
 use super::tls::ServerTls;
@@ -65,12 +70,14 @@ pub struct Peer {
 pub struct Incoming {
     ready: mpsc::Receiver<Connection>,
     address: SocketAddr,
+    ends: Ends,
 }
 
 /// One connection.
 pub struct Connection {
     io: Io,
     peer: Peer,
+    counted: Counted,
     // Counts the connection until it is dropped.
     _permit: OwnedSemaphorePermit,
 }
@@ -87,6 +94,7 @@ struct Acceptor {
     ready: mpsc::Sender<Connection>,
     connections: Arc<Semaphore>,
     handshakes: Arc<Semaphore>,
+    ends: Ends,
 }
 
 // === impl Incoming ===
@@ -99,20 +107,27 @@ impl Incoming {
     pub fn start(listener: TcpListener, protocol: Protocol, encryption: Encryption, shutdown: CancellationToken) -> io::Result<Self> {
         let address = listener.local_addr()?;
         let (sender, ready) = mpsc::channel(READY_CONNECTIONS);
+        let ends = Ends::default();
         let acceptor = Acceptor {
             protocol,
             encryption,
             ready: sender,
             connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
             handshakes: Arc::new(Semaphore::new(MAX_HANDSHAKES)),
+            ends: ends.clone(),
         };
         tokio::spawn(async move { shutdown.run_until_cancelled(acceptor.accept(listener)).await });
-        Ok(Self { ready, address })
+        Ok(Self { ready, address, ends })
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// How its connections end.
+    pub fn ends(&self) -> Ends {
+        self.ends.clone()
     }
 }
 
@@ -187,7 +202,7 @@ impl Acceptor {
         };
         let peer = Peer { address, certificate: io.certificate().map(Arc::new), moves_at: None };
         // Fails only when the server has stopped.
-        let _ = self.ready.send(Connection { io, peer, _permit: permit }).await;
+        let _ = self.ready.send(Connection { io, peer, counted: self.ends.begin(), _permit: permit }).await;
     }
 }
 
@@ -203,9 +218,10 @@ impl Connection {
         &self.peer
     }
 
-    /// Has the streams of the connection end at `at`.
-    pub fn move_streams_at(&mut self, at: Instant) {
-        self.peer.moves_at = Some(at);
+    /// Notes that the peer is told to go at `told_at`, and has the streams of the connection end at `moves_at`.
+    pub fn move_streams(&mut self, told_at: Instant, moves_at: Instant) {
+        self.counted.told_at = Some(told_at);
+        self.peer.moves_at = Some(moves_at);
     }
 }
 

@@ -53,7 +53,8 @@ where
         while let Some(Ok(mut connection)) = incoming.next().await {
             let Some((age, lane)) = lanes.get((rng.next_u64() % lanes.len() as u64) as usize) else { continue };
             if let Some(age) = age {
-                connection.move_streams_at(Instant::now() + *age + NOTICE + gap(*age).mul_f64(rng.next_f64()));
+                let told_at = Instant::now() + *age;
+                connection.move_streams(told_at, told_at + NOTICE + gap(*age).mul_f64(rng.next_f64()));
             }
             // Fails when the lane's server has ended, as all do with the program.
             let _ = lane.send(connection).await;

@@ -15,6 +15,7 @@ use crate::clock::Clock;
 use crate::control_loop::{ControlView, SharedLedger};
 use crate::device::DeviceBoard;
 use crate::fleet::Fleet;
+use crate::identity::listener::Ends;
 use crate::status::{
     AlarmStatus, BudgetStatus, ClassShed, CutOffStatus, EngineStatus, GpuStatus, LatencyFigures, LatencyStatus, LatencyStream,
     OverloadStatus, QueueStatus, QuotaStatus, RungStatus,
@@ -80,6 +81,7 @@ fn observatory(ledger: &SharedLedger, fleet: &Fleet) -> Observatory {
         control: watch::channel(Arc::new(ControlView::default())).1,
         clock: Clock::start(),
         ready: Arc::new(AtomicBool::new(true)),
+        connections: Ends::default(),
         access_logs: Arc::default(),
         helm: crate::replica::Helm::alone(),
         store: watch::channel(crate::records::StoreHealth::Ok).1,
