@@ -1,8 +1,10 @@
 //! The server side of discovery: what a client says is anything, then the client behaves and must fall silent.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use headgate_protos::discovery::{DeltaDiscoveryRequest, DiscoveryRequest};
+use headgate_protos::envoy_core::Node;
 use headgate_protos::rpc::Status;
 use headgate_xds::{DeltaResponse, DeltaStream, Resource, ResourceName, ResourceType, Scope, Snapshot, SotwResponse, SotwStream};
 
@@ -13,6 +15,8 @@ const MAX_STEPS: usize = 80;
 /// Answers after which a client that behaves must have everything.
 const MAX_ANSWERS: usize = 400;
 const NAMES: [&str; 5] = ["a", "b", "c", "*", ""];
+/// Time to live of what expires.
+const TTL: Duration = Duration::from_secs(3);
 const KINDS: [ResourceType; 4] =
     [ResourceType::Cluster, ResourceType::ExtensionConfig, ResourceType::HeadgatePolicy, ResourceType::HeadgateLimits];
 
@@ -32,7 +36,8 @@ fn snapshot(source: &mut Source<'_>) -> Snapshot {
         for name in &NAMES[..3] {
             if source.is_so(128) {
                 let name = ResourceName::new(name).expect("it is a name");
-                resources.push(Resource::new(kind, name, vec![source.byte()].into()));
+                let resource = Resource::new(kind, name, vec![source.byte()].into());
+                resources.push(if source.is_so(40) { resource.expiring(TTL) } else { resource });
             }
         }
     }
@@ -55,6 +60,11 @@ fn names(source: &mut Source<'_>) -> Vec<String> {
 
 fn refusal(source: &mut Source<'_>) -> Option<Status> {
     source.is_so(60).then(|| Status { code: 3, message: source.text(&["no", "é"]), details: Vec::new() })
+}
+
+/// Who the client is: one that lets resources expire, or one that does not say.
+fn node(source: &mut Source<'_>) -> Option<Node> {
+    source.is_so(128).then(|| Node { client_features: vec!["xds.config.supports-resource-ttl".to_owned()], ..Node::default() })
 }
 
 /// What a client has asked for of each type, and what awaits its answer.
@@ -102,6 +112,8 @@ fn delta(source: &mut Source<'_>, marks: &mut Marks) {
         let responses = if source.is_so(90) {
             newest = snapshot(source);
             stream.on_snapshot(&newest)
+        } else if source.is_so(30) {
+            renew(stream.on_heartbeat(&newest), stream.heartbeat_after(&newest), marks)
         } else {
             let request = delta_request(source, &client);
             let type_url = effective_type(scope, &request.type_url);
@@ -154,9 +166,16 @@ fn delta_request(source: &mut Source<'_>, client: &Client) -> DeltaDiscoveryRequ
             .collect(),
         response_nonce: client.nonce(source, &type_url),
         error_detail: refusal(source),
+        node: node(source),
         type_url,
-        ..Default::default()
     }
+}
+
+/// Responses of a heartbeat, which are none unless one can be due.
+fn renew<R>(responses: Vec<R>, after: Option<Duration>, marks: &mut Marks) -> Vec<R> {
+    assert!(responses.is_empty() || after == Some(TTL / 3), "{} renewals, due after {after:?}", responses.len());
+    marks.note(("renewals", responses.len()));
+    responses
 }
 
 fn hear_delta(client: &mut Client, responses: &[DeltaResponse], marks: &mut Marks) {
@@ -180,15 +199,17 @@ fn sotw(source: &mut Source<'_>, marks: &mut Marks) {
         let responses = if source.is_so(90) {
             newest = snapshot(source);
             stream.on_snapshot(&newest)
+        } else if source.is_so(30) {
+            renew(stream.on_heartbeat(&newest), stream.heartbeat_after(&newest), marks)
         } else {
             let url = type_url(source);
             let request = DiscoveryRequest {
+                node: node(source),
                 resource_names: names(source),
                 response_nonce: client.nonce(source, &url),
                 version_info: source.text(&["", "1"]),
                 error_detail: refusal(source),
                 type_url: url,
-                ..Default::default()
             };
             let url = effective_type(scope, &request.type_url);
             let named = client.named.entry(url.clone()).or_default();
