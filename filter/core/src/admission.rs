@@ -48,11 +48,20 @@ pub(crate) struct Passes {
     pub(crate) is_direct: bool,
 }
 
+/// What an admitted request gives back, or is settled by, when it is over.
+#[derive(Debug)]
+pub(crate) enum Dues {
+    /// What it has been charged of quotas.
+    Charged(Charged),
+    /// That, and its work.
+    Work(Held),
+}
+
 /// The decision.
 #[derive(Debug)]
 pub(crate) enum Admission {
     /// It goes to the pool.
-    Admitted(Passes, Option<Held>),
+    Admitted(Passes, Dues),
     /// It waits for its answer.
     Waiting(Ticket),
     /// It is told to come back.
@@ -93,7 +102,7 @@ pub(crate) fn admit(pool: &mut Pool, now: Timestamp, rng: &mut Rng, newcomer: &N
     match ask_class(pool, now, classified) {
         Ok(()) => {
             count_start(pool, classified.class);
-            Admission::Admitted(passes, None)
+            Admission::Admitted(passes, Dues::Charged(charged))
         }
         Err(cause) => {
             give_back(pool, now, passes);
@@ -126,7 +135,7 @@ fn admit_by_work(pool: &mut Pool, now: Timestamp, rng: &mut Rng, newcomer: &Newc
     match ruling {
         Some(Ruling::Admit(held)) => {
             count_start(pool, class);
-            Admission::Admitted(passes, Some(held))
+            Admission::Admitted(passes, Dues::Work(held))
         }
         Some(Ruling::Wait(ticket)) => {
             give_back(pool, now, passes);
@@ -147,7 +156,7 @@ fn admit_by_work(pool: &mut Pool, now: Timestamp, rng: &mut Rng, newcomer: &Newc
         // A policy without overload control, or without the class, rules nothing.
         None => {
             count_start(pool, class);
-            Admission::Admitted(passes, None)
+            Admission::Admitted(passes, Dues::Charged(newcomer.charged))
         }
     }
 }
@@ -228,7 +237,7 @@ fn answer(pool: &mut Pool, now: Timestamp, rng: &mut Rng, next: Option<Next>) ->
 pub(crate) fn start_waiting(pool: &mut Pool, now: Timestamp, rng: &mut Rng, held: Held, state: usize) -> Admission {
     let class = held.class;
     match ask_breakers(pool, now, rng) {
-        BreakerSays::Go(passes) => Admission::Admitted(passes, Some(held)),
+        BreakerSays::Go(passes) => Admission::Admitted(passes, Dues::Work(held)),
         BreakerSays::Shut { opened, recovery } => {
             pool.refund(held.charges, held.reservation.size);
             if let Some(load) = &mut pool.overload {

@@ -6,6 +6,7 @@
 
 use sha2::{Digest, Sha256};
 
+use crate::budget::Size;
 use crate::key_cache::KeyCache;
 use crate::policy::{Cap, ClassId, Classification, Policy, TenantId};
 use crate::request::{HeaderView, MAX_KEY_BYTES, RequestInfo};
@@ -14,7 +15,7 @@ use crate::request::{HeaderView, MAX_KEY_BYTES, RequestInfo};
 mod tests;
 
 /// Bytes of a request for one token of its prompt, about: English in UTF-8, and the JSON around it.
-const BYTES_PER_TOKEN: u64 = 4;
+pub(crate) const BYTES_PER_TOKEN: u64 = 4;
 /// Tokens of output that a request is taken to ask for.
 const DEFAULT_OUTPUT_TOKENS: u64 = 256;
 
@@ -30,6 +31,14 @@ pub struct Classified {
     /// Estimate of its work: `content-length / 4 + 256`, in tokens of prompt and output. A request of unknown length counts as
     /// empty.
     pub cost_tokens: u64,
+}
+
+impl Classified {
+    /// Its work as a size.
+    pub(crate) fn size(&self) -> Size {
+        let prompt = self.cost_tokens.saturating_sub(DEFAULT_OUTPUT_TOKENS);
+        Size { prompt: u32::try_from(prompt).unwrap_or(u32::MAX), output: DEFAULT_OUTPUT_TOKENS as u32 }
+    }
 }
 
 /// Classifies a request.

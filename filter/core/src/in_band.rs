@@ -6,9 +6,11 @@
 mod book;
 mod load;
 mod scan;
+mod tally;
 mod usage;
 
 pub(crate) use book::EndpointLoads;
 pub use load::{EngineLoad, FORMAT_HEADER, LoadHeader, LoadSeen};
+pub(crate) use tally::Tally;
 pub use usage::TAIL_BYTES;
 pub(crate) use usage::{Counted, Usage, Yields};

@@ -294,7 +294,6 @@ impl Pool {
 
     pub(crate) fn set_permits(&mut self, now: Timestamp, permits: u32, rate_share: f64) {
         self.permits = Permits::new(&self.policy, permits);
-        self.quotas.set_part(now, &self.policy, rate_share);
         // A share that is no number is a fault of the caller; the last one stays.
         if rate_share.is_finite() && rate_share != self.rate_share {
             self.rate_share = rate_share.clamp(0.0, 1.0);
@@ -324,6 +323,7 @@ impl Pool {
             breakers.endpoints.on_tick(config, now);
             breakers.dependencies.on_tick(config, now);
         }
+        self.quotas.on_tick(now);
         let offered = self.class_states().fold(0_u64, |sum, state| sum.saturating_add(state.offered));
         let in_flight = self.in_flight();
         self.demand.roll(now, offered, in_flight);

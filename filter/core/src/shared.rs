@@ -60,6 +60,19 @@ impl Keys {
     pub fn lease(&self, policy: &str) -> String {
         format!("{}lease/{policy}", self.prefix)
     }
+
+    /// [`LeaseRecord`]: the sub-leases of a quota of a policy.
+    #[must_use]
+    pub fn quota_lease(&self, policy: &str, quota: &str) -> String {
+        format!("{}quota/{policy}/{quota}", self.prefix)
+    }
+
+    /// The records that the workers share of a policy, which one VM has to create: two could each hold what the other holds.
+    #[must_use]
+    pub fn leases_of(&self, policy: &v1::Policy) -> Vec<String> {
+        let quotas = policy.spec.iter().flat_map(|spec| &spec.quotas);
+        core::iter::once(self.lease(&policy.name)).chain(quotas.map(|quota| self.quota_lease(&policy.name, &quota.name))).collect()
+    }
 }
 
 /// How often the shared policies and limits have changed; 0: there are none yet.

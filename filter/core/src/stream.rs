@@ -28,7 +28,6 @@ mod tests;
 
 use effect::{continue_with, degraded_header, direct_header, divert, forged_headers, without_dependency_header};
 use flight::{Body, Flight};
-use load::Load;
 use shadow::Shadow;
 pub use summary::{Decision, Summary};
 
@@ -163,6 +162,8 @@ struct Asked<'a> {
     format: ApiFormat,
 }
 
+// A decision allocates nothing, so what is in flight is in no box.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug, Default)]
 enum Phase {
     /// Nothing has happened.
@@ -375,9 +376,9 @@ impl Stream {
     fn carry_out(&mut self, now: Timestamp, asked: &Asked<'_>, admission: Admission, mut headers: Vec<HeaderOp>) -> (Verdict, Outcome) {
         let Asked { pool, state, arrival, policy, format } = *asked;
         match admission {
-            Admission::Admitted(passes, held) => {
+            Admission::Admitted(passes, dues) => {
                 headers.extend(direct_header(passes));
-                self.phase = Phase::InFlight(Flight::new(pool, state, arrival, now, passes, held.map(|held| Load::new(now, held))));
+                self.phase = Phase::InFlight(Flight::new(pool, state, arrival, now, passes, dues));
                 (Verdict::Admitted, continue_with(headers))
             }
             Admission::Waiting(ticket) => {

@@ -23,10 +23,12 @@ use crate::routes::RouteTable;
 use crate::time::Timestamp;
 
 mod candidates;
+mod sub_leases;
 #[cfg(test)]
 mod tests;
 mod waiting;
 
+pub use sub_leases::SubLease;
 pub(crate) use waiting::Collected;
 use waiting::Released;
 

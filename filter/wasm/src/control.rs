@@ -130,7 +130,7 @@ impl Leading {
                 Effect::Share { policies, limits } => {
                     // Created here by one VM: two that created a record at once could each hold what the other holds.
                     for policy in policies.as_deref().and_then(PolicySnapshot::decode).unwrap_or_default().policies {
-                        let _ = host::shared_or_empty(&keys.lease(&policy.name));
+                        keys.leases_of(&policy).iter().for_each(|key| drop(host::shared_or_empty(key)));
                     }
                     for (key, blob) in [(&keys.policies, &policies), (&keys.limits, &limits)] {
                         let _ = blob.as_ref().map(|blob| host::set_shared(key, blob, 0));

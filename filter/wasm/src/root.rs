@@ -9,7 +9,7 @@ use crate::host;
 use crate::http::Reads;
 use crate::metrics::Metrics;
 use headgate_core::discovery::PolicySnapshot;
-use headgate_core::lease::{Grant, Holding, Want};
+use headgate_core::lease::{Grant, Want};
 use headgate_core::metrics;
 use headgate_core::policy::Policy;
 use headgate_core::shared::{self, Keys, Revisions, SharedLimits};
@@ -102,8 +102,8 @@ impl Instance {
         self.control = config.control_plane.as_ref().map(|target| Control::new(target, self.owner, generation));
         self.adopt(root, now);
         // The VM that only tries the configuration out comes first and alone, so it is the one that creates the records.
-        for policy in &self.inline {
-            let _ = host::shared_or_empty(&self.keys.lease(policy.name()));
+        for key in config.policies.iter().flat_map(|policy| self.keys.leases_of(policy)) {
+            let _ = host::shared_or_empty(&key);
         }
         self.apply_policies(now);
         self.take_up(now);
@@ -215,16 +215,11 @@ impl Instance {
     fn lease(&mut self, now: Timestamp) {
         self.leased_at = now;
         self.permits.clear();
-        let policies: Vec<_> = self.worker.policies().cloned().collect();
-        for (index, policy) in policies.iter().enumerate() {
-            let (grant, want) = (Grant { permits_total: self.worker.permits_total(index) }, self.worker.wants(index));
-            let refresh = |bytes: &[u8]| shared::refresh_lease(bytes, now, self.owner, want, grant);
-            let held = host::update_shared(&self.keys.lease(policy.name()), refresh);
-            if let Some((_, Holding { permits, rate_share, workers })) = held {
-                self.worker.set_workers(index, workers);
-                self.worker.set_permits(index, permits.unwrap_or(u32::MAX), rate_share);
-            }
-            self.permits.push(held.and_then(|(_, holding)| holding.permits));
+        for lease in self.worker.sub_leases(&self.keys) {
+            let refresh = |bytes: &[u8]| shared::refresh_lease(bytes, now, self.owner, lease.want, lease.grant);
+            let held = host::update_shared(&lease.key, refresh).map(|(_, holding)| holding);
+            let _ = held.map(|holding| self.worker.take_holding(&lease, holding));
+            self.permits.extend(lease.is_of_policy().then(|| held.and_then(|holding| holding.permits)));
         }
     }
 

@@ -139,9 +139,11 @@ impl Proxy {
 
     /// The one worker has all that the proxy may have.
     fn take_permits(&mut self) {
-        for index in 0..self.worker.policies().count() {
+        let quotas: Vec<usize> = self.worker.policies().map(|policy| policy.quotas().len()).collect();
+        for (index, quotas) in quotas.into_iter().enumerate() {
             let permits = self.worker.permits_total(index).unwrap_or(u32::MAX);
             self.worker.set_permits(index, permits, 1.0);
+            (0..quotas).for_each(|quota| self.worker.set_quota_part(index, quota, 1.0));
         }
     }
 }

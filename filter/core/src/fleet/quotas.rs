@@ -140,7 +140,7 @@ impl FleetQuotas {
         if self.fence == 0 || self.books.is_empty() {
             return;
         }
-        let mut heard: BTreeMap<(String, String, HolderKey), HolderReport> = BTreeMap::new();
+        let mut heard: BTreeMap<(String, String, HolderKey), (Use, HolderReport)> = BTreeMap::new();
         for worker in &report.workers {
             for pool in worker.pools.iter().take(MAX_POLICIES_PER_PROXY) {
                 let (account, is_candidate) = self.account(&pool.pool);
@@ -153,13 +153,14 @@ impl FleetQuotas {
                     let new = since(before.as_ref(), quota, worker.at_ns);
                     book.used += new.used;
                     book.refused = book.refused.saturating_add(refused_since(before.as_ref(), quota));
+                    let new = (Use::of(quota), new);
                     let holder = HolderKey { node: report.node_id.clone(), holder: quota.holder, is_candidate };
                     let merged = heard.entry((key.0, key.1, holder));
                     merged.and_modify(|merged| merge(merged, &new)).or_insert(new);
                 }
             }
         }
-        for ((pool, quota, holder), merged) in heard {
+        for ((pool, quota, holder), (_, merged)) in heard {
             if let Some(book) = self.books.get_mut(&(pool, quota)) {
                 book.allocator.hear(now, &holder, &merged);
             }
@@ -274,8 +275,30 @@ fn refused_since(before: Option<&v1::QuotaReport>, new: &v1::QuotaReport) -> u64
     before.map_or(0, |before| new.refused.saturating_sub(before.refused))
 }
 
-/// Puts the reports of two workers of a proxy together.
-fn merge(merged: &mut HolderReport, other: &HolderReport) {
+/// Whether a worker uses what its proxy holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Use {
+    /// It has never served a request. It only shows that the proxy is there, so that this has a lease before its first request: what it
+    /// holds it takes up anew before it uses it, so an older grant in it counts for nothing.
+    Idle,
+    /// It does.
+    Active,
+}
+
+impl Use {
+    fn of(quota: &v1::QuotaReport) -> Self {
+        if quota.requests.is_empty() { Self::Idle } else { Self::Active }
+    }
+}
+
+/// Puts the reports of two workers of a proxy together. Those that use it decide, if there are any.
+fn merge((uses, merged): &mut (Use, HolderReport), (other_uses, other): &(Use, HolderReport)) {
+    if uses != other_uses {
+        if *other_uses == Use::Active {
+            (*uses, *merged) = (*other_uses, *other);
+        }
+        return;
+    }
     merged.at = merged.at.max(other.at);
     merged.mark = merged.mark.min(other.mark);
     if other.lease.rate() > merged.lease.rate() {

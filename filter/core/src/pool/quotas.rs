@@ -9,9 +9,10 @@ use headgate_protos::v1;
 use super::Pool;
 use crate::admission::Newcomer;
 use crate::budget::Size;
-use crate::classify::Classified;
-use crate::policy::{Policy, QuotaConfig};
-use crate::quota::{CLASSES, Grant, Held, PerClass, Purse, TTL};
+use crate::classify::{BYTES_PER_TOKEN, Classified};
+use crate::in_band::{Tally, Yields};
+use crate::policy::{Policy, QuotaConfig, QuotaUnit};
+use crate::quota::{CLASSES, Grant, Held, PartDemand, PerClass, Purse, TTL};
 use crate::reason::{Cause, Reason, Source};
 use crate::time::Timestamp;
 
@@ -34,6 +35,17 @@ pub(crate) struct Charges {
 pub(crate) struct Charged {
     pub(crate) charges: Charges,
     pub(crate) size: Size,
+    /// What is done with the pieces of its response so that it can be settled; `None`: nothing, or overload control does it.
+    pub(crate) settles: Option<Pieces>,
+}
+
+/// What is done with the pieces of a response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pieces {
+    /// They are counted.
+    AreCounted,
+    /// Their ends are read as well, for `usage`.
+    AreRead,
 }
 
 /// A quota that has not enough left.
@@ -48,23 +60,35 @@ pub(crate) struct Lack {
 #[derive(Debug, Default)]
 pub(crate) struct QuotaBook {
     holder: u64,
-    /// This worker's part of the proxy's leases.
-    part: f64,
-    parted_at: Timestamp,
     /// Number of the list: charges of another one are settled with nobody.
     list: u8,
     accounts: Vec<Account>,
+    /// What is learned of responses where no overload control learns it.
+    yields: Yields,
 }
 
 #[derive(Debug)]
 struct Account {
     key: String,
     held: Held,
+    /// This worker's part of the proxy's lease.
+    part: f64,
+    /// When it was told; [`Timestamp::ZERO`]: never.
+    parted_at: Timestamp,
     purse: Purse,
+    demand: PartDemand,
     asked: PerClass,
     requests: [u64; CLASSES],
     used: f64,
     refused: u64,
+}
+
+// === impl Charges ===
+
+impl Charges {
+    const fn has(self, index: usize) -> bool {
+        self.quotas & (1 << index) != 0
+    }
 }
 
 // === impl QuotaBook ===
@@ -95,12 +119,25 @@ impl QuotaBook {
         }
     }
 
-    /// Gives the worker its part of the leases, 0 to 1, until it lapses.
-    pub(crate) fn set_part(&mut self, now: Timestamp, policy: &Policy, part: f64) {
-        self.settle_all(now, policy);
-        self.part = part.clamp(0.0, 1.0);
-        self.parted_at = now;
-        self.settle_all(now, policy);
+    /// Gives the worker its part of the lease of one quota, 0 to 1, until it lapses.
+    pub(crate) fn set_part(&mut self, now: Timestamp, policy: &Policy, index: usize, part: f64) {
+        if let (Some(account), Some(config)) = (self.accounts.get_mut(index), policy.quotas().get(index)) {
+            account.settle(now, config);
+            (account.part, account.parted_at) = (part.clamp(0.0, 1.0), now);
+            account.settle(now, config);
+        }
+    }
+
+    /// What this worker asks of each quota, in its unit per second, by which the leases are divided.
+    pub(crate) fn wanted(&self) -> impl Iterator<Item = f64> {
+        self.accounts.iter().map(|account| account.demand.rate())
+    }
+
+    /// Time passes for the demand.
+    pub(crate) fn on_tick(&mut self, now: Timestamp) {
+        for account in &mut self.accounts {
+            account.demand.roll(now, account.asked.iter().sum());
+        }
     }
 
     /// Takes the proxy's grants.
@@ -118,19 +155,13 @@ impl QuotaBook {
     }
 
     fn settle_all(&mut self, now: Timestamp, policy: &Policy) {
-        let part = self.part_now(now);
         for (account, config) in self.accounts.iter_mut().zip(policy.quotas()) {
-            account.settle(now, config, part);
+            account.settle(now, config);
         }
-    }
-
-    fn part_now(&self, now: Timestamp) -> f64 {
-        if now.since(self.parted_at) <= PART_LAPSE { self.part } else { 0.0 }
     }
 
     /// Charges a request to all quotas that it falls under, or to none of them.
     pub(crate) fn charge(&mut self, now: Timestamp, policy: &Policy, classified: Classified, size: Size) -> Result<Charges, Lack> {
-        let part = self.part_now(now);
         let (class, weight) = (classified.class.index(), output_weight(policy));
         let mut charges = Charges { list: self.list, class: class as u8, quotas: 0 };
         let mut lack = None;
@@ -139,12 +170,12 @@ impl QuotaBook {
                 continue;
             }
             let cost = config.cost(size, weight);
-            account.settle(now, config, part);
+            let rates = account.settle(now, config);
             account.note(class, cost);
             charges.quotas |= 1 << index;
-            if lack.is_none() && account.purse.saved(class) < cost {
+            if lack.is_none() && !account.purse.covers(class, cost, &rates, config.terms.burst_s) {
                 account.refused += 1;
-                lack = Some(account.lack(now, class, cost, part));
+                lack = Some(account.lack(now, class, cost, &rates));
             }
         }
         if let Some(lack) = lack {
@@ -176,11 +207,8 @@ impl QuotaBook {
         }
     }
 
-    /// Cumulative state on the wire, of the quotas of which the worker has had a part.
+    /// Cumulative state on the wire.
     pub(crate) fn report(&self, now: Timestamp) -> Vec<v1::QuotaReport> {
-        if self.parted_at == Timestamp::ZERO {
-            return Vec::new();
-        }
         self.accounts.iter().map(|account| account.report(now, self.holder)).collect()
     }
 }
@@ -196,9 +224,26 @@ impl Pool {
             (Some(load), Some(config)) => {
                 load.estimates.size(classified.class.index(), newcomer.request.content_length, load.presumed(config))
             }
-            _ => Size { prompt: u32::try_from(classified.cost_tokens).unwrap_or(u32::MAX), output: 0 },
+            _ => classified.size(),
         };
-        self.quotas.charge(now, &self.policy, classified, size).map(|charges| Charged { charges, size })
+        let charges = self.quotas.charge(now, &self.policy, classified, size)?;
+        let charged = Charged { charges, size, settles: None };
+        let counts_tokens = |(index, config): (usize, &QuotaConfig)| charges.has(index) && config.unit != QuotaUnit::Requests;
+        let settles = self.overload.is_none() && self.policy.quotas().iter().enumerate().any(counts_tokens);
+        let settles = settles.then(|| if self.quotas.yields.looks_at_next() { Pieces::AreRead } else { Pieces::AreCounted });
+        Ok(Charged { settles, ..charged })
+    }
+
+    /// Settles a request that no overload control settles, by what was counted of its response.
+    pub(crate) fn settle(&mut self, charged: Charged, tally: &Tally, is_whole: bool) {
+        let Charged { charges, size, .. } = charged;
+        let (usage, counted) = (tally.usage(), tally.counted(&self.quotas.yields));
+        let output = tally.output_tokens(&self.quotas.yields, BYTES_PER_TOKEN as f64);
+        let prompt = usage.prompt.unwrap_or(size.prompt);
+        self.quotas.settle(&self.policy, charges, size, Size { prompt, output });
+        if let Some(tokens) = usage.output.filter(|_| is_whole) {
+            self.quotas.yields.learn(counted, tokens);
+        }
     }
 
     /// Gives back what a request of this size was charged that did not run.
@@ -213,7 +258,7 @@ fn charged<'a>(
     charges: Charges,
 ) -> impl Iterator<Item = (&'a mut Account, &'a QuotaConfig)> {
     let all = accounts.iter_mut().zip(policy.quotas()).enumerate();
-    all.filter(move |(index, _)| charges.quotas & (1 << index) != 0).map(|(_, pair)| pair)
+    all.filter(move |(index, _)| charges.has(*index)).map(|(_, pair)| pair)
 }
 
 fn output_weight(policy: &Policy) -> f64 {
@@ -227,7 +272,10 @@ impl Account {
         Self {
             key: String::from(key),
             held: Held::new(holder),
+            part: 0.0,
+            parted_at: Timestamp::ZERO,
             purse: Purse::new(now),
+            demand: PartDemand::default(),
             asked: [0.0; CLASSES],
             requests: [0; CLASSES],
             used: 0.0,
@@ -235,13 +283,12 @@ impl Account {
         }
     }
 
-    fn rates(&self, now: Timestamp, part: f64) -> PerClass {
-        self.held.rates(now).map(|rate| rate * part)
-    }
-
-    fn settle(&mut self, now: Timestamp, config: &QuotaConfig, part: f64) {
-        let rates = self.rates(now, part);
+    /// Fills the purse up to `now`; returns the rates of which it is filled.
+    fn settle(&mut self, now: Timestamp, config: &QuotaConfig) -> PerClass {
+        let part = if now.since(self.parted_at) <= PART_LAPSE { self.part } else { 0.0 };
+        let rates = self.held.rates(now).map(|rate| rate * part);
         self.purse.settle(now, &rates, config.terms.burst_s);
+        rates
     }
 
     fn note(&mut self, class: usize, cost: f64) {
@@ -249,8 +296,8 @@ impl Account {
         self.requests.get_mut(class).into_iter().for_each(|requests| *requests += 1);
     }
 
-    fn lack(&self, now: Timestamp, class: usize, cost: f64, part: f64) -> Lack {
-        let rate = self.rates(now, part).get(class).copied().unwrap_or(0.0);
+    fn lack(&self, now: Timestamp, class: usize, cost: f64, rates: &PerClass) -> Lack {
+        let rate = rates.get(class).copied().unwrap_or(0.0);
         let source = if self.held.age(now) <= TTL { Source::ControlPlane } else { Source::Decaying };
         let threshold = self.purse.saved(class).max(0.0);
         Lack { cause: Cause { reason: Reason::Quota, value: cost, threshold, term: None, source }, drain_rps: rate / cost }
@@ -258,14 +305,16 @@ impl Account {
 
     fn report(&self, now: Timestamp, holder: u64) -> v1::QuotaReport {
         let mark = self.held.mark();
+        // Who has never had a part counts nothing: by that the control plane tells it from who uses what it holds.
+        let is_idle = self.parted_at == Timestamp::ZERO;
         v1::QuotaReport {
             quota: self.key.clone(),
             holder,
             fence: mark.fence,
             sequence: mark.sequence,
             lease: Some(self.held.lease(now).to_wire()),
-            asked: self.asked.to_vec(),
-            requests: self.requests.to_vec(),
+            asked: if is_idle { Vec::new() } else { self.asked.to_vec() },
+            requests: if is_idle { Vec::new() } else { self.requests.to_vec() },
             used: self.used,
             refused: self.refused,
         }

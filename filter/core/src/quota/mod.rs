@@ -15,7 +15,8 @@
 //!    once the proxy has promised to listen to no earlier leader ([`Grant::lease`] absent).
 //!
 //! What is used follows: a purse never holds more than its rate for [`burst`](Purse::settle) seconds, so in any time `t` the fleet uses at
-//! most `capacity × (t + burst)`.
+//! most `capacity × (t + burst)`, and what is owed at its end. Who owes pays before anything else passes; a request leaves a debt when it
+//! costs more than its class can save, of at most [`MAX_DEBT`] of the class's rate, or when it was more than expected.
 
 use core::time::Duration;
 
@@ -24,6 +25,7 @@ mod demand;
 mod fill;
 mod held;
 mod holder;
+mod part;
 mod plan;
 mod purse;
 #[cfg(test)]
@@ -34,7 +36,8 @@ pub use self::allocator::{Allocator, HolderView, Issue, QuotaView};
 pub use self::demand::Asked;
 pub use self::held::Held;
 pub use self::holder::{HolderKey, HolderReport};
-pub use self::purse::Purse;
+pub use self::part::PartDemand;
+pub use self::purse::{MAX_DEBT, Purse};
 use crate::time::Timestamp;
 
 /// Classes of a policy (`policy.proto`: 1 to 8); the first is the most important.

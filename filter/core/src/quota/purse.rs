@@ -1,12 +1,17 @@
 //! What a worker may spend: a bucket for each class, filled at the rates in force.
 
+use core::time::Duration;
+
 use super::{CLASSES, PerClass};
 use crate::time::Timestamp;
 
+/// Time in which what a class gets pays the debt of a request: one that would take longer does not pass.
+pub const MAX_DEBT: Duration = Duration::from_secs(60);
+
 /// Credit of one worker. Together the purses of all workers hold at most the rates in force for `burst` seconds.
 ///
-/// What a class does not use flows over to the others, the more important first. A purse makes no debts: a request that costs more than
-/// its class can save never passes.
+/// What a class does not use flows over to the others, the more important first. A request that costs more than its class can save passes
+/// when the class has saved all that it can; the rest is a debt, which is paid before anything else of the class passes.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Purse {
     saved: PerClass,
@@ -43,15 +48,24 @@ impl Purse {
         }
     }
 
-    /// Takes `cost` for a request of `class`; false, and nothing is taken, when there is less.
-    pub fn take(&mut self, class: usize, cost: f64) -> bool {
-        match self.saved.get_mut(class) {
-            Some(saved) if *saved >= cost => {
-                *saved -= cost;
-                true
-            }
-            _ => false,
-        }
+    /// Whether a request of `class` at `cost` may pass when `rates` are in force: there is as much, or there is all that the class can save in
+    /// `burst_s` seconds and its rate gives the rest within [`MAX_DEBT`].
+    #[must_use]
+    pub fn covers(&self, class: usize, cost: f64, rates: &PerClass, burst_s: f64) -> bool {
+        let (Some(saved), Some(rate)) = (self.saved.get(class), rates.get(class)) else { return false };
+        let room = rate * burst_s;
+        *saved >= cost || (*saved > 0.0 && *saved >= room && cost - saved <= rate * MAX_DEBT.as_secs_f64())
+    }
+
+    /// Takes `cost` for a request of `class` that it [`covers`](Self::covers).
+    pub fn take(&mut self, class: usize, cost: f64) {
+        self.put_back(class, -cost);
+    }
+
+    /// What all classes owe.
+    #[must_use]
+    pub fn debt(&self) -> f64 {
+        self.saved.iter().map(|saved| (-saved).max(0.0)).sum()
     }
 
     /// What a class has.

@@ -2,10 +2,11 @@
 
 use core::time::Duration;
 
-use crate::admission::Passes;
+use crate::admission::{Dues, Passes};
 use crate::breaker::Verdict;
-use crate::in_band::{EndpointLoads, LoadSeen};
+use crate::in_band::{EndpointLoads, LoadSeen, Tally};
 use crate::latency::{Arrival, Metric};
+use crate::pool::quotas::{Charged, Pieces};
 use crate::pool::{ClassState, Ending, Pool};
 use crate::stream::StreamEnd;
 use crate::stream::load::{self, Load};
@@ -47,6 +48,15 @@ pub(super) struct Flight {
     first_byte: FirstByte,
     /// What it holds under overload control; nothing after its end.
     load: Option<Load>,
+    /// What it has been charged of quotas and is settled without overload control; nothing after its end.
+    bill: Option<Bill>,
+}
+
+/// What a request has been charged, and what is counted of its response to settle it.
+#[derive(Debug)]
+struct Bill {
+    charged: Charged,
+    tally: Tally,
 }
 
 /// What is known of the first byte of the body.
@@ -70,7 +80,11 @@ pub(super) enum Body {
 }
 
 impl Flight {
-    pub(super) fn new(pool: PoolRef, state: usize, arrival: Arrival, now: Timestamp, passes: Passes, load: Option<Load>) -> Self {
+    pub(super) fn new(pool: PoolRef, state: usize, arrival: Arrival, now: Timestamp, passes: Passes, dues: Dues) -> Self {
+        let (load, bill) = match dues {
+            Dues::Work(held) => (Some(Load::new(now, held)), None),
+            Dues::Charged(charged) => (None, charged.settles.map(|_| Bill { charged, tally: Tally::default() })),
+        };
         Self {
             pool,
             state,
@@ -82,23 +96,30 @@ impl Flight {
             is_dependency_failure: false,
             first_byte: FirstByte::Awaited,
             load,
+            bill,
         }
     }
 
     pub(super) fn count_pieces(&mut self, pieces: u32, bytes: u64) {
-        if let Some(load) = &mut self.load {
-            load.count_pieces(pieces, bytes);
+        if let Some(tally) = self.tally() {
+            tally.count_pieces(pieces, bytes);
         }
+    }
+
+    fn tally(&mut self) -> Option<&mut Tally> {
+        let of_load = self.load.as_mut().map(|load| &mut load.tally);
+        of_load.or_else(|| self.bill.as_mut().map(|bill| &mut bill.tally))
     }
 
     /// Whether the ends of the body's pieces are to be handed over.
     pub(super) fn looks_at_pieces(&self) -> bool {
         self.load.as_ref().is_some_and(Load::looks_at_pieces)
+            || self.bill.as_ref().is_some_and(|bill| bill.charged.settles == Some(Pieces::AreRead))
     }
 
     pub(super) fn note_tail(&mut self, tail: &[u8]) {
-        if let Some(load) = &mut self.load {
-            load.note_tail(tail);
+        if let Some(tally) = self.tally() {
+            tally.note_tail(tail);
         }
     }
 
@@ -245,8 +266,11 @@ impl Flight {
 
     /// Gives the work back, and to those who wait; the time between tokens, if the response came token by token.
     fn give_work_back(&mut self, worker: &mut Worker, now: Timestamp, ending: Ending) -> Option<Duration> {
-        let load = self.load.take()?;
         let pool = worker.pool_mut(self.pool)?;
+        if let Some(Bill { charged, tally }) = self.bill.take() {
+            pool.settle(charged, &tally, ending == Ending::Completed);
+        }
+        let load = self.load.take()?;
         let mut tpot = None;
         let outcome = match (ending, self.response) {
             (Ending::Completed, Response::Good) => load::Outcome::Served,

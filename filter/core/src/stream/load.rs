@@ -4,14 +4,11 @@ use core::time::Duration;
 
 use crate::admission::Held;
 use crate::budget::Size;
-use crate::in_band::{Counted, Usage, Yields};
+use crate::in_band::Tally;
 use crate::policy::OverloadConfig;
 use crate::pool::overload::PoolOverload;
 use crate::pool::quotas::Charges;
 use crate::time::Timestamp;
-
-/// Longest mean piece of a response that is streamed token by token: an event with its JSON is a third of that.
-const MAX_EVENT_BYTES: u64 = 768;
 
 /// An admitted request under overload control.
 #[derive(Debug)]
@@ -19,11 +16,8 @@ pub(super) struct Load {
     held: Held,
     admitted_at: Timestamp,
     first_token_at: Option<Timestamp>,
-    /// Pieces of the response's body, and their bytes.
-    pieces: u32,
-    bytes: u64,
-    /// What those pieces said that were looked at.
-    usage: Usage,
+    /// What is counted of the response's body.
+    pub(super) tally: Tally,
 }
 
 /// How a request ended, for overload control.
@@ -39,7 +33,7 @@ pub(super) enum Outcome {
 
 impl Load {
     pub(super) fn new(now: Timestamp, held: Held) -> Self {
-        Self { held, admitted_at: now, first_token_at: None, pieces: 0, bytes: 0, usage: Usage::default() }
+        Self { held, admitted_at: now, first_token_at: None, tally: Tally::default() }
     }
 
     /// Whether it holds something of `load`: the policy may have lost its overload control meanwhile and have another now.
@@ -47,41 +41,16 @@ impl Load {
         self.held.number == load.number
     }
 
-    pub(super) fn count_pieces(&mut self, pieces: u32, bytes: u64) {
-        self.pieces = self.pieces.saturating_add(pieces);
-        self.bytes = self.bytes.saturating_add(bytes);
-    }
-
     /// Whether the ends of the body's pieces are to be handed over.
     pub(super) const fn looks_at_pieces(&self) -> bool {
         self.held.looks_at_pieces
     }
 
-    /// Takes the end of a piece of the body.
-    pub(super) fn note_tail(&mut self, tail: &[u8]) {
-        self.usage.note(tail);
-    }
-
-    /// Whether the body came in events, each with a token or some.
-    fn is_streamed(&self, yields: &Yields) -> bool {
-        let largest = MAX_EVENT_BYTES as f64 * yields.per_piece().max(1.0);
-        self.pieces > 1 && (self.usage.is_events || self.bytes as f64 <= f64::from(self.pieces) * largest)
-    }
-
-    /// Tokens of the output: what the response said, else what its pieces and bytes suggest.
-    fn output_tokens(&self, yields: &Yields, counted: Counted, config: &OverloadConfig) -> u32 {
-        self.usage.output.unwrap_or_else(|| yields.tokens(counted, config.bytes_per_token))
-    }
-
     /// What it has been charged of quotas, the size for which, and what it has been so far.
     pub(super) fn charges(&self, load: &PoolOverload, config: &OverloadConfig) -> (Charges, Size, Size) {
-        let output = self.output_tokens(&load.yields, self.counted(&load.yields), config);
-        let prompt = self.usage.prompt.unwrap_or(self.held.reservation.size.prompt);
+        let output = self.tally.output_tokens(&load.yields, config.bytes_per_token);
+        let prompt = self.tally.usage().prompt.unwrap_or(self.held.reservation.size.prompt);
         (self.held.charges, self.held.reservation.size, Size { prompt, output })
-    }
-
-    fn counted(&self, yields: &Yields) -> Counted {
-        Counted { pieces: self.pieces, bytes: self.bytes, is_streamed: self.is_streamed(yields) }
     }
 
     /// The first piece of the body has come, which need not be a token: either way the prompt is done with.
@@ -109,9 +78,9 @@ impl Load {
         arrived: Timestamp,
         outcome: Outcome,
     ) -> Option<Duration> {
-        let counted = self.counted(&load.yields);
-        let tokens = self.output_tokens(&load.yields, counted, config);
-        let Self { held, admitted_at: _, first_token_at, pieces, bytes: _, usage } = self;
+        let Self { held, admitted_at: _, first_token_at, tally } = self;
+        let (usage, counted) = (tally.usage(), tally.counted(&load.yields));
+        let tokens = tally.output_tokens(&load.yields, config.bytes_per_token);
         let size = held.reservation.size;
         let prompt = usage.prompt.unwrap_or(size.prompt);
         held.reservation.end(&mut load.flow);
@@ -135,7 +104,7 @@ impl Load {
                     load.yields.learn(counted, tokens);
                 }
                 let first = first_token_at?;
-                let tpot = counted.is_streamed.then(|| time_per_token(now.since(first), pieces, tokens));
+                let tpot = counted.is_streamed.then(|| time_per_token(now.since(first), counted.pieces, tokens));
                 if let Some(tpot) = tpot {
                     load.flow.tpot_us.record(micros(tpot));
                 }

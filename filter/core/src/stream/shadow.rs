@@ -5,7 +5,6 @@
 //! loads the pool all the same, and how long one would have taken that the policy in force refuses nobody knows.
 
 use super::flight::{Body, Flight};
-use super::load::Load;
 use super::{Event, Record, StreamEnd, Verdict};
 use crate::admission::Admission;
 use crate::latency::Arrival;
@@ -131,8 +130,8 @@ impl Shadow {
 
 fn begin(pool: PoolRef, state: usize, arrival: Arrival, now: Timestamp, admission: Admission) -> (Phase, Verdict) {
     match admission {
-        Admission::Admitted(passes, held) => {
-            let flight = Flight::new(pool, state, arrival, now, passes, held.map(|held| Load::new(now, held)));
+        Admission::Admitted(passes, dues) => {
+            let flight = Flight::new(pool, state, arrival, now, passes, dues);
             (Phase::InFlight(flight), Verdict::Admitted)
         }
         Admission::Waiting(ticket) => (Phase::Waiting(ticket), Verdict::Waiting),

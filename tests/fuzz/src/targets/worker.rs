@@ -21,11 +21,15 @@ const STATUSES: [u16; 6] = [200, 404, 429, 500, 503, 0];
 const PATHS: [&[u8]; 4] = [b"/v1/chat/completions", b"/v1/messages", b"/other", b"\xff"];
 
 /// The policies between which a script changes: none, overload control with a queue, the same without, the three levels.
+/// Random number of the proxy's process.
+const PROCESS: u64 = 9;
+
 const SPECS: [&str; 3] = [
     "overload: {ttftSloMs: 500, queue: {maxRequests: 8, maxBytes: 65536}, ladder: [{kind: delay, engageAt: 1, delayMs: 200}]}\n  \
      concurrency: {maxInFlight: 6}\n",
     "overload: {}\n",
-    "concurrency: {maxInFlight: 4}\n  breaker: {scopes: [endpoint, dependency]}\n  levels: {qps: {minSamples: 2, floorRps: 1}}\n",
+    "concurrency: {maxInFlight: 4}\n  breaker: {scopes: [endpoint, dependency]}\n  levels: {qps: {minSamples: 2, floorRps: 1}}\n  \
+     quotas: [{name: all, unit: tokens, amount: 1000}]\n",
 ];
 
 pub(super) fn seeds() -> Vec<Vec<u8>> {
@@ -42,17 +46,30 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
             retry_ratio: 0.1,
             ..Default::default()
         }),
+        quotas: vec![v1::QuotaGrant {
+            quota: "all/tokens".to_owned(),
+            holder: PROCESS,
+            fence: 1,
+            sequence: 1,
+            reported_at_ns: 1,
+            lease: Some(v1::QuotaLease { rates: vec![500.0, 500.0], safe: 10.0 }),
+        }],
         ..Default::default()
     };
-    let mut script = vec![7, 1, 6, 20, 0, 255];
+    let mut script = vec![7, 1, 6, 20, 0, 255, 255];
     script.push(5);
     push_frame(&mut script, &limits.encode_to_vec());
     for request in 0..6_u8 {
         script.extend([0, 0, request, 4, 100, 0, 0, 4, 10, 0]);
     }
     script.extend([1, 0, 0, 2, 0, 9, 1, 8, 3, 0, 0, 8, 4, 50, 0, 8, 3, 1, 1, 8, 3, 0, 2, 8]);
+    let mut tokens = vec![7, 3, 6, 20, 0, 255, 255, 5];
+    push_frame(&mut tokens, &limits.encode_to_vec());
+    for request in 0..6_u8 {
+        tokens.extend([0, 0, request, 4, 100, 0, 0, 2, 0, 9, 1, 4, 10, 0]);
+    }
     let calm = vec![7, 3, 0, 0, 0, 0, 0, 0, 0, 1, 0, 3, 2, 0, 5, 1, 3, 0, 0];
-    vec![script, calm]
+    vec![script, tokens, calm]
 }
 
 pub(super) fn run(input: &[u8]) -> u64 {
@@ -80,7 +97,11 @@ struct Scene {
 impl Scene {
     fn new() -> Self {
         Self {
-            worker: Worker::new(7),
+            worker: {
+                let mut worker = Worker::new(7);
+                worker.set_process(PROCESS);
+                worker
+            },
             now: Timestamp::from_millis(1000),
             streams: BTreeMap::new(),
             next_id: 1,
@@ -106,6 +127,7 @@ impl Scene {
             5 => u8::from(v1::Limits::decode(input.frame()).is_ok_and(|limits| self.worker.set_limits(self.now, &limits))),
             6 => {
                 self.worker.set_permits(0, u32::from(input.short()), f64::from(input.byte()) / 255.0);
+                self.worker.set_quota_part(0, 0, f64::from(input.byte()) / 255.0);
                 0
             }
             7 => {

@@ -38,6 +38,10 @@ struct Fleet {
     proxies: Vec<[Worker; 2]>,
     /// Whether a proxy hears and is heard.
     connected: Vec<bool>,
+    /// Whether it has been asked for anything.
+    has_served: Vec<bool>,
+    /// Bytes of each response.
+    response_bytes: usize,
 }
 
 impl Fleet {
@@ -56,7 +60,9 @@ impl Fleet {
         };
         let proxies: Vec<_> = (0..proxies).map(|node| [worker(2 * node + 1, node + 1), worker(2 * node + 2, node + 1)]).collect();
         let connected = vec![true; proxies.len()];
-        Self { now, quotas, proxies, connected }
+        let has_served = vec![false; proxies.len()];
+        // 256 tokens of output are presumed, and four bytes a token.
+        Self { now, quotas, proxies, connected, has_served, response_bytes: 1024 }
     }
 
     /// 100 ms in which each proxy is asked for so many requests, by both workers in turn; returns those that passed.
@@ -73,15 +79,24 @@ impl Fleet {
                 if self.connected[node] {
                     worker.set_limits(self.now, &limits);
                 }
-                worker.set_permits(0, u32::MAX, 0.5);
+                // As an adapter does from a worker's first request on.
+                if self.has_served[node] {
+                    worker.set_quota_part(0, 0, 0.5);
+                }
             }
             let (requests, identity) = asked(node);
+            if requests > 0 && !self.has_served[node] {
+                self.has_served[node] = true;
+                workers.iter_mut().for_each(|worker| worker.set_quota_part(0, 0, 0.5));
+            }
             for index in 0..requests {
                 let request = RequestInfo::new(HeaderView::from_pairs(HEADERS), identity);
                 let mut stream = Stream::new();
                 let outcome = stream.handle(&mut workers[index % 2], self.now, Event::RequestHeaders(&request));
                 passed += usize::from(outcome == Outcome::Continue);
                 stream.handle(&mut workers[index % 2], self.now, Event::ResponseHeaders { status: 200, failed_dependency: None });
+                let body = Event::ResponseBody { len: self.response_bytes, end_of_stream: true };
+                stream.handle(&mut workers[index % 2], self.now, body);
                 stream.handle(&mut workers[index % 2], self.now, Event::Log { endpoint: None, end: StreamEnd::Complete });
             }
         }
@@ -248,4 +263,48 @@ fn a_policy_and_its_candidate_share_a_quota_and_each_is_told_its_own_leases() {
     assert!(own > 40.0 && candidate > 25.0, "{own} {candidate}");
     quotas.set_policies(began, &set_of(&base));
     assert_eq!(held(&quotas, "llm~candidate"), v1::QuotaGrant::default(), "a candidate that is gone is told nothing");
+}
+
+#[test]
+fn tokens_are_settled_by_what_responses_were_without_overload_control_too() {
+    let amount = 3560.0 * 10.0;
+    let mut fleet = Fleet::new(2, &wire(vec![quota(amount, v1::QuotaUnit::Tokens)]));
+    // 100 tokens of prompt and 6 of output, where 256 are presumed.
+    fleet.response_bytes = 24;
+    fleet.rounds(30, &|_| (60, NOBODY));
+    let used_before = fleet.view().used_total;
+    let passed = fleet.rounds(20, &|_| (60, NOBODY));
+    let used = fleet.view().used_total - used_before;
+    assert!((f64::from(u32::try_from(passed).unwrap()) * 106.0 - used).abs() < 0.1 * used, "{passed} passed, {used} tokens used");
+    assert!(used <= 2.0 * amount * 1.02 && passed > 500, "{passed} passed in 2 s, where 200 would as presumed; {used} tokens");
+}
+
+#[test]
+fn a_proxy_has_a_lease_before_its_first_request() {
+    let mut fleet = Fleet::new(4, &wire(vec![quota(1000.0, v1::QuotaUnit::Requests)]));
+    fleet.rounds(10, &|_| (0, NOBODY));
+    let view = fleet.view();
+    assert!(view.quota.holders.len() == 4 && view.quota.holders.iter().all(|holder| holder.granted > 100.0), "{view:?}");
+    // What nobody has asked for yet is in the first class.
+    let asked = |node| (if node == 0 { 2 } else { 0 }, SPIFFE);
+    assert_eq!(fleet.rounds(1, &asked), 0, "nothing is saved without a part");
+    assert_eq!(fleet.rounds(1, &asked), 2, "100 ms later there is");
+}
+
+#[test]
+fn who_uses_a_lease_decides_what_is_acknowledged_and_not_who_idles() {
+    let mark = |fence, sequence| Mark { fence, sequence };
+    let report = |sequence, requests: Vec<u64>| v1::QuotaReport { fence: 1, sequence, requests, ..Default::default() };
+    let heard = |reports: &[v1::QuotaReport]| {
+        let heard = reports.iter().map(|report| (Use::of(report), since(None, report, 0)));
+        heard.reduce(|mut merged, other| {
+            merge(&mut merged, &other);
+            merged
+        })
+    };
+    let (idle, active) = (report(7, Vec::new()), report(3, vec![1]));
+    for reports in [[idle.clone(), active.clone()], [active, idle.clone()]] {
+        assert_eq!(heard(&reports).unwrap().1.mark, mark(1, 3));
+    }
+    assert_eq!(heard(&[report(9, Vec::new()), idle]).unwrap().1.mark, mark(1, 7));
 }

@@ -1,7 +1,6 @@
 use super::*;
 use std::string::ToString;
 
-mod closed_loop;
 mod overshoot;
 mod sharing;
 
@@ -16,6 +15,8 @@ struct Proxy {
     ahead: Duration,
     held: Held,
     purse: Purse,
+    /// In force when the purse was last filled.
+    rates: PerClass,
     asked: [(f64, f64); CLASSES],
     /// Since the last report.
     used: f64,
@@ -29,6 +30,7 @@ impl Proxy {
             ahead,
             held: Held::new(holder),
             purse: Purse::new(now + ahead),
+            rates: [0.0; CLASSES],
             asked: Default::default(),
             used: 0.0,
             burst_s: 1.0,
@@ -37,7 +39,8 @@ impl Proxy {
 
     fn settle(&mut self, now: Timestamp) {
         let now = now + self.ahead;
-        self.purse.settle(now, &self.held.rates(now), self.burst_s);
+        self.rates = self.held.rates(now);
+        self.purse.settle(now, &self.rates, self.burst_s);
     }
 
     fn accept(&mut self, now: Timestamp, grant: &Grant) {
@@ -53,7 +56,11 @@ impl Proxy {
     fn ask(&mut self, class: usize, requests: u32, cost: f64) -> u32 {
         self.asked[class].0 += f64::from(requests) * cost;
         self.asked[class].1 += f64::from(requests);
-        let passed = (0..requests).take_while(|_| self.purse.take(class, cost)).count() as u32;
+        let mut passes = || {
+            let is_covered = self.purse.covers(class, cost, &self.rates, self.burst_s);
+            is_covered.then(|| self.purse.take(class, cost)).is_some()
+        };
+        let passed = (0..requests).take_while(|_| passes()).count() as u32;
         self.used += f64::from(passed) * cost;
         passed
     }
@@ -106,7 +113,9 @@ fn a_purse_saves_its_burst_and_what_a_class_leaves_goes_to_the_others() {
     let mut purse = Purse::new(Timestamp::ZERO);
     purse.settle(Timestamp::from_millis(500), &rates, 1.0);
     assert_eq!((purse.saved(0), purse.saved(1)), (5.0, 15.0));
-    assert!(purse.take(0, 5.0) && !purse.take(0, 0.1) && !purse.take(7, 0.1));
+    assert!(purse.covers(0, 5.0, &rates, 1.0) && !purse.covers(7, 0.1, &rates, 1.0));
+    purse.take(0, 5.0);
+    assert!(!purse.covers(0, 0.1, &rates, 1.0));
     purse.settle(Timestamp::from_millis(1_100), &rates, 1.0);
     assert_eq!((purse.saved(0), purse.saved(1)), (9.0, 30.0), "3 that class 1 has no room for went over");
     purse.settle(Timestamp::from_millis(60_000), &rates, 1.0);
@@ -114,4 +123,26 @@ fn a_purse_saves_its_burst_and_what_a_class_leaves_goes_to_the_others() {
     rates[1] = 3.0;
     purse.settle(Timestamp::from_millis(60_000), &rates, 1.0);
     assert_eq!((purse.saved(0), purse.saved(1)), (10.0, 3.0), "what a smaller grant cannot save is lost");
+}
+
+#[test]
+fn what_costs_more_than_can_be_saved_passes_with_a_debt_that_is_paid_first() {
+    let mut rates = [0.0; CLASSES];
+    (rates[0], rates[1]) = (10.0, 1.0);
+    let mut purse = Purse::new(Timestamp::ZERO);
+    let covers = |purse: &Purse, class, cost| purse.covers(class, cost, &rates, 1.0);
+    assert!(!covers(&purse, 0, 50.0), "nothing has been saved");
+    purse.settle(Timestamp::from_millis(900), &rates, 1.0);
+    assert!(!covers(&purse, 0, 50.0), "more can be saved");
+    purse.settle(Timestamp::from_millis(1_000), &rates, 1.0);
+    assert!(covers(&purse, 0, 50.0) && covers(&purse, 0, 610.0) && !covers(&purse, 0, 611.0), "a minute's rate, and what is saved");
+    assert!(!covers(&purse, 2, 0.1), "a class that is given nothing owes nothing");
+    purse.take(0, 50.0);
+    assert_eq!((purse.saved(0), purse.debt()), (-40.0, 40.0));
+    // Four seconds pay it, and what the other class has no room for helps.
+    purse.settle(Timestamp::from_millis(3_000), &rates, 1.0);
+    assert_eq!((purse.debt(), purse.saved(1)), (18.0, 1.0));
+    assert!(!covers(&purse, 0, 1.0));
+    purse.settle(Timestamp::from_millis(4_800), &rates, 1.0);
+    assert!(covers(&purse, 0, 1.0));
 }

@@ -23,6 +23,8 @@ enum Act {
     Step,
     /// One proxy is asked for so much, in requests of one unit.
     Ask(usize, usize, u32),
+    /// One proxy is asked for one request of so many units, which may be more than it can save.
+    AskLarge(usize, usize, u32),
     /// One proxy starts anew and knows nothing.
     RestartProxy(usize),
     /// Another leader begins and knows nothing; what the one before has sent is on its way.
@@ -43,6 +45,7 @@ fn act() -> impl Strategy<Value = Act> {
         1 => index().prop_map(Act::LoseGrant),
         4 => Just(Act::Step),
         4 => (0..PROXIES, 0..3_usize, 1..2000_u32).prop_map(|(proxy, class, requests)| Act::Ask(proxy, class, requests)),
+        1 => (0..PROXIES, 0..3_usize, 1..5000_u32).prop_map(|(proxy, class, cost)| Act::AskLarge(proxy, class, cost)),
         1 => (0..PROXIES).prop_map(Act::RestartProxy),
         1 => Just(Act::NewLeader),
         4 => (0..=PROXIES, 1..40_u8).prop_map(|(cut_off, rounds)| Act::Calm(cut_off, rounds)),
@@ -59,6 +62,8 @@ struct World {
     grants: Vec<(usize, Grant)>,
     born: u64,
     used: f64,
+    /// What was owed by who started anew: used, and never paid.
+    forgiven: f64,
     /// Least of what was used less what the capacity gave, so far.
     least: f64,
     began: Timestamp,
@@ -79,6 +84,7 @@ impl World {
             grants: Vec::new(),
             born: PROXIES as u64,
             used: 0.0,
+            forgiven: 0.0,
             least: 0.0,
             began: now,
             granted_ever: 0.0,
@@ -112,8 +118,13 @@ impl World {
                 self.proxies[*proxy].settle(self.now);
                 self.used += f64::from(self.proxies[*proxy].ask(*class, *requests, 1.0));
             }
+            Act::AskLarge(proxy, class, cost) => {
+                self.proxies[*proxy].settle(self.now);
+                self.used += f64::from(self.proxies[*proxy].ask(*class, 1, f64::from(*cost)) * cost);
+            }
             Act::RestartProxy(node) => {
                 self.born += 1;
+                self.forgiven += self.proxies[*node].purse.debt();
                 self.proxies[*node] = Proxy::new(self.now, *node, self.born, Duration::from_secs(self.born * 77));
             }
             Act::NewLeader => {
@@ -163,7 +174,11 @@ impl World {
         let in_force: f64 = self.proxies.iter().map(|proxy| proxy.in_force(self.now)).sum();
         assert!(in_force <= limit, "{in_force} of {limit} in force");
         self.granted_ever = self.granted_ever.max(in_force);
-        let balance = self.used - limit * self.now.since(self.began).as_secs_f64();
+        // What is owed is paid before anything else passes; what was paid until now counts now.
+        self.proxies.iter_mut().for_each(|proxy| proxy.settle(self.now));
+        let owed: f64 = self.proxies.iter().map(|proxy| proxy.purse.debt()).sum();
+        assert!(owed <= limit * CLASSES as f64 * MAX_DEBT.as_secs_f64(), "{owed} owed");
+        let balance = self.used - owed - self.forgiven - limit * self.now.since(self.began).as_secs_f64();
         self.least = self.least.min(balance);
         assert!(balance - self.least <= limit * self.terms.burst_s + 1e-3, "{} used at once", balance - self.least);
     }
