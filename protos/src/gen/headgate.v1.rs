@@ -1257,7 +1257,7 @@ impl ::prost::Name for PolicySpec {
     }
 }
 /// A rate over all proxies. No request waits for the control plane: each proxy holds a lease, a part of the rate for a time, and decides
-/// alone. In any time `t` the fleet uses at most `amount / per × (t + burstMs)`.
+/// alone. In any time `t` the fleet uses at most `amount / per × (t + burstMs)`, and what it owes at its end.
 #[cfg_attr(feature = "document", derive(serde::Serialize))]
 #[cfg_attr(feature = "document", serde(rename_all = "camelCase"))]
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1339,8 +1339,9 @@ pub struct Quota {
         serde(skip_serializing_if = "crate::document::is_default")
     )]
     pub safe_percent: ::core::option::Option<f64>,
-    /// Time for which a proxy can save what it does not use, in milliseconds. A request that costs more than its proxy can save never passes.
-    /// Range: 100..=60000. Default: 1000.
+    /// Time for which a proxy can save what it does not use, in milliseconds. A request that costs more than that passes when all of it is
+    /// saved, and leaves a debt of at most a minute of its class's part, which is paid before anything else passes. Range: 100..=60000.
+    /// Default: 1000.
     #[prost(uint32, optional, tag = "10")]
     #[cfg_attr(
         feature = "document",
@@ -6533,7 +6534,7 @@ pub struct QuotaReport {
     /// What was asked for, by class in the policy's order, in the quota's unit.
     #[prost(double, repeated, tag = "6")]
     pub asked: ::prost::alloc::vec::Vec<f64>,
-    /// Requests that asked for it, by class.
+    /// Requests that asked for it, by class. Empty: the worker has never served a request, and only shows that its proxy is there.
     #[prost(uint64, repeated, tag = "7")]
     pub requests: ::prost::alloc::vec::Vec<u64>,
     /// What was used, in the quota's unit.
