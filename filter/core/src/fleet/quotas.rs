@@ -21,6 +21,9 @@ const MAX_WORKERS: usize = 4 * MAX_PROXIES;
 /// Quotas that are remembered, those included that no policy has any more: they may come back while leases of them are in force.
 const MAX_QUOTAS: usize = 4096;
 
+/// The most that is believed to have been asked for between two reports: a thousand times the largest quota. Sums of it stay finite.
+const MOST_ASKED: f64 = 1e18;
+
 /// Grants of one pool, by `node.id`.
 pub type PoolGrants = BTreeMap<String, Vec<v1::QuotaGrant>>;
 
@@ -253,7 +256,7 @@ fn since(before: Option<&v1::QuotaReport>, new: &v1::QuotaReport, at_ns: u64) ->
     if let Some(before) = before.filter(|before| before.requests.iter().zip(&new.requests).all(|(before, new)| before <= new)) {
         let difference = |new: &[f64], old: &[f64], class: usize| {
             let at = |amounts: &[f64]| amounts.get(class).copied().filter(|amount| amount.is_finite()).unwrap_or(0.0);
-            (at(new) - at(old)).max(0.0)
+            (at(new) - at(old)).clamp(0.0, MOST_ASKED)
         };
         for (class, (units, requests)) in asked.iter_mut().enumerate() {
             *units = difference(&new.asked, &before.asked, class);

@@ -110,11 +110,10 @@ impl Allocator {
     /// Takes what a proxy reports. Whoever comes when [`MAX_PROXIES`] are known is given nothing.
     pub fn hear(&mut self, now: Timestamp, key: &HolderKey, report: &HolderReport) {
         if let Some(holder) = self.holders.get_mut(key) {
-            holder.hear(now, self.fence, report);
+            holder.hear(now, self.fence, now < self.learned_at, report);
         } else if self.holders.len() < MAX_PROXIES {
-            let mut holder = Holder::new(now, report);
-            holder.hear(now, self.fence, report);
-            self.holders.insert(key.clone(), holder);
+            // Its first report only says that it is there: what it holds it says when it has been called to listen.
+            self.holders.insert(key.clone(), Holder::new(now, report));
         }
     }
 

@@ -85,8 +85,9 @@ impl Holder {
         }
     }
 
-    /// Takes a report, unless a newer one was taken before. `fence` is this leader's.
-    pub(super) fn hear(&mut self, now: Timestamp, fence: u64, report: &HolderReport) {
+    /// Takes a report, unless a newer one was taken before. `fence` is this leader's; `is_learning`: nobody is given yet what others may
+    /// hold of earlier ones.
+    pub(super) fn hear(&mut self, now: Timestamp, fence: u64, is_learning: bool, report: &HolderReport) {
         let Some(elapsed_s) = elapsed_s(self.reported_at, report.at) else { return };
         (self.heard_at, self.reported_at, self.mark) = (now, report.at, report.mark);
         self.demand.observe(elapsed_s, &report.asked);
@@ -98,7 +99,9 @@ impl Holder {
         self.issued.retain(|issued| issued.sequence >= acknowledged);
         // It listens to nobody else now, so what it has of an earlier leader is what it says.
         if self.issued.is_empty() {
-            self.lease = report.lease;
+            // A report that was long on its way says what was in force when it was made. Once others are given what has ended meanwhile, only
+            // the part that does not end is left to take over.
+            self.lease = if is_learning { report.lease } else { report.lease.safe_part() };
             self.sequence = self.sequence.max(acknowledged);
             self.count(acknowledged, now);
         }

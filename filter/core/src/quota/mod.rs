@@ -12,7 +12,7 @@
 //! 3. The control plane counts for each proxy the most of all grants that may still be in force, and raises only out of what is left of
 //!    the capacity. A grant stops counting when a newer one is acknowledged by all workers of the proxy, or when it ends.
 //! 4. A new leader raises nothing until the grants of earlier ones have ended ([`LEARNING`]). It takes over what a proxy says it holds
-//!    once the proxy has promised to listen to no earlier leader ([`Grant::lease`] absent).
+//!    once the proxy has promised to listen to no earlier leader ([`Grant::lease`] absent); of what it hears of only later, the safe part.
 //!
 //! What is used follows: a purse never holds more than its rate for [`burst`](Purse::settle) seconds, so in any time `t` the fleet uses at
 //! most `capacity × (t + burst)`, and what is owed at its end. Who owes pays before anything else passes; a request leaves a debt when it
@@ -118,6 +118,14 @@ impl Lease {
     #[must_use]
     pub fn rate(&self) -> f64 {
         self.rates.iter().sum()
+    }
+
+    /// What is left of it without a control plane, as a lease.
+    #[must_use]
+    pub fn safe_part(&self) -> Self {
+        let rate = self.rate();
+        let part = if rate > 0.0 { (self.safe / rate).min(1.0) } else { 0.0 };
+        Self { rates: self.rates.map(|of_class| of_class * part), safe: self.safe.min(rate) }
     }
 
     /// What is in force of a lease `age` after its beginning: never more than before, and at most what it gives.
