@@ -50,7 +50,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// Runs one benchmark: `decision` times the core alone, `fanout` and `telemetry` the control plane, the others run against real proxies
+    /// Runs one benchmark: `decision` times the core alone, `quota` simulates, `fanout` and `telemetry` time the control plane, the others run
+    /// against real proxies
     Bench {
         /// `decision`, or the NAME of a binary `bench-NAME` of headgate-bench
         name: String,
@@ -82,6 +83,9 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Demo { args } => return show(&layout, &mut steps, "demo", &[], &args),
         Task::Fuzz { args } => return become_parent(&layout, "headgate-fuzz", "fuzz", &["--profile", "fuzz"], &args),
         Task::Bench { name, args } if name == "decision" => return decision(&layout, &args),
+        Task::Bench { name, args } if name == "quota" => {
+            return become_parent(&layout, "headgate-bench", "bench-quota", &["--release"], &args);
+        }
         Task::Bench { name, args } if CONTROL_PLANE_BENCHES.contains(&name.as_str()) => {
             return control_plane(&layout, &mut steps, &name, &args);
         }

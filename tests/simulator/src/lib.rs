@@ -13,6 +13,7 @@ pub mod headgate;
 pub mod measure;
 pub mod observe;
 pub mod oracle;
+pub mod quota;
 pub mod report;
 pub mod rng;
 pub mod scenarios;
