@@ -20,6 +20,7 @@ mod in_band;
 mod nack;
 mod policy_errors;
 mod queue;
+mod quota;
 mod refused_filter;
 mod shadow;
 mod trip;
@@ -79,6 +80,7 @@ on_every_envoy!(
     in_band::without_its_filter_envoy_leaves_the_load_in_the_answer,
     in_band::usage_settles_tokens_and_goodput_of_streams_with_several_tokens_a_piece,
     in_band::a_policy_that_does_not_ask_changes_and_reads_nothing,
+    quota::two_workers_use_a_quota_and_never_pass_it,
     queue::who_finds_no_room_waits_and_the_important_go_first,
     queue::who_cannot_start_in_time_is_refused_in_time,
     queue::clients_that_leave_the_queue_leave_nothing,
