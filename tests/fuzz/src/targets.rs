@@ -12,6 +12,7 @@ mod lease_sharing;
 mod load_accounts;
 mod overload_controller;
 mod policy;
+mod quota_leases;
 mod reports;
 mod request_headers;
 mod shared_records;
@@ -52,6 +53,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "lease_sharing", run: lease_sharing::run, seeds: lease_sharing::seeds, words: &[] },
     Target { name: "load_accounts", run: load_accounts::run, seeds: load_accounts::seeds, words: &[] },
     Target { name: "overload_controller", run: overload_controller::run, seeds: overload_controller::seeds, words: &[] },
+    Target { name: "quota_leases", run: quota_leases::run, seeds: quota_leases::seeds, words: &[] },
     Target { name: "request_headers", run: request_headers::run, seeds: request_headers::seeds, words: &[] },
     Target { name: "stream_counts", run: stream_counts::run, seeds: stream_counts::seeds, words: &[] },
     Target { name: "xds_answers", run: xds_answers::run, seeds: xds_answers::seeds, words: &[] },
