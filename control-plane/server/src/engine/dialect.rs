@@ -15,6 +15,8 @@
 //! metrics documentation with its TensorRT-LLM backend's, TGI's and llama.cpp's reference of metrics. Counters of output tokens that move
 //! only when a request ends (SGLang's, TensorRT-LLM's and TGI's `generation_tokens`) say no rate and are not read as one.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+
 use serde::{Deserialize, Serialize};
 
 use super::line::Sample;
@@ -323,6 +325,18 @@ impl Dialect {
     pub(super) fn part(&self, sample: &Sample<'_>) -> String {
         let values: Vec<&str> = self.parts.iter().map(|label| sample.label(label).unwrap_or("")).collect();
         values.join("/")
+    }
+
+    /// The same as a number, for what comes often.
+    pub(super) fn part_number(&self, sample: &Sample<'_>) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.parts.iter().for_each(|label| sample.label(label).hash(&mut hasher));
+        hasher.finish()
+    }
+
+    /// Whether the sample is that of the first process of its engine, or of an engine of one.
+    pub(super) fn is_first_rank(&self, sample: &Sample<'_>) -> bool {
+        self.ranks.iter().all(|label| sample.label(label).is_none_or(|rank| rank == "0"))
     }
 
     /// Rank of the sample's process in its engine.

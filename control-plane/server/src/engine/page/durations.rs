@@ -11,7 +11,7 @@ use super::super::dialect::{Dialect, Timing};
 use super::super::line::Sample;
 use super::{MAX_SERIES, PageError};
 
-/// Buckets of one duration over all parallel engines and models of a page: 16 for each of the most that are read.
+/// Buckets of all durations, parallel engines and models of a page: 16 for each of the most series that are read.
 const MAX_BUCKETS: usize = 16 * MAX_SERIES;
 /// Largest edge that is told from none, in microseconds: up to here a float tells neighbours apart.
 const MAX_EDGE_US: f64 = 9_007_199_254_740_992.0;
@@ -26,8 +26,18 @@ pub struct Durations {
 /// What was found so far.
 #[derive(Debug, Default)]
 pub(super) struct Histograms {
-    /// By duration, parallel engine and upper edge in microseconds: samples up to there.
-    found: BTreeMap<Timing, BTreeMap<String, BTreeMap<u64, f64>>>,
+    /// By duration and parallel engine. Few, and a page has the lines of one after another: the newest is the next line's.
+    found: Vec<Cumulative>,
+    buckets: usize,
+}
+
+/// The histogram of one parallel engine.
+#[derive(Debug)]
+struct Cumulative {
+    timing: Timing,
+    part: u64,
+    /// Ascending: upper edge in microseconds, and the samples up to there.
+    edges: Vec<(u64, f64)>,
 }
 
 // === impl Histograms ===
@@ -43,25 +53,34 @@ impl Histograms {
         sample: &Sample<'_>,
         count: f64,
     ) -> Result<(), PageError> {
-        if dialect.rank(sample).iter().any(|rank| *rank > 0) {
+        if !dialect.is_first_rank(sample) {
             return Ok(());
         }
-        let edge = edge_us(name, sample, unit_us)?;
-        let parts = self.found.entry(timing).or_default();
-        if parts.values().map(BTreeMap::len).sum::<usize>() >= MAX_BUCKETS {
-            return Err(PageError::TooManySeries { figure: name });
+        let (edge, part) = (edge_us(name, sample, unit_us)?, dialect.part_number(sample));
+        let is_it = |found: &Cumulative| found.timing == timing && found.part == part;
+        let at = self.found.iter().rposition(is_it).unwrap_or_else(|| {
+            self.found.push(Cumulative { timing, part, edges: Vec::new() });
+            self.found.len() - 1
+        });
+        let edges = &mut self.found[at].edges;
+        match edges.binary_search_by_key(&edge, |(edge, _)| *edge) {
+            Ok(known) => edges[known].1 += count,
+            Err(_) if self.buckets >= MAX_BUCKETS => return Err(PageError::TooManySeries { figure: name }),
+            Err(place) => {
+                edges.insert(place, (edge, count));
+                self.buckets += 1;
+            }
         }
-        *parts.entry(dialect.part(sample)).or_default().entry(edge).or_insert(0.0) += count;
         Ok(())
     }
 
     /// The first of `timings` of which the page has anything; `None` as well where its counts fall from one bucket to the next.
     pub(super) fn durations(&self, timings: &[Timing]) -> Option<Durations> {
-        let parts = timings.iter().find_map(|timing| self.found.get(timing))?;
+        let timing = timings.iter().find(|timing| self.found.iter().any(|found| found.timing == **timing))?;
         let mut merged: BTreeMap<(u64, u64), u64> = BTreeMap::new();
-        for cumulative in parts.values() {
+        for cumulative in self.found.iter().filter(|found| found.timing == *timing) {
             let (mut lower, mut below) = (0, 0.0);
-            for (edge, count) in cumulative {
+            for (edge, count) in &cumulative.edges {
                 if *count < below {
                     return None;
                 }
