@@ -194,3 +194,61 @@ fn next(due: Instant, now: Instant, failed: u32, chance: f64) -> Instant {
     let wait = (PERIOD * 2_u32.pow(doublings)).min(MAX_BACKOFF);
     (due + wait.mul_f64(1.0 + JITTER * (2.0 * chance - 1.0))).max(now)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn readings_are_a_period_apart_give_or_take_a_fifth_and_failures_make_them_rare() {
+        let due = Instant::now();
+        let wait = |failed, chance| next(due, due, failed, chance).duration_since(due).as_millis();
+        assert_eq!([0.0, 0.5, 1.0].map(|chance| wait(0, chance)), [80, 100, 120]);
+        assert_eq!([1, 2, 3, 4, 5, 6, 7, 8, 100].map(|failed| wait(failed, 0.5)), [100, 100, 100, 200, 400, 800, 1600, 2000, 2000]);
+        let late = due + Duration::from_secs(5);
+        assert_eq!(next(due, late, 0, 0.5), late, "what was missed is not made up for");
+    }
+
+    #[test]
+    fn two_engines_are_not_read_in_the_same_moments() {
+        let times = |name: &str| {
+            let mut rng = Rng::new(seed(name));
+            (0..20).map(|_| (rng.next_f64() * 1000.0) as u64).collect::<Vec<_>>()
+        };
+        assert_ne!(times("http://a/metrics 10.0.0.1:80"), times("http://a/metrics 10.0.0.2:80"));
+    }
+
+    /// An engine that takes requests and answers none.
+    async fn silent(listener: TcpListener, open: Arc<AtomicUsize>, most: Arc<AtomicUsize>, taken: Arc<AtomicUsize>) {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let (open, most, taken) = (open.clone(), most.clone(), taken.clone());
+            tokio::spawn(async move {
+                most.fetch_max(open.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                taken.fetch_add(1, Ordering::SeqCst);
+                let mut sink = [0; 1024];
+                while let Ok(1..) = stream.read(&mut sink).await {}
+                open.fetch_sub(1, Ordering::SeqCst);
+            });
+        }
+    }
+
+    #[tokio::test]
+    async fn an_engine_that_does_not_answer_is_not_asked_again_before_it_has_timed_out() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/metrics", listener.local_addr().unwrap());
+        let [open, most, taken] = [(); 3].map(|()| Arc::<AtomicUsize>::default());
+        let server = tokio::spawn(silent(listener, open, most.clone(), taken.clone()));
+        let mut engines = Engines::new(Clock::start());
+        engines.set([url.as_str()].into_iter());
+        while taken.load(Ordering::SeqCst) < 4 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(most.load(Ordering::SeqCst), 1);
+        server.abort();
+    }
+}

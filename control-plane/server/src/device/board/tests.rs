@@ -95,6 +95,16 @@ fn different_gpus_have_one_measure() {
 }
 
 #[test]
+fn an_idle_gpu_is_sound_fresh_and_never_frozen() {
+    for (at_ms, view) in play(&tape("idle.jsonl")) {
+        let condition = &view.nodes()[0].conditions[0];
+        assert_eq!((condition.verdict.word(), condition.is_frozen), ("sound", false), "{at_ms} ms");
+        let sample = view.fullest("p", &GpuMemoryConfig::default()).expect("a fresh sample");
+        assert!(sample.percent().unwrap() < 75.0 && view.capacity("p", &GpuMemoryConfig::default()).fraction() == 1.0, "{at_ms} ms");
+    }
+}
+
+#[test]
 fn memory_behind_an_engine_that_allocates_at_start_says_nothing_and_behind_another_it_does() {
     let used = |name: &str| -> Vec<u64> {
         let config = GpuMemoryConfig::default();
