@@ -20,9 +20,10 @@ const HOUR_S: i64 = 3600;
 /// Limits of this age begin to decay.
 const LIMITS_TTL_MS: u64 = 3000;
 
-/// The level of GPU memory has no signal any more.
-fn has_left(status: &Value, pool: &str) -> bool {
-    memory_level(status, pool)["state"] == "stale"
+/// The level of GPU memory has no signal any more, and overload control, where the pool has it, none of the engines.
+fn has_left(status: &Value, name: &str) -> bool {
+    let of_engines = &pool(status, name)["overload"]["measured"]["engine_queue"]["value"];
+    memory_level(status, name)["state"] == "stale" && of_engines.is_null()
 }
 
 /// Whether `line` begins with a time of the hour that it is `ahead_s` seconds from now, or was a minute ago.
