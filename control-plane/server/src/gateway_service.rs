@@ -11,7 +11,7 @@ use crate::gateway::{Checked, EndpointView, GatewayError, GatewayHub, documents}
 use crate::identity::Caller;
 use crate::identity::access::Role;
 use crate::identity::audit::{Entry, Outcome};
-use crate::policy_service::invalid;
+use crate::policy_service::{invalid, off_the_loop};
 
 /// `headgate.v1.GatewayService`. A role for a policy's name is one for the resources of that name.
 #[derive(Clone)]
@@ -28,14 +28,12 @@ impl GatewayServer {
         Self { hub, fleet }
     }
 
-    /// Runs a call to the store, which waits for the disk, where it holds up no other request.
     async fn on_hub<T: Send + 'static>(
         &self,
         call: impl FnOnce(&GatewayHub) -> Result<T, GatewayError> + Send + 'static,
     ) -> Result<T, Status> {
         let hub = self.hub.clone();
-        let done = tokio::task::spawn_blocking(move || call(&hub)).await.map_err(|_| Status::internal("the store panicked"))?;
-        done.map_err(|error| refused(&error))
+        off_the_loop(move || call(&hub)).await?.map_err(|error| refused(&error))
     }
 
     async fn apply(&self, caller: &Caller, given: Vec<Checked>) -> Result<v1::ApplyGatewayResponse, Status> {

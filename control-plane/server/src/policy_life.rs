@@ -15,7 +15,7 @@ use crate::fleet::{Fleet, PolicyHolding};
 use crate::identity::Caller;
 use crate::identity::access::Role as Rights;
 use crate::identity::audit::Outcome;
-use crate::policy_service::{Change, invalid, refused_change, required_name};
+use crate::policy_service::{Change, invalid, off_the_loop, refused_change, required_name};
 use crate::replica::{Helm, Role};
 use crate::store::{Applied, ChangeError, Expected, PolicyRevision, Store};
 
@@ -50,11 +50,11 @@ impl LifeServer {
         read: impl FnOnce(&str, &[PolicyRevision]) -> Result<T, Status> + Send + 'static,
     ) -> Result<T, Status> {
         let (store, name) = (self.store.clone(), name.to_owned());
-        let reading = tokio::task::spawn_blocking(move || {
+        off_the_loop(move || {
             let history = store.history(&name).map_err(|error| refused_change(&error.into()))?;
             if history.is_empty() { Err(refused_change(&ChangeError::NotFound { name })) } else { read(&name, &history) }
-        });
-        reading.await.map_err(|_| Status::internal("the store panicked"))?
+        })
+        .await?
     }
 
     async fn rollback(
@@ -88,14 +88,12 @@ impl LifeServer {
         Ok(v1::RollbackPolicyResponse { policy: Some(stored.policy.clone()), restored, changed })
     }
 
-    /// Runs a change of the store, which waits for the disk, where it holds up no other request.
     async fn on_store<T: Send + 'static>(
         &self,
         change: impl FnOnce(&Store) -> Result<T, ChangeError> + Send + 'static,
     ) -> Result<T, Status> {
         let store = self.store.clone();
-        let done = tokio::task::spawn_blocking(move || change(&store)).await.map_err(|_| Status::internal("the store panicked"))?;
-        done.map_err(|error| refused_change(&error))
+        off_the_loop(move || change(&store)).await?.map_err(|error| refused_change(&error))
     }
 
     /// Name and policy of a candidate that `caller` may promote or abort.

@@ -43,10 +43,9 @@ impl PolicyServer {
         Self { store, fleet, shutdown }
     }
 
-    /// Runs a call to the store, which waits for the disk, where it holds up no other request.
     async fn on_store<T: Send + 'static>(&self, call: impl FnOnce(&Store) -> T + Send + 'static) -> Result<T, Status> {
         let store = self.store.clone();
-        tokio::task::spawn_blocking(move || call(&store)).await.map_err(|_| Status::internal("the store panicked"))
+        off_the_loop(move || call(&store)).await
     }
 
     async fn apply(
@@ -192,6 +191,11 @@ pub(crate) fn refused_change(error: &ChangeError) -> Status {
             Status::unavailable(error.to_string())
         }
     }
+}
+
+/// Runs a call to the store, which waits for disk or network, where it holds up no other request.
+pub(crate) async fn off_the_loop<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> Result<T, Status> {
+    tokio::task::spawn_blocking(call).await.map_err(|_| Status::internal("the store panicked"))
 }
 
 /// `INVALID_ARGUMENT` with a line and a `BadRequest.FieldViolation` for every violation, as many as fit.

@@ -17,7 +17,7 @@ use tonic::Code;
 use tonic::transport::Channel;
 
 use running::proxy::Proxy;
-use running::{apply, connect, get};
+use running::{apply, connect, status_with};
 
 #[allow(dead_code, unreachable_pub, reason = "shared with other tests")]
 mod running;
@@ -124,15 +124,7 @@ impl Bench {
 
     /// The status, as soon as `wanted` holds.
     async fn wait(&self, wanted: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
-        let began = Instant::now();
-        loop {
-            let status = serde_json::from_str(&get(&self.running, "/throttle/status").await).unwrap();
-            if wanted(&status) {
-                return status;
-            }
-            assert!(began.elapsed() < PATIENCE, "{:#}", status["rollouts"]);
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        status_with(&self.running, PATIENCE, wanted).await
     }
 
     /// Requests since `from`, and those of them that were refused.

@@ -15,11 +15,13 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
-use running::{apply, get};
+use running::{apply, get, status_with};
 
 #[allow(dead_code, unreachable_pub, reason = "shared with other tests")]
 mod running;
 
+/// Time within which what is to be in the status is there.
+const PATIENCE: Duration = Duration::from_secs(10);
 const POLICY: &str = "\
 apiVersion: headgate.dev/v1
 kind: AdmissionPolicy
@@ -105,18 +107,6 @@ async fn reports_go_in_and_limits_status_and_metrics_come_out() {
 }
 
 /// Reads the status until `wanted` holds, for at most ten seconds.
-async fn status_with(running: &Running, wanted: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
-    let began = Instant::now();
-    loop {
-        let status = serde_json::from_str(&get(running, "/throttle/status").await).unwrap();
-        if wanted(&status) {
-            return status;
-        }
-        assert!(began.elapsed() < Duration::from_secs(10), "{status}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
-
 #[tokio::test]
 async fn the_page_of_an_engine_comes_out_in_status_and_metrics() {
     let page = "vllm:num_requests_running 42\nvllm:num_requests_waiting 7\nvllm:kv_cache_usage_perc 0.5\n\
@@ -130,12 +120,12 @@ async fn the_page_of_an_engine_comes_out_in_status_and_metrics() {
     let directory = tempfile::tempdir().unwrap();
     let (running, channel) = serve(&directory).await;
     apply(channel.clone(), &format!("{POLICY}  engines: [{{metricsUrl: \"{url}\"}}]\n")).await;
-    let status = status_with(&running, |status| status["pools"][0]["engines"][0]["state"] == "ok").await;
+    let status = status_with(&running, PATIENCE, |status| status["pools"][0]["engines"][0]["state"] == "ok").await;
     let seen = &status["pools"][0]["engines"][0];
     assert_eq!((&seen["running"], &seen["waiting"], &seen["kv_total_tokens"]), (&42.into(), &7.into(), &1600.into()));
     assert_eq!((&seen["engine"], &seen["address"], &seen["is_worst"]), (&"vllm".into(), &address.as_str().into(), &true.into()));
     let is_memory = |level: &&serde_json::Value| level["kind"] == "gpu_memory";
-    let status = status_with(&running, |status| status["pools"][0]["levels"][1]["source"] == "kv_cache").await;
+    let status = status_with(&running, PATIENCE, |status| status["pools"][0]["levels"][1]["source"] == "kv_cache").await;
     let level = status["pools"][0]["levels"].as_array().unwrap().iter().find(is_memory).unwrap();
     assert_eq!(level["value"], 50.0);
     assert!(level["source_reason"].as_str().unwrap().starts_with("vllm takes its memory at the start"), "{level}");
@@ -144,13 +134,13 @@ async fn the_page_of_an_engine_comes_out_in_status_and_metrics() {
     assert!(metrics.contains(&line), "{metrics}");
 
     engine.abort();
-    let status = status_with(&running, |status| status["pools"][0]["engines"][0]["state"] == "failing").await;
+    let status = status_with(&running, PATIENCE, |status| status["pools"][0]["engines"][0]["state"] == "failing").await;
     assert!(status["pools"][0]["engines"][0]["problem"].as_str().unwrap().starts_with("no answer: "), "{status}");
     let told = |status: &serde_json::Value| status["alarms"].as_array().unwrap().iter().any(|alarm| alarm["alarm"] == "stale_signal");
-    let status = status_with(&running, told).await;
+    let status = status_with(&running, PATIENCE, told).await;
     assert!(status.to_string().contains(&format!("engine {url} is failing")), "{status}");
     apply(channel, &format!("{POLICY}  levels: {{ gpuMemory: {{ enabled: false }} }}\n")).await;
-    status_with(&running, |status| !told(status)).await;
+    status_with(&running, PATIENCE, |status| !told(status)).await;
     running.stop().await;
 }
 
@@ -177,7 +167,7 @@ async fn work_that_is_reported_comes_out_in_limits_status_and_metrics() {
     let _answers = LoadReportingClient::new(channel.clone()).stream_load_reports(ReceiverStream::new(stream)).await.unwrap();
     reports.send(loaded(2, 40)).await.unwrap();
 
-    let status = status_with(&running, |status| status["pools"][0]["overload"]["queue"]["released"] == 40).await;
+    let status = status_with(&running, PATIENCE, |status| status["pools"][0]["overload"]["queue"]["released"] == 40).await;
     let overload = &status["pools"][0]["overload"];
     assert_eq!((&overload["in_flight"]["kv_tokens"], &overload["queue"]["requests"]), (&300.into(), &3.into()));
     assert_eq!((&overload["cut_off"]["level"], &overload["rungs"][0]["kind"]), (&1024.into(), &"delay".into()));
@@ -255,7 +245,7 @@ async fn a_proxy_on_an_old_version_and_a_pool_without_telemetry_are_told_until_i
     let alarms = |status: &serde_json::Value| -> Vec<String> {
         status["alarms"].as_array().unwrap().iter().map(|alarm| alarm["alarm"].as_str().unwrap().to_owned()).collect()
     };
-    let status = status_with(&running, |status| alarms(status).len() == 2).await;
+    let status = status_with(&running, PATIENCE, |status| alarms(status).len() == 2).await;
     assert_eq!(alarms(&status), ["pool_without_telemetry", "proxy_behind"], "{status}");
     let text = status["alarms"][1]["text"].as_str().unwrap();
     assert_eq!(text, format!("1 proxies lack version {}; 0 refuse it", new.version));
@@ -263,7 +253,7 @@ async fn a_proxy_on_an_old_version_and_a_pool_without_telemetry_are_told_until_i
     assert!(get(&running, "/metrics").await.contains(raised));
 
     *version.lock().unwrap() = apply(channel.clone(), &blind).await;
-    status_with(&running, |status| alarms(status).is_empty()).await;
+    status_with(&running, PATIENCE, |status| alarms(status).is_empty()).await;
     assert!(get(&running, "/metrics").await.contains(&raised.replace("1.0", "0.0")));
     running.stop().await;
 }

@@ -38,11 +38,7 @@ pub(crate) async fn a_candidate_that_refuses_more_is_aborted_and_only_its_part_w
     candidate["levels"]["gpuMemory"]["tripPercent"] = json!(50);
     mesh.control.apply(&document("test-next", &candidate))?;
     let mut connection = Connection::open(mesh.envoy.address()).await?;
-    wait_until("refusal by the candidate", PATIENCE, || async {
-        let response = Connection::open(mesh.envoy.address()).await?.get("/v1/models", &[key_header("low")]).await?;
-        Ok((response.status == 429).then_some(()))
-    })
-    .await?;
+    mesh.wait_for_refusal("refusal by the candidate").await?;
     let (mut asked, mut refused) = (0, 0);
     while rollout(&mesh).await?["phase"] != "aborted" {
         refused += ask(&mut connection, BATCH).await?;

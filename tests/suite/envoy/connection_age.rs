@@ -5,8 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use headgate_test_support::envoy::{HttpFilter, WasmFilter};
 use headgate_test_support::{EnvoyVersion, wait_until};
-use headgate_tests::connection::Connection;
-use headgate_tests::documents::{key_header, spec};
+use headgate_tests::documents::spec;
 use headgate_tests::mesh::{Mesh, MeshOptions, PATIENCE};
 
 use crate::control_loss::Traffic;
@@ -41,11 +40,7 @@ pub(crate) async fn a_proxy_changes_its_connections_without_a_gap(version: Envoy
     ensure!(ungoverned == 0, "{ungoverned} of {asked} requests were under no policy");
     println!("{asked} requests while {} connections were replaced; limits were {oldest:?} old at most", replaced(&mesh).await? - before);
     mesh.gpu.set_memory_used(90.0)?;
-    wait_until("refusal", PATIENCE, || async {
-        let response = Connection::open(mesh.envoy.address()).await?.get("/v1/models", &[key_header("low")]).await?;
-        Ok((response.status == 429).then_some(()))
-    })
-    .await
+    mesh.wait_for_refusal("refusal").await
 }
 
 /// Connections that have ended by age so far.

@@ -78,11 +78,7 @@ pub(crate) async fn killing_the_control_plane_fails_no_request(version: EnvoyVer
     ensure!(after[0]["version"] == before[0]["version"], "policies before {before}, after {after}");
     // What it pushes after its return is in force: the GPU fills, low is refused.
     mesh.gpu.set_memory_used(90.0)?;
-    wait_until("refusal after the return", PATIENCE, || async {
-        let response = Connection::open(mesh.envoy.address()).await?.get("/v1/models", &[key_header("low")]).await?;
-        Ok((response.status == 429).then_some(()))
-    })
-    .await
+    mesh.wait_for_refusal("refusal after the return").await
 }
 
 pub(crate) async fn ecds_delivers_the_filter(version: EnvoyVersion) -> Result<()> {
@@ -96,9 +92,5 @@ pub(crate) async fn ecds_delivers_the_filter(version: EnvoyVersion) -> Result<()
     .await?;
     ensure!(mesh.envoy.stat("extension_config_discovery.http_filter.headgate.update_rejected").await? == 0, "Envoy refused the filter");
     mesh.gpu.set_memory_used(90.0)?;
-    wait_until("refusal", PATIENCE, || async {
-        let response = Connection::open(mesh.envoy.address()).await?.get("/v1/models", &[key_header("low")]).await?;
-        Ok((response.status == 429).then_some(()))
-    })
-    .await
+    mesh.wait_for_refusal("refusal").await
 }

@@ -6,8 +6,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, ensure};
 use headgate_test_support::envoy::{HttpFilter, WasmFilter};
 use headgate_test_support::{EnvoyVersion, wait_until};
-use headgate_tests::connection::Connection;
-use headgate_tests::documents::{key_header, spec};
+use headgate_tests::documents::spec;
 use headgate_tests::mesh::{Mesh, MeshOptions, PATIENCE};
 
 use crate::control_loss::Traffic;
@@ -47,11 +46,7 @@ pub(crate) async fn a_filter_that_was_refused_is_taken_once_its_module_is_there(
     traffic.more(200).await?;
     traffic.finish().await?;
     mesh.gpu.set_memory_used(90.0)?;
-    wait_until("refusal by the filter", PATIENCE, || async {
-        let response = Connection::open(mesh.envoy.address()).await?.get("/v1/models", &[key_header("low")]).await?;
-        Ok((response.status == 429).then_some(()))
-    })
-    .await
+    mesh.wait_for_refusal("refusal by the filter").await
 }
 
 /// What the control plane shows of refusals.

@@ -56,11 +56,7 @@ pub(crate) async fn a_policy_that_watches_refuses_nobody_and_says_whom_it_would_
     .await?;
     // The same policy, acting, is what the test is about.
     mesh.control.apply(&document("test", &spec()))?;
-    wait_until("refusal", PATIENCE, || async {
-        let response = Connection::open(mesh.envoy.address()).await?.get("/v1/models", &[key_header("low")]).await?;
-        Ok((response.status == 429).then_some(()))
-    })
-    .await
+    mesh.wait_for_refusal("refusal").await
 }
 
 pub(crate) async fn a_candidate_that_watches_is_compared_and_changes_nothing(version: EnvoyVersion) -> Result<()> {

@@ -88,6 +88,15 @@ impl Mesh {
         .await
     }
 
+    /// Waits until a request of the class `low` is refused; `what` names that for the message when none is.
+    pub async fn wait_for_refusal(&self, what: &str) -> Result<()> {
+        wait_until(what, PATIENCE, || async {
+            let response = Connection::open(self.envoy.address()).await?.get("/v1/models", &[documents::key_header("low")]).await?;
+            Ok((response.status == 429).then_some(()))
+        })
+        .await
+    }
+
     /// One connection to each worker, several times over: Envoy spreads connections evenly.
     pub async fn connections(&self, n: usize) -> Result<Vec<Connection>> {
         let mut connections = Vec::with_capacity(n);

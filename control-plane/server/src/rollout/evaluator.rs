@@ -100,9 +100,9 @@ impl Evaluator {
 
     /// A candidate that governs, or was aborted.
     fn trial(&mut self, policies: &PolicySet, name: &str, leads: bool, now_unix_ms: u64) -> Option<Trial> {
-        let candidate = policies.policies.get(name)?.policy.clone();
+        let candidate = &policies.policies.get(name)?.policy;
         candidate.spec.as_ref()?.candidate.as_ref()?;
-        let Stage::Canary(canary) = Policy::try_from_wire(&candidate).ok()?.stage().clone() else { return None };
+        let Stage::Canary(canary) = Policy::try_from_wire(candidate).ok()?.stage().clone() else { return None };
         let of = Policy::try_from_wire(&policies.policies.get(&canary.of)?.policy).ok()?;
         let begun = || v1::RolloutState {
             candidate: name.to_owned(),
@@ -117,8 +117,8 @@ impl Evaluator {
             looks: 0,
         };
         let state = self.store.rollout(name).unwrap_or_else(begun);
-        let classes = if leads && canary.halted.is_none() { self.counted(&candidate, &of) } else { Vec::new() };
-        Some(Trial { candidate, canary, of, state, classes })
+        let classes = if leads && canary.halted.is_none() { self.counted(candidate, &of) } else { Vec::new() };
+        Some(Trial { candidate: candidate.clone(), canary, of, state, classes })
     }
 
     /// What was counted since both versions are compared.

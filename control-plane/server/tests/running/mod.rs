@@ -3,6 +3,7 @@
 pub mod proxy;
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use headgate::config::{Config, RawConfig};
 use headgate::serve::{Running, start};
@@ -43,4 +44,17 @@ pub async fn get(running: &Running, path: &str) -> String {
     let request = hyper::Request::get(format!("http://{}{path}", running.http)).body(http_body_util::Empty::<bytes::Bytes>::new()).unwrap();
     let body = client.request(request).await.unwrap().into_body().collect().await.unwrap();
     String::from_utf8(body.to_bytes().to_vec()).unwrap()
+}
+
+/// The status, as soon as `wanted` holds of it.
+pub async fn status_with(running: &Running, patience: Duration, wanted: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
+    let began = Instant::now();
+    loop {
+        let status = serde_json::from_str(&get(running, "/throttle/status").await).unwrap();
+        if wanted(&status) {
+            return status;
+        }
+        assert!(began.elapsed() < patience, "{status:#}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }

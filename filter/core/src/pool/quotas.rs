@@ -227,11 +227,10 @@ impl Pool {
             _ => classified.size(),
         };
         let charges = self.quotas.charge(now, &self.policy, classified, size)?;
-        let charged = Charged { charges, size, settles: None };
         let counts_tokens = |(index, config): (usize, &QuotaConfig)| charges.has(index) && config.unit != QuotaUnit::Requests;
         let settles = self.overload.is_none() && self.policy.quotas().iter().enumerate().any(counts_tokens);
         let settles = settles.then(|| if self.quotas.yields.looks_at_next() { Pieces::AreRead } else { Pieces::AreCounted });
-        Ok(Charged { settles, ..charged })
+        Ok(Charged { charges, size, settles })
     }
 
     /// Settles a request that no overload control settles, by what was counted of its response.
