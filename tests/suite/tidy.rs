@@ -29,6 +29,9 @@ const BANNED: &[(&str, &[&str])] = &[
 const MAX_FN_LINES: usize = 70;
 const MAX_FILE_LINES: usize = 400;
 
+/// Longest of the two documents that everybody is to read whole, in lines.
+const MAX_DOCUMENT_LINES: usize = 150;
+
 /// Functions that are one table or one straight sequence, where a split would only hide it: path and name.
 const LONG_FUNCTIONS: &[(&str, &str)] = &[];
 
@@ -177,6 +180,17 @@ fn nothing_is_left_for_later() {
         .map(|(path, _)| path)
         .collect();
     assert!(found.is_empty(), "work left for later belongs in an issue: {found:#?}");
+}
+
+#[test]
+fn what_everybody_reads_is_short() {
+    for document in ["README.md", "ARCHITECTURE.md"] {
+        let lines = fs::read_to_string(root().join(document)).expect("readable").lines().count();
+        assert!(
+            lines <= MAX_DOCUMENT_LINES,
+            "{document} has {lines} lines, {MAX_DOCUMENT_LINES} are allowed: move what few need into its folder"
+        );
+    }
 }
 
 #[test]
