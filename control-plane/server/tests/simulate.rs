@@ -62,7 +62,12 @@ fn a_suite_says_how_everyone_did_and_whom_headgate_is_not_ahead_of() {
             assert!(of.get(field).is_some(), "{name} lacks {field}");
         }
     }
-    assert!(results["sim_requests_per_s_per_core"].as_f64().unwrap() > 0.0);
+    let overall = results["sim_requests_per_s_per_core"].as_f64().unwrap();
+    assert!(overall > 0.0);
+    // Of one scenario the figure over all is its own.
+    let by_scenario: Vec<f64> =
+        results["sim_requests_per_s_per_core_by_scenario"].as_object().unwrap().values().filter_map(serde_json::Value::as_f64).collect();
+    assert_eq!(by_scenario, [overall]);
     assert!(results["scenarios"][0]["headgate_against"]["dagor"]["verdict"].is_string());
 }
 

@@ -1,34 +1,42 @@
-//! Simulated requests per second of processor time: `cargo run --release -p headgate-sim --example speed -- [ENGINES] [LOAD] [none|headgate]`.
+//! Simulated requests per second of processor time, by scenario, and what came out: `cargo run --release -p headgate-sim --example speed --
+//! [SCENARIOS|all] [CONTROLLERS] [SEEDS] [ROUNDS]`. The best of the rounds counts: whatever else runs on the machine only slows one down.
+//!
+//! The digest is of everything that was recorded: a change that is to make nothing but speed leaves it alone.
 
-use std::time::Duration;
+use headgate_sim::scenarios::{STANDARD, standard};
+use headgate_sim::suite::{Algorithm, Played, play};
 
-use headgate_sim::World;
-use headgate_sim::baselines::no_control::NoControl;
-use headgate_sim::controller::Controller;
-use headgate_sim::headgate::{Headgate, default_policy};
-
-mod plain;
-
-/// Processor time of this program so far: what others do on the machine does not count.
-fn cpu_seconds() -> f64 {
-    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_PROCESS_CPUTIME_ID).expect("the clock is there");
-    Duration::from(time).as_secs_f64()
-}
-
-fn main() {
-    let arguments: Vec<String> = std::env::args().collect();
-    let number = |index: usize, otherwise: f64| arguments.get(index).and_then(|text| text.parse().ok()).unwrap_or(otherwise);
-    let (engines, load) = (number(1, 16.0) as usize, number(2, 1.0));
-    let setup = plain::setup(engines, load, [1.0 / 3.0; 3], Duration::from_secs(120));
-    let mut controller: Box<dyn Controller> = match arguments.get(3).map(String::as_str) {
-        Some("headgate") => Box::new(Headgate::new(&setup, &default_policy(&setup)).expect("the default policy is valid")),
-        _ => Box::new(NoControl),
-    };
-    match World::new(&setup, 1).run(&mut *controller, &mut ()) {
-        Ok(totals) => {
-            let took = cpu_seconds();
-            println!("{totals:?}\n{:.0} requests/s, {:.0} events/s", totals.sent as f64 / took, totals.events as f64 / took);
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut args = std::env::args().skip(1);
+    let scenarios = args.next().filter(|arg| arg != "all");
+    let algorithms = args.next().unwrap_or_else(|| "headgate".to_owned());
+    let seeds: u64 = args.next().map_or(Ok(1), |arg| arg.parse())?;
+    let rounds: u32 = args.next().map_or(Ok(1), |arg| arg.parse())?;
+    let chosen = |name: &str| scenarios.as_ref().is_none_or(|list| list.split(',').any(|one| one == name));
+    let (mut attempts, mut seconds) = (0.0, 0.0);
+    for (name, _) in STANDARD.iter().filter(|(name, _)| chosen(name)) {
+        let scenario = standard(name).ok_or("no such scenario")??;
+        for algorithm in algorithms.split(',') {
+            let algorithm = Algorithm::named(algorithm).ok_or("no such controller")?;
+            for seed in 1..=seeds {
+                let mut best: Option<Played> = None;
+                for _ in 0..rounds.max(1) {
+                    let played = play(&scenario, algorithm, None, seed)?;
+                    best = Some(best.filter(|best| best.took <= played.took).unwrap_or(played));
+                }
+                let Some(Played { run, totals, took }) = best else { continue };
+                let (sent, took_s) = (run.attempts as f64, took.as_secs_f64());
+                (attempts, seconds) = (attempts + sent, seconds + took_s);
+                println!(
+                    "{name:22} {:12} seed {seed} {sent:8} requests {:9} events {took_s:7.3} s {:9.0} requests/s {:016x}",
+                    algorithm.name(),
+                    totals.events,
+                    sent / took_s,
+                    run.digest()
+                );
+            }
         }
-        Err(violation) => eprintln!("{violation}"),
     }
+    println!("{attempts} requests in {seconds:.3} s: {:.0} requests/s", attempts / seconds);
+    Ok(())
 }

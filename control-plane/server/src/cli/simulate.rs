@@ -239,6 +239,7 @@ fn suite_text(results: &SuiteResults) -> String {
         ("SETTLES", Align::Right),
         ("RECOVERS", Align::Right),
         ("LEAST KV", Align::Right),
+        ("SIMULATED", Align::Right),
         ("NOT AHEAD OF", Align::Left),
     ]);
     for scenario in &results.scenarios {
@@ -258,6 +259,7 @@ fn suite_text(results: &SuiteResults) -> String {
             shown(ours.settle_s, 1, " s"),
             shown(ours.recovery_s, 1, " s"),
             ours.min_kv_use_while_queued.map_or_else(|| "-".to_owned(), percent),
+            shown(results.sim_requests_per_s_per_core_by_scenario.get(&scenario.name).copied(), 0, "/s"),
             if scenario.headgate_not_ahead_of.is_empty() { "-".to_owned() } else { scenario.headgate_not_ahead_of.join(", ") },
         ]);
     }

@@ -1,6 +1,8 @@
 //! Watches a run and keeps what is needed to judge it.
 
 use std::collections::BTreeMap;
+use std::fmt::{self, Write as _};
+use std::hash::{DefaultHasher, Hasher as _};
 use std::time::Duration;
 
 use headgate_core::time::Timestamp;
@@ -81,6 +83,9 @@ pub struct Run {
     pub attempts: u64,
 }
 
+/// A hash of what is written.
+struct Digest(DefaultHasher);
+
 /// The recorder.
 #[derive(Debug)]
 pub struct Recorder {
@@ -93,6 +98,27 @@ pub struct Recorder {
 /// Levels of a cut-off.
 const LEVELS: f64 = 1024.0;
 const DEFAULT_KV_TARGET: f64 = 0.9;
+
+// === impl Run ===
+
+impl Run {
+    /// A number for all that was recorded, to the last bit of every float: the same after a change that should change nothing. Not to be
+    /// kept: another version of the standard library may hash otherwise.
+    #[must_use]
+    pub fn digest(&self) -> u64 {
+        let mut digest = Digest(DefaultHasher::new());
+        // Hashing cannot fail.
+        let _ = write!(digest, "{self:?}");
+        digest.0.finish()
+    }
+}
+
+impl fmt::Write for Digest {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0.write(text.as_bytes());
+        Ok(())
+    }
+}
 
 // === impl Recorder ===
 

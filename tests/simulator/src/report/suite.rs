@@ -81,8 +81,20 @@ fn heat(results: &SuiteResults, names: &[&'static str], value: fn(&ControllerRes
 }
 
 fn details(results: &SuiteResults) -> String {
-    let head =
-        ["scenario", "goodput", "top class", "throughput", "Jain", "settles", "overshoot", "recovers", "least KV", "load after", "classes"];
+    let head = [
+        "scenario",
+        "goodput",
+        "top class",
+        "throughput",
+        "Jain",
+        "settles",
+        "overshoot",
+        "recovers",
+        "least KV",
+        "load after",
+        "classes",
+        "simulated",
+    ];
     let rows: Vec<Vec<String>> = ours(results)
         .map(|(scenario, of)| {
             let shown = |name: &str, scale: f64, digits: usize, unit: &str| with_interval(of.confidence.get(name), scale, digits, unit);
@@ -99,6 +111,7 @@ fn details(results: &SuiteResults) -> String {
                 shown("min_kv_use_while_queued", 100.0, 0, " %"),
                 number(of.load_after_overload, 2, " ×"),
                 classes.join(" · "),
+                number(results.sim_requests_per_s_per_core_by_scenario.get(&scenario.name).copied(), 0, "/s"),
             ]
         })
         .collect();

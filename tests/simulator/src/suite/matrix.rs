@@ -12,14 +12,16 @@ use nix::time::{ClockId, clock_gettime};
 use super::algorithm::{Algorithm, PlayError};
 use crate::measure::{Figures, Recorder, Run};
 use crate::scenarios::Scenario;
-use crate::world::World;
+use crate::world::{Totals, World};
 
 /// A recorded run, and what it took.
 #[derive(Debug)]
 pub struct Played {
     /// What was recorded.
     pub run: Run,
-    /// Time that the simulation took.
+    /// Counts of the world.
+    pub totals: Totals,
+    /// Processor time that the simulation took.
     pub took: Duration,
 }
 
@@ -31,8 +33,8 @@ pub fn play(scenario: &Scenario, algorithm: Algorithm, policy: Option<&v1::Polic
     let mut controller = algorithm.controller(scenario, policy)?;
     let mut recorder = Recorder::new(scenario);
     let began = cpu_time();
-    World::new(&scenario.setup, seed).run(controller.as_mut(), &mut recorder)?;
-    Ok(Played { took: cpu_time().saturating_sub(began), run: recorder.into_run() })
+    let totals = World::new(&scenario.setup, seed).run(controller.as_mut(), &mut recorder)?;
+    Ok(Played { took: cpu_time().saturating_sub(began), totals, run: recorder.into_run() })
 }
 
 /// Time that this thread has had a core for: what a run costs does not depend on who else wants the core.

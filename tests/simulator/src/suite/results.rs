@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::algorithm::{Algorithm, PlayError};
 use super::matrix::{Outcome, Plan, Progress};
 use crate::measure::{Estimate, Figures, Paired, Standing};
+use crate::scenarios::Scenario;
 
 /// Part of the top class's objectives above which more is of no account: 99.9 %.
 const SLO_ENOUGH: f64 = 0.999;
@@ -18,7 +19,9 @@ pub struct SuiteResults {
     pub scenarios: Vec<ScenarioResults>,
     /// Attempts of clients that were simulated in a second on one core, with Headgate's production code in every decision.
     pub sim_requests_per_s_per_core: f64,
-    /// The same with each algorithm.
+    /// The same in each scenario. What a second of a small fleet costs beside its requests (ticks, reports, control steps) weighs most there.
+    pub sim_requests_per_s_per_core_by_scenario: BTreeMap<String, f64>,
+    /// The same with each algorithm, over all scenarios.
     pub sim_requests_per_s_per_core_by_controller: BTreeMap<&'static str, f64>,
     /// Seeds.
     pub seeds: Vec<u64>,
@@ -97,27 +100,38 @@ impl SuiteResults {
     /// The first run that gave no result.
     pub fn of(plan: &Plan, progress: &mut dyn FnMut(&Progress)) -> Result<Self, PlayError> {
         let played = plan.play(progress)?;
-        let mut speed: BTreeMap<Algorithm, (f64, f64)> = BTreeMap::new();
-        for (algorithm, outcome) in played.iter().flatten().flatten() {
-            let entry = speed.entry(*algorithm).or_default();
-            entry.0 += outcome.figures.attempts as f64;
-            entry.1 += outcome.took.as_secs_f64();
-        }
-        let rate = |(attempts, seconds): &(f64, f64)| attempts / seconds.max(1e-9);
+        let speed_of = |algorithm: Algorithm| requests_per_s(played.iter().flatten().filter_map(|cells| cells.get(&algorithm)));
+        let in_scenario = |(scenario, cells): (&Scenario, &Vec<BTreeMap<Algorithm, Outcome>>)| {
+            let speed = requests_per_s(cells.iter().filter_map(|cells| cells.get(&Algorithm::Headgate)))?;
+            Some((scenario.name().to_owned(), speed))
+        };
         Ok(Self {
             scenarios: plan.scenarios.iter().zip(&played).map(|(scenario, cells)| ScenarioResults::of(scenario, cells)).collect(),
-            sim_requests_per_s_per_core: speed.get(&Algorithm::Headgate).map_or(0.0, rate),
-            sim_requests_per_s_per_core_by_controller: speed.iter().map(|(algorithm, sums)| (algorithm.name(), rate(sums))).collect(),
+            sim_requests_per_s_per_core: speed_of(Algorithm::Headgate).unwrap_or(0.0),
+            sim_requests_per_s_per_core_by_scenario: plan.scenarios.iter().zip(&played).filter_map(in_scenario).collect(),
+            sim_requests_per_s_per_core_by_controller: Algorithm::ALL
+                .iter()
+                .filter_map(|algorithm| Some((algorithm.name(), speed_of(*algorithm)?)))
+                .collect(),
             seeds: plan.seeds.clone(),
         })
     }
+}
+
+/// Attempts over the processor time of these runs together; `None` of no run.
+fn requests_per_s<'a>(outcomes: impl Iterator<Item = &'a Outcome>) -> Option<f64> {
+    let sums = |(attempts, seconds): (f64, f64), outcome: &Outcome| {
+        (attempts + outcome.figures.attempts as f64, seconds + outcome.took.as_secs_f64())
+    };
+    let (attempts, seconds) = outcomes.fold((0.0, 0.0), sums);
+    (attempts > 0.0).then(|| attempts / seconds.max(1e-9))
 }
 
 // === impl ScenarioResults ===
 
 impl ScenarioResults {
     /// Sums up the cells of one scenario, one map a seed.
-    pub fn of(scenario: &crate::scenarios::Scenario, cells: &[BTreeMap<Algorithm, Outcome>]) -> Self {
+    pub fn of(scenario: &Scenario, cells: &[BTreeMap<Algorithm, Outcome>]) -> Self {
         let mut by_algorithm: BTreeMap<Algorithm, Vec<&Outcome>> = BTreeMap::new();
         for (algorithm, outcome) in cells.iter().flatten() {
             by_algorithm.entry(*algorithm).or_default().push(outcome);
