@@ -30,7 +30,7 @@ pub(crate) fn pool(now: Timestamp, pool: &Pool) -> v1::PoolReport {
         latency: pool.report_latencies(now),
         is_shadow: policy.stage().is_shadow(),
         endpoint_loads: pool.engine_loads.report(now),
-        quotas: pool.quotas.report(now),
+        quotas: pool.quotas.report(now, &pool.policy),
     }
 }
 

@@ -764,6 +764,9 @@ pub struct QuotaLease {
     /// What is left of their sum without a control plane, in the quota's unit per second.
     #[prost(double, tag = "2")]
     pub safe: f64,
+    /// What the proxy may save of it, in the quota's unit.
+    #[prost(double, tag = "3")]
+    pub burst: f64,
 }
 impl ::prost::Name for QuotaLease {
     const NAME: &'static str = "QuotaLease";
@@ -6543,6 +6546,9 @@ pub struct QuotaReport {
     /// Requests that were refused for it.
     #[prost(uint64, tag = "9")]
     pub refused: u64,
+    /// What the worker has saved, less what it owes, in the quota's unit.
+    #[prost(double, tag = "10")]
+    pub saved: f64,
 }
 impl ::prost::Name for QuotaReport {
     const NAME: &'static str = "QuotaReport";

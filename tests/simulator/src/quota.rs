@@ -198,9 +198,9 @@ impl World {
             let served = proxy.serve(now, requests, self.terms.burst_s);
             offered += f64::from(requests);
             used += f64::from(served);
-            in_force += proxy.in_force(now);
+            in_force += proxy.in_force(now, self.terms.burst_s);
             if (self.tick + index as u64).is_multiple_of(REPORT_TICKS) {
-                let message = proxy.report(now);
+                let message = proxy.report(now, self.terms.burst_s);
                 for due in self.ways() {
                     self.reports.push_back(Flying { due, proxy: index, message });
                 }

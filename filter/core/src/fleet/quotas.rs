@@ -271,6 +271,7 @@ fn since(before: Option<&v1::QuotaReport>, new: &v1::QuotaReport, at_ns: u64) ->
         lease: new.lease.as_ref().map(Lease::from_wire).unwrap_or_default(),
         asked,
         used,
+        saved: if new.saved.is_finite() { new.saved.clamp(-MOST_ASKED, MOST_ASKED) } else { 0.0 },
     }
 }
 
@@ -312,6 +313,7 @@ fn merge((uses, merged): &mut (Use, HolderReport), (other_uses, other): &(Use, H
         sum.1 += more.1;
     }
     merged.used += other.used;
+    merged.saved += other.saved;
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use crate::budget::Size;
 use crate::classify::{BYTES_PER_TOKEN, Classified};
 use crate::in_band::{Tally, Yields};
 use crate::policy::{Policy, QuotaConfig, QuotaUnit};
-use crate::quota::{CLASSES, Grant, Held, PartDemand, PerClass, Purse, TTL};
+use crate::quota::{Allowance, CLASSES, Grant, Held, PartDemand, PerClass, Purse, TTL};
 use crate::reason::{Cause, Reason, Source};
 use crate::time::Timestamp;
 
@@ -170,12 +170,12 @@ impl QuotaBook {
                 continue;
             }
             let cost = config.cost(size, weight);
-            let rates = account.settle(now, config);
+            let allowance = account.settle(now, config);
             account.note(class, cost);
             charges.quotas |= 1 << index;
-            if lack.is_none() && !account.purse.covers(class, cost, &rates, config.terms.burst_s) {
+            if lack.is_none() && !account.purse.covers(class, cost, &allowance) {
                 account.refused += 1;
-                lack = Some(account.lack(now, class, cost, &rates));
+                lack = Some(account.lack(now, class, cost, &allowance.rates));
             }
         }
         if let Some(lack) = lack {
@@ -208,8 +208,9 @@ impl QuotaBook {
     }
 
     /// Cumulative state on the wire.
-    pub(crate) fn report(&self, now: Timestamp) -> Vec<v1::QuotaReport> {
-        self.accounts.iter().map(|account| account.report(now, self.holder)).collect()
+    pub(crate) fn report(&self, now: Timestamp, policy: &Policy) -> Vec<v1::QuotaReport> {
+        let accounts = self.accounts.iter().zip(policy.quotas());
+        accounts.map(|(account, config)| account.report(now, self.holder, config)).collect()
     }
 }
 
@@ -282,12 +283,12 @@ impl Account {
         }
     }
 
-    /// Fills the purse up to `now`; returns the rates of which it is filled.
-    fn settle(&mut self, now: Timestamp, config: &QuotaConfig) -> PerClass {
+    /// Fills the purse up to `now`; returns what is in force of the lease for this worker.
+    fn settle(&mut self, now: Timestamp, config: &QuotaConfig) -> Allowance {
         let part = if now.since(self.parted_at) <= PART_LAPSE { self.part } else { 0.0 };
-        let rates = self.held.rates(now).map(|rate| rate * part);
-        self.purse.settle(now, &rates, config.terms.burst_s);
-        rates
+        let allowance = self.held.allowance(now, config.terms.burst_s).part(part);
+        self.purse.settle(now, &allowance);
+        allowance
     }
 
     fn note(&mut self, class: usize, cost: f64) {
@@ -302,7 +303,7 @@ impl Account {
         Lack { cause: Cause { reason: Reason::Quota, value: cost, threshold, term: None, source }, drain_rps: rate / cost }
     }
 
-    fn report(&self, now: Timestamp, holder: u64) -> v1::QuotaReport {
+    fn report(&self, now: Timestamp, holder: u64, config: &QuotaConfig) -> v1::QuotaReport {
         let mark = self.held.mark();
         // Who has never had a part counts nothing: by that the control plane tells it from who uses what it holds.
         let is_idle = self.parted_at == Timestamp::ZERO;
@@ -311,11 +312,12 @@ impl Account {
             holder,
             fence: mark.fence,
             sequence: mark.sequence,
-            lease: Some(self.held.lease(now).to_wire()),
+            lease: Some(self.held.lease(now, config.terms.burst_s).to_wire()),
             asked: if is_idle { Vec::new() } else { self.asked.to_vec() },
             requests: if is_idle { Vec::new() } else { self.requests.to_vec() },
             used: self.used,
             refused: self.refused,
+            saved: self.purse.total(),
         }
     }
 }

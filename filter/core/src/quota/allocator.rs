@@ -20,6 +20,10 @@ const RENEW: Duration = Duration::from_secs(1);
 const CALL: Duration = Duration::from_millis(500);
 /// Part of a grant that another division over classes must move to be worth a push.
 const REMIX: f64 = 0.1;
+/// Part of what a proxy may save that must change to be worth a push.
+const OTHER_BURST: f64 = 0.25;
+/// Part of what all may save that is kept for newcomers.
+const KEPT: f64 = 0.05;
 
 /// One quota.
 #[derive(Debug)]
@@ -110,7 +114,7 @@ impl Allocator {
     /// Takes what a proxy reports. Whoever comes when [`MAX_PROXIES`] are known is given nothing.
     pub fn hear(&mut self, now: Timestamp, key: &HolderKey, report: &HolderReport) {
         if let Some(holder) = self.holders.get_mut(key) {
-            holder.hear(now, self.fence, now < self.learned_at, report);
+            holder.hear(now, self.fence, now < self.learned_at, self.terms.burst_s, report);
         } else if self.holders.len() < MAX_PROXIES {
             // Its first report only says that it is there: what it holds it says when it has been called to listen.
             self.holders.insert(key.clone(), Holder::new(now, report));
@@ -129,6 +133,9 @@ impl Allocator {
         let elsewhere = silent + self.unknown_safe(now);
         let reserve = reserve * capacity;
         plan::aim(&mut seats, &self.terms, capacity - reserve - elsewhere);
+        let savable = self.savable();
+        let others = savable - self.most_burst_of(now, true);
+        plan::save(&mut seats, &self.terms, others.min(savable * (1.0 - KEPT)));
         let free = capacity * (1.0 + overbook) - elsewhere - committed;
         plan::decide(&mut seats, Supply { free, reserve }, capacity);
         self.issue(now, &seats)
@@ -136,14 +143,18 @@ impl Allocator {
 
     /// While earlier grants may be in force: has everybody listen, and renews what those hold who do.
     fn learn(&mut self, now: Timestamp) -> Vec<Issue> {
-        let fence = self.fence;
+        let (fence, burst_s) = (self.fence, self.terms.burst_s);
         let issue = |(key, holder): (&HolderKey, &mut Holder)| {
             let is_live = now.since(holder.heard_at) < LIVE;
             let listens = holder.mark.fence == fence;
             let every = if listens { RENEW } else { CALL };
             let is_due = holder.is_fresh() || now.since(holder.sent_at) >= every;
             let granted = holder.granted(now);
-            let lease = listens.then(|| Lease { rates: scaled(&holder.lease.rates, granted), safe: holder.lease.safe.min(granted) });
+            let lease = listens.then(|| Lease {
+                rates: scaled(&holder.lease.rates, granted),
+                safe: holder.lease.safe.min(granted),
+                burst: holder.lease.burst.min(holder.most_burst(now, burst_s)),
+            });
             (is_live && is_due).then(|| Issue { key: key.clone(), grant: holder.issue(now, key.holder, fence, lease) })
         };
         self.holders.iter_mut().filter_map(issue).collect()
@@ -156,8 +167,8 @@ impl Allocator {
         for holder in self.holders.values() {
             let most = holder.most(now);
             if now.since(holder.heard_at) < LIVE {
-                let wants = holder.wants(self.terms.burst_s);
-                seats.push(Seat { most, granted: holder.granted(now), wants, ..Seat::default() });
+                let asked = holder.asked().iter().sum();
+                seats.push(Seat { most, granted: holder.granted(now), asked, wants: holder.wants(), ..Seat::default() });
             } else {
                 silent += most;
             }
@@ -170,6 +181,17 @@ impl Allocator {
         if now >= self.alone_at { 0.0 } else { (self.terms.safe * self.terms.capacity - self.known_safe()).max(0.0) }
     }
 
+    /// What all together may save.
+    fn savable(&self) -> f64 {
+        self.terms.capacity * self.terms.burst_s
+    }
+
+    /// The most that the holders may save, or those of them that are not heard.
+    fn most_burst_of(&self, now: Timestamp, only_silent: bool) -> f64 {
+        let holders = self.holders.values().filter(|holder| !only_silent || now.since(holder.heard_at) >= LIVE);
+        holders.map(|holder| holder.most_burst(now, self.terms.burst_s)).sum()
+    }
+
     fn known_safe(&self) -> f64 {
         self.holders.values().map(Holder::most_safe).sum()
     }
@@ -178,19 +200,26 @@ impl Allocator {
         let fence = self.fence;
         let base = self.terms.safe * self.terms.capacity / (seats.len() as f64).max(1.0);
         let mut safe_left = if now < self.alone_at { 0.0 } else { self.terms.safe * self.terms.capacity - self.known_safe() };
+        let burst_s = self.terms.burst_s;
+        let mut savable_left = self.savable() - self.most_burst_of(now, false);
         let live = self.holders.iter_mut().filter(|(_, holder)| now.since(holder.heard_at) < LIVE);
         let mut issues = Vec::new();
         for ((key, holder), seat) in live.zip(seats) {
             let granted = seat.moved.unwrap_or(seat.granted);
             let rates = scaled(&seat.target, granted);
-            let is_due = now.since(holder.sent_at) >= RENEW || remix(&holder.lease.rates, &rates) > REMIX * granted;
+            let most_burst = holder.most_burst(now, burst_s);
+            let burst = seat.burst.min(most_burst + savable_left.max(0.0));
+            let is_due = now.since(holder.sent_at) >= RENEW
+                || remix(&holder.lease.rates, &rates) > REMIX * granted
+                || (burst - holder.lease.burst).abs() > OTHER_BURST * holder.lease.burst;
             if seat.moved.is_none() && !(is_due && granted > 0.0) {
                 continue;
             }
             let most_safe = holder.most_safe();
             let safe = base.min(granted).min(most_safe + safe_left.max(0.0));
             safe_left -= (safe - most_safe).max(0.0);
-            issues.push(Issue { key: key.clone(), grant: holder.issue(now, key.holder, fence, Some(Lease { rates, safe })) });
+            savable_left -= (burst - most_burst).max(0.0);
+            issues.push(Issue { key: key.clone(), grant: holder.issue(now, key.holder, fence, Some(Lease { rates, safe, burst })) });
         }
         issues
     }
@@ -200,7 +229,7 @@ impl Allocator {
     pub fn view(&self, now: Timestamp) -> QuotaView {
         let view = |(key, holder): (&HolderKey, &Holder)| {
             let is_live = now.since(holder.heard_at) < LIVE;
-            let wanted = if is_live { holder.wants(self.terms.burst_s).iter().sum() } else { 0.0 };
+            let wanted = if is_live { holder.asked().iter().sum() } else { 0.0 };
             HolderView {
                 key: key.clone(),
                 granted: holder.granted(now),

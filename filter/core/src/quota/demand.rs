@@ -13,8 +13,6 @@ const SIGMAS: f64 = 4.0;
 const COST_SPREAD: f64 = 2.0;
 /// Shortest time over which a rate is taken, in seconds.
 const LEAST_S: f64 = 0.02;
-/// Time for which a proxy that has asked for anything is kept able to serve one request, in seconds.
-const LAST_ASKED_S: f64 = 10.0;
 
 /// Units and requests that were asked for since the report before, by class.
 pub type Asked = [(f64, f64); CLASSES];
@@ -37,8 +35,6 @@ struct Estimate {
     span_s: f64,
     /// Mean cost of a request.
     cost: f64,
-    /// Seconds since anything was asked for.
-    idle_s: f64,
 }
 
 // === impl Demand ===
@@ -61,9 +57,9 @@ impl Demand {
         self.pending_s = 0.0;
     }
 
-    /// What is wanted of each class, per second, when credit for `burst_s` seconds can be saved.
-    pub(super) fn wants(&self, burst_s: f64) -> PerClass {
-        self.classes.map(|estimate| estimate.want(burst_s))
+    /// What is asked for of each class, per second.
+    pub(super) fn rates(&self) -> PerClass {
+        self.classes.map(|estimate| estimate.slow)
     }
 }
 
@@ -72,9 +68,6 @@ impl Estimate {
         if requests > 0.0 {
             let mean = units / requests;
             self.cost += (mean - self.cost) * if self.cost > 0.0 { requests / (requests + 32.0) } else { 1.0 };
-            self.idle_s = 0.0;
-        } else {
-            self.idle_s += elapsed_s;
         }
         let rate = units / elapsed_s;
         let expected = self.slow * elapsed_s;
@@ -98,12 +91,6 @@ impl Estimate {
             // All begin anew from there: a slower one still remembers what is over.
             (self.fast, self.slow, self.span_s) = ([rate; 2], rate, span_s);
         }
-    }
-
-    fn want(&self, burst_s: f64) -> f64 {
-        // Less than one request that can be saved would serve none.
-        let one = if self.cost > 0.0 && self.idle_s < LAST_ASKED_S { self.cost / burst_s } else { 0.0 };
-        self.slow.max(one)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-use super::{CLASSES, DECAY, Grant, Lease, Mark, PerClass, TTL};
+use super::{Allowance, CLASSES, DECAY, Grant, Lease, Mark, TTL};
 use crate::time::Timestamp;
 
 /// The newest grant of one quota in one worker. All workers of a proxy have the same holder and clock, and so come to hold the same.
@@ -21,7 +21,7 @@ impl Held {
     /// Nothing is held yet by the process whose random number is `holder`.
     #[must_use]
     pub const fn new(holder: u64) -> Self {
-        Self { holder, mark: Mark { fence: 0, sequence: 0 }, lease: Lease { rates: [0.0; CLASSES], safe: 0.0 }, since: Timestamp::ZERO }
+        Self { holder, mark: Mark { fence: 0, sequence: 0 }, lease: Lease { rates: [0.0; CLASSES], safe: 0.0, burst: 0.0 }, since: Timestamp::ZERO }
     }
 
     /// Takes a grant if it is for this holder and newer than what it has; returns whether it was.
@@ -44,10 +44,10 @@ impl Held {
         true
     }
 
-    /// Rate of each class in force now.
+    /// What is in force now, of a quota of which `burst_s` seconds can be saved.
     #[must_use]
-    pub fn rates(&self, now: Timestamp) -> PerClass {
-        self.lease.in_force(self.age(now))
+    pub fn allowance(&self, now: Timestamp, burst_s: f64) -> Allowance {
+        self.lease.in_force(self.age(now), burst_s)
     }
 
     /// Age of the lease.
@@ -64,8 +64,7 @@ impl Held {
 
     /// What is in force of it, for the next report: a new leader must not take what has ended for what is held.
     #[must_use]
-    pub fn lease(&self, now: Timestamp) -> Lease {
-        let lease = Lease { rates: self.rates(now), safe: 0.0 };
-        Lease { safe: self.lease.safe.min(lease.rate()), ..lease }
+    pub fn lease(&self, now: Timestamp, burst_s: f64) -> Lease {
+        self.lease.left(self.age(now), burst_s)
     }
 }

@@ -5,11 +5,19 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use super::demand::{Asked, Demand, elapsed_s};
-use super::{Grant, Lease, Mark, PerClass, in_force, stretched};
+use super::{DECAY, Grant, Lease, Mark, PerClass, TTL, in_force, stretched};
 use crate::time::Timestamp;
 
 /// Grants that are told apart while none of them is acknowledged; more count as one that is as much as any of them.
 const MAX_ISSUED: usize = 16;
+
+/// How full a purse is to be, 0 to 1: as far from empty, where requests are refused, as from full, where what is granted is lost.
+const MIDDLE: f64 = 0.5;
+/// Time in which a purse is to come there, in seconds: long against the 0.2 s of a report and its answer.
+const LEVELLING_S: f64 = 1.0;
+/// The least and the most that is wanted for it, in parts of what is asked for.
+const LEAST: f64 = 0.25;
+const MOST: f64 = 2.0;
 
 /// Who holds: a proxy, and the random number of its process; for a policy, or for the candidate that governs a part of its requests.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,6 +43,8 @@ pub struct HolderReport {
     pub asked: Asked,
     /// What was used since then, in the quota's unit.
     pub used: f64,
+    /// What its workers have saved, less what they owe, in the quota's unit.
+    pub saved: f64,
 }
 
 /// One holder.
@@ -55,6 +65,8 @@ pub(super) struct Holder {
     /// Grants that may be in force.
     issued: Vec<Issued>,
     demand: Demand,
+    /// What it had saved by its last report.
+    saved: f64,
     /// Use per second over the last seconds.
     pub(super) use_rate: f64,
 }
@@ -64,6 +76,7 @@ struct Issued {
     sequence: u64,
     rate: f64,
     safe: f64,
+    burst: f64,
     sent_at: Timestamp,
 }
 
@@ -81,15 +94,16 @@ impl Holder {
             lease: Lease::default(),
             issued: Vec::new(),
             demand: Demand::default(),
+            saved: 0.0,
             use_rate: 0.0,
         }
     }
 
     /// Takes a report, unless a newer one was taken before. `fence` is this leader's; `is_learning`: nobody is given yet what others may
     /// hold of earlier ones.
-    pub(super) fn hear(&mut self, now: Timestamp, fence: u64, is_learning: bool, report: &HolderReport) {
+    pub(super) fn hear(&mut self, now: Timestamp, fence: u64, is_learning: bool, burst_s: f64, report: &HolderReport) {
         let Some(elapsed_s) = elapsed_s(self.reported_at, report.at) else { return };
-        (self.heard_at, self.reported_at, self.mark) = (now, report.at, report.mark);
+        (self.heard_at, self.reported_at, self.mark, self.saved) = (now, report.at, report.mark, report.saved);
         self.demand.observe(elapsed_s, &report.asked);
         self.use_rate += (report.used / elapsed_s - self.use_rate) * (1.0 - libm::exp(-elapsed_s));
         if report.mark.fence != fence {
@@ -101,7 +115,8 @@ impl Holder {
         if self.issued.is_empty() {
             // A report that was long on its way says what was in force when it was made. Once others are given what has ended meanwhile, only
             // the part that does not end is left to take over.
-            self.lease = if is_learning { report.lease } else { report.lease.safe_part() };
+            let age = if is_learning { Duration::ZERO } else { TTL.saturating_add(DECAY) };
+            self.lease = report.lease.left(age, burst_s);
             self.sequence = self.sequence.max(acknowledged);
             self.count(acknowledged, now);
         }
@@ -113,14 +128,32 @@ impl Holder {
         self.issued.iter().map(of).fold(0.0, f64::max)
     }
 
+    /// The most that it may save now, of a quota of which `burst_s` seconds can be saved.
+    pub(super) fn most_burst(&self, now: Timestamp, burst_s: f64) -> f64 {
+        let of = |issued: &Issued| in_force(issued.burst, issued.safe * burst_s, unstretched(now.since(issued.sent_at)));
+        self.issued.iter().map(of).fold(0.0, f64::max)
+    }
+
     /// The most that may be in force without a control plane.
     pub(super) fn most_safe(&self) -> f64 {
         self.issued.iter().map(|issued| issued.safe).fold(0.0, f64::max)
     }
 
-    /// What it wants of each class.
-    pub(super) fn wants(&self, burst_s: f64) -> PerClass {
-        self.demand.wants(burst_s)
+    /// What it is asked for of each class.
+    pub(super) fn asked(&self) -> PerClass {
+        self.demand.rates()
+    }
+
+    /// What it wants of each class: what it is asked for, and what fills or empties its purse to the middle.
+    pub(super) fn wants(&self) -> PerClass {
+        let asked = self.asked();
+        let rate: f64 = asked.iter().sum();
+        if rate <= 0.0 {
+            return asked;
+        }
+        let lacking = self.lease.burst * MIDDLE - self.saved;
+        let factor = (1.0 + lacking / (LEVELLING_S * rate)).clamp(LEAST, MOST);
+        asked.map(|asked| asked * factor)
     }
 
     /// Sends what it is given from now on; `None`: that it keeps what it has.
@@ -145,13 +178,13 @@ impl Holder {
     }
 
     fn count(&mut self, sequence: u64, now: Timestamp) {
-        let new = Issued { sequence, rate: self.lease.rate(), safe: self.lease.safe, sent_at: now };
+        let new = Issued { sequence, rate: self.lease.rate(), safe: self.lease.safe, burst: self.lease.burst, sent_at: now };
         if self.issued.len() < MAX_ISSUED {
             self.issued.push(new);
         } else if let Some(last) = self.issued.last_mut() {
             // The sum of them: as new as the newest, as much as the most. It leaves when the newest is acknowledged.
-            let (rate, safe) = (last.rate.max(new.rate), last.safe.max(new.safe));
-            *last = Issued { rate, safe, ..new };
+            let (rate, safe, burst) = (last.rate.max(new.rate), last.safe.max(new.safe), last.burst.max(new.burst));
+            *last = Issued { rate, safe, burst, ..new };
         }
     }
 }

@@ -81,6 +81,17 @@ pub struct Lease {
     pub rates: PerClass,
     /// What is left of their sum without a control plane. Range: 0..=sum of the rates.
     pub safe: f64,
+    /// What may be saved of it, in the quota's unit. Not negative, finite.
+    pub burst: f64,
+}
+
+/// What is in force of a lease.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Allowance {
+    /// Rate of each class, in the quota's unit per second.
+    pub rates: PerClass,
+    /// What may be saved of all of them, in the quota's unit.
+    pub burst: f64,
 }
 
 /// What a proxy is told.
@@ -120,23 +131,40 @@ impl Lease {
         self.rates.iter().sum()
     }
 
-    /// What is left of it without a control plane, as a lease.
+    /// What is in force of a lease `age` after its beginning, of a quota of which `burst_s` seconds can be saved: never more than before, and
+    /// at most what it gives.
     #[must_use]
-    pub fn safe_part(&self) -> Self {
-        let rate = self.rate();
-        let part = if rate > 0.0 { (self.safe / rate).min(1.0) } else { 0.0 };
-        Self { rates: self.rates.map(|of_class| of_class * part), safe: self.safe.min(rate) }
-    }
-
-    /// What is in force of a lease `age` after its beginning: never more than before, and at most what it gives.
-    #[must_use]
-    pub fn in_force(&self, age: Duration) -> PerClass {
+    pub fn in_force(&self, age: Duration, burst_s: f64) -> Allowance {
         let rate = self.rate();
         if rate <= 0.0 {
-            return [0.0; CLASSES];
+            return Allowance::default();
         }
         let factor = in_force(rate, self.safe, age) / rate;
-        self.rates.map(|of_class| of_class * factor)
+        let burst = in_force(self.burst, self.safe * burst_s, age);
+        Allowance { rates: self.rates.map(|of_class| of_class * factor), burst }
+    }
+
+    /// What is left of it `age` after its beginning, as a lease.
+    #[must_use]
+    pub fn left(&self, age: Duration, burst_s: f64) -> Self {
+        let Allowance { rates, burst } = self.in_force(age, burst_s);
+        let left = Self { rates, safe: 0.0, burst };
+        Self { safe: self.safe.min(left.rate()), ..left }
+    }
+}
+
+impl Allowance {
+    /// Of it, a part of 0 to 1.
+    #[must_use]
+    pub fn part(&self, part: f64) -> Self {
+        Self { rates: self.rates.map(|rate| rate * part), burst: self.burst * part }
+    }
+
+    /// What a class can save: of the whole, its part of the rates.
+    fn rooms(&self) -> PerClass {
+        let rate: f64 = self.rates.iter().sum();
+        let seconds = if rate > 0.0 { self.burst / rate } else { 0.0 };
+        self.rates.map(|rate| rate * seconds)
     }
 }
 

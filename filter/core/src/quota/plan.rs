@@ -15,6 +15,8 @@ const HEADROOM: f64 = 1.1;
 const SPARE: f64 = 0.001;
 /// Part of its target below which a grant is that of a newcomer, who may have of the reserve.
 const NEWCOMER: f64 = 0.5;
+/// Part of an even share of the capacity that every proxy counts as asked for when it is about what it can save.
+const LEAST_ASKED: f64 = 0.01;
 /// Part of a grant that is not worth taking back.
 const CRUMB: f64 = 0.01;
 
@@ -25,6 +27,8 @@ pub(super) struct Seat {
     pub(super) most: f64,
     /// What its newest grant gives.
     pub(super) granted: f64,
+    /// What it is asked for, in all.
+    pub(super) asked: f64,
     /// What it wants of each class.
     pub(super) wants: PerClass,
     /// What it wants in all, with its even base.
@@ -33,6 +37,8 @@ pub(super) struct Seat {
     pub(super) target: PerClass,
     /// What it is granted now, when that is something else than before.
     pub(super) moved: Option<f64>,
+    /// What it should be able to save.
+    pub(super) burst: f64,
 }
 
 /// What there is to share.
@@ -109,6 +115,17 @@ fn spread(seats: &mut [Seat], spare: f64, wanted: f64) {
         if let Some(first) = seat.target.first_mut() {
             *first += evenly;
         }
+    }
+}
+
+/// Says who should be able to save how much of `total`: by the root of what they are asked for, as chance goes. What a proxy loses by chance
+/// falls with the requests that it can save, whatever their rate, so what many small ones gain is more than what few large ones lose.
+pub(super) fn save(seats: &mut [Seat], terms: &Terms, total: f64) {
+    let base = terms.capacity * LEAST_ASKED / (seats.len() as f64).max(1.0);
+    let root = |seat: &Seat| libm::sqrt(seat.asked.max(base));
+    let sum: f64 = seats.iter().map(root).sum();
+    for seat in seats {
+        seat.burst = total.max(0.0) * root(seat) / sum;
     }
 }
 

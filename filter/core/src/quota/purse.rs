@@ -2,13 +2,13 @@
 
 use core::time::Duration;
 
-use super::{CLASSES, PerClass};
+use super::{Allowance, CLASSES, PerClass};
 use crate::time::Timestamp;
 
 /// Time in which what a class gets pays the debt of a request: one that would take longer does not pass.
 pub const MAX_DEBT: Duration = Duration::from_secs(60);
 
-/// Credit of one worker. Together the purses of all workers hold at most the rates in force for `burst` seconds.
+/// Credit of one worker. Together the purses of all workers hold at most what the leases in force allow to save.
 ///
 /// What a class does not use flows over to the others, the more important first. A request that costs more than its class can save passes
 /// when the class has saved all that it can; the rest is a debt, which is paid before anything else of the class passes.
@@ -27,34 +27,34 @@ impl Purse {
         Self { saved: [0.0; CLASSES], filled_at: now }
     }
 
-    /// Fills it for the time since it was last filled with `rates`, those in force now, and takes away what is more than `burst_s` seconds of
-    /// them. Call it before the rates change with the old ones, and after with the new ones: what a rate that has risen gives begins then.
-    pub fn settle(&mut self, now: Timestamp, rates: &PerClass, burst_s: f64) {
+    /// Fills it for the time since it was last filled at the rates of `allowance`, what is in force now, and takes away what is more than may be
+    /// saved. Call it before the allowance changes with the old one, and after with the new one: what has risen gives something from then on.
+    pub fn settle(&mut self, now: Timestamp, allowance: &Allowance) {
         let elapsed_s = now.since(self.filled_at).as_secs_f64();
         self.filled_at = self.filled_at.max(now);
+        let rooms = allowance.rooms();
         let mut over = 0.0;
-        for (saved, rate) in self.saved.iter_mut().zip(rates) {
+        for ((saved, rate), room) in self.saved.iter_mut().zip(&allowance.rates).zip(&rooms) {
             *saved += rate * elapsed_s;
-            let room = rate * burst_s;
             over += (*saved - room).max(0.0);
-            *saved = saved.min(room);
+            *saved = saved.min(*room);
         }
         if over > 0.0 {
-            for (saved, rate) in self.saved.iter_mut().zip(rates) {
-                let given = (rate * burst_s - *saved).clamp(0.0, over);
+            for (saved, room) in self.saved.iter_mut().zip(&rooms) {
+                let given = (room - *saved).clamp(0.0, over);
                 *saved += given;
                 over -= given;
             }
         }
     }
 
-    /// Whether a request of `class` at `cost` may pass when `rates` are in force: there is as much, or there is all that the class can save in
-    /// `burst_s` seconds and its rate gives the rest within [`MAX_DEBT`].
+    /// Whether a request of `class` at `cost` may pass while `allowance` is in force: there is as much, or there is all that the class can save
+    /// and its rate gives the rest within [`MAX_DEBT`].
     #[must_use]
-    pub fn covers(&self, class: usize, cost: f64, rates: &PerClass, burst_s: f64) -> bool {
-        let (Some(saved), Some(rate)) = (self.saved.get(class), rates.get(class)) else { return false };
-        let room = rate * burst_s;
-        *saved >= cost || (*saved > 0.0 && *saved >= room && cost - saved <= rate * MAX_DEBT.as_secs_f64())
+    pub fn covers(&self, class: usize, cost: f64, allowance: &Allowance) -> bool {
+        let (Some(saved), Some(rate)) = (self.saved.get(class), allowance.rates.get(class)) else { return false };
+        let has_all = || allowance.rooms().get(class).is_some_and(|room| *saved >= *room);
+        *saved >= cost || (*saved > 0.0 && cost - saved <= rate * MAX_DEBT.as_secs_f64() && has_all())
     }
 
     /// Takes `cost` for a request of `class` that it [`covers`](Self::covers).
@@ -66,6 +66,12 @@ impl Purse {
     #[must_use]
     pub fn debt(&self) -> f64 {
         self.saved.iter().map(|saved| (-saved).max(0.0)).sum()
+    }
+
+    /// What all classes have, less what they owe.
+    #[must_use]
+    pub fn total(&self) -> f64 {
+        self.saved.iter().sum()
     }
 
     /// What a class has.

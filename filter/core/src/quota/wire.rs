@@ -10,7 +10,7 @@ impl Lease {
     #[must_use]
     pub fn to_wire(&self) -> v1::QuotaLease {
         let given = self.rates.iter().rposition(|rate| *rate > 0.0).map_or(0, |last| last + 1);
-        v1::QuotaLease { rates: self.rates.iter().take(given).copied().collect(), safe: self.safe }
+        v1::QuotaLease { rates: self.rates.iter().take(given).copied().collect(), safe: self.safe, burst: self.burst }
     }
 
     /// From the wire. What is no amount is none.
@@ -20,7 +20,7 @@ impl Lease {
         for (rate, given) in rates.iter_mut().zip(&wire.rates) {
             *rate = amount(*given);
         }
-        let lease = Self { rates, safe: 0.0 };
+        let lease = Self { rates, safe: 0.0, burst: amount(wire.burst) };
         Self { safe: amount(wire.safe).min(lease.rate()), ..lease }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use headgate_core::fleet::{FleetQuotas, PolicySet, StoredPolicy};
 use headgate_core::policy::Policy;
-use headgate_core::quota::{CLASSES, Grant, Held, PerClass, Purse};
+use headgate_core::quota::{Allowance, CLASSES, Grant, Held, PerClass, Purse};
 use headgate_core::time::Timestamp;
 use headgate_protos::v1;
 
@@ -147,11 +147,12 @@ impl World {
             holder: proxy.holder,
             fence: mark.fence,
             sequence: mark.sequence,
-            lease: Some(proxy.held.lease(at).to_wire()),
+            lease: Some(proxy.held.lease(at, self.burst_s).to_wire()),
             asked: proxy.asked.to_vec(),
             requests: proxy.requests.to_vec(),
             used: proxy.used,
             refused: 0,
+            saved: proxy.purse.total(),
         };
         self.send(who, proxy.holder, at.as_nanos(), quota);
     }
@@ -184,11 +185,12 @@ impl World {
             holder: 1 << 40 | source.number(),
             fence: source.number(),
             sequence: source.number(),
-            lease: source.is_so(128).then(|| v1::QuotaLease { rates: floats(source), safe: source.float() }),
+            lease: source.is_so(128).then(|| v1::QuotaLease { rates: floats(source), safe: source.float(), burst: source.float() }),
             asked: floats(source),
             requests: (0..source.below(10)).map(|_| source.number()).collect(),
             used: source.float(),
             refused: source.number(),
+            saved: source.float(),
         };
         let (who, epoch, at) = (PROXIES + source.below(3), source.number(), source.number());
         self.send(who, epoch, at, quota);
@@ -236,10 +238,10 @@ impl World {
         let (class, cost) = (source.below(3), f64::from(1 + source.number32() % 5000));
         let (now, burst_s) = (self.now, self.burst_s);
         let proxy = &mut self.proxies[who];
-        let rates = proxy.settle(now, burst_s);
+        let allowance = proxy.settle(now, burst_s);
         proxy.asked[class] += cost;
         proxy.requests[class] += 1;
-        let is_covered = proxy.purse.covers(class, cost, &rates, burst_s);
+        let is_covered = proxy.purse.covers(class, cost, &allowance);
         marks.note(("covered", is_covered, proxy.purse.saved(class) < cost));
         if is_covered {
             proxy.purse.take(class, cost);
@@ -248,7 +250,7 @@ impl World {
     }
 
     fn check(&self, marks: &mut Marks) {
-        let in_force: f64 = self.proxies.iter().map(|proxy| proxy.held.rates(proxy.clock(self.now)).iter().sum::<f64>()).sum();
+        let in_force: f64 = self.proxies.iter().map(|proxy| proxy.held.allowance(proxy.clock(self.now), self.burst_s).rates.iter().sum::<f64>()).sum();
         assert!(in_force <= self.limit * (1.0 + 1e-9), "{in_force} of {} in force", self.limit);
         marks.note(("in force", (in_force / self.limit * 8.0) as u8));
         // Whoever keeps no rules may say to hold anything, which counts as if it were so.
@@ -263,11 +265,11 @@ impl Proxy {
         now + std::time::Duration::from_millis(self.ahead_ms)
     }
 
-    fn settle(&mut self, now: Timestamp, burst_s: f64) -> PerClass {
+    fn settle(&mut self, now: Timestamp, burst_s: f64) -> Allowance {
         let at = self.clock(now);
-        let rates = self.held.rates(at);
-        self.purse.settle(at, &rates, burst_s);
-        rates
+        let allowance = self.held.allowance(at, burst_s);
+        self.purse.settle(at, &allowance);
+        allowance
     }
 }
 

@@ -52,7 +52,7 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
             fence: 1,
             sequence: 1,
             reported_at_ns: 1,
-            lease: Some(v1::QuotaLease { rates: vec![500.0, 500.0], safe: 10.0 }),
+            lease: Some(v1::QuotaLease { rates: vec![500.0, 500.0], safe: 10.0, burst: 1000.0 }),
         }],
         ..Default::default()
     };

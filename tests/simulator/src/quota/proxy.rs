@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use headgate_core::quota::{CLASSES, Grant, Held, HolderKey, HolderReport, Lease, Mark, PerClass, Purse};
+use headgate_core::quota::{Allowance, CLASSES, Grant, Held, HolderKey, HolderReport, Lease, Mark, Purse};
 use headgate_core::time::Timestamp;
 
 /// A proxy: what it holds and has used.
@@ -26,6 +26,7 @@ pub(super) struct Report {
     lease: Lease,
     asked: f64,
     used: f64,
+    saved: f64,
 }
 
 /// What was heard of a proxy.
@@ -38,12 +39,12 @@ pub(super) struct Heard {
 impl Heard {
     /// What a report says beyond what was heard; nothing, when that was newer.
     pub(super) fn take(&mut self, report: &Report) -> HolderReport {
-        let Report { at, mark, lease, .. } = *report;
+        let Report { at, mark, lease, saved, .. } = *report;
         let (new, used) = ((report.asked - self.asked).max(0.0), (report.used - self.used).max(0.0));
         *self = Self { asked: self.asked.max(report.asked), used: self.used.max(report.used) };
         let mut asked = [(0.0, 0.0); CLASSES];
         asked.first_mut().into_iter().for_each(|first| *first = (new, new));
-        HolderReport { at, mark, lease, asked, used }
+        HolderReport { at, mark, lease, asked, used, saved }
     }
 }
 
@@ -58,11 +59,11 @@ impl Proxy {
         &self.key
     }
 
-    fn settle(&mut self, now: Timestamp, burst_s: f64) -> PerClass {
+    fn settle(&mut self, now: Timestamp, burst_s: f64) -> Allowance {
         let at = now + self.ahead;
-        let rates = self.held.rates(at);
-        self.purse.settle(at, &rates, burst_s);
-        rates
+        let allowance = self.held.allowance(at, burst_s);
+        self.purse.settle(at, &allowance);
+        allowance
     }
 
     /// Takes a grant as the wire carries it.
@@ -74,10 +75,10 @@ impl Proxy {
 
     /// Serves requests of one unit each of the first class; returns how many passed.
     pub(super) fn serve(&mut self, now: Timestamp, requests: u32, burst_s: f64) -> u32 {
-        let rates = self.settle(now, burst_s);
+        let allowance = self.settle(now, burst_s);
         self.asked += f64::from(requests);
         let mut passed = 0;
-        while passed < requests && self.purse.covers(0, 1.0, &rates, burst_s) {
+        while passed < requests && self.purse.covers(0, 1.0, &allowance) {
             self.purse.take(0, 1.0);
             passed += 1;
         }
@@ -86,14 +87,14 @@ impl Proxy {
     }
 
     /// What it reports, as the wire carries it.
-    pub(super) fn report(&self, now: Timestamp) -> Report {
+    pub(super) fn report(&self, now: Timestamp, burst_s: f64) -> Report {
         let at = now + self.ahead;
-        let lease = Lease::from_wire(&self.held.lease(at).to_wire());
-        Report { at, mark: self.held.mark(), lease, asked: self.asked, used: self.used }
+        let lease = Lease::from_wire(&self.held.lease(at, burst_s).to_wire());
+        Report { at, mark: self.held.mark(), lease, asked: self.asked, used: self.used, saved: self.purse.total() }
     }
 
-    pub(super) fn in_force(&self, now: Timestamp) -> f64 {
-        self.held.rates(now + self.ahead).iter().sum()
+    pub(super) fn in_force(&self, now: Timestamp, burst_s: f64) -> f64 {
+        self.held.allowance(now + self.ahead, burst_s).rates.iter().sum()
     }
 
     pub(super) fn debt(&self) -> f64 {

@@ -246,6 +246,7 @@ fn a_policy_and_its_candidate_share_a_quota_and_each_is_told_its_own_leases() {
                 requests: vec![asked],
                 used: asked as f64 / 2.0,
                 refused: 0,
+                saved: 0.0,
             };
             v1::PoolReport { policy: policy.into(), pool: books.into(), quotas: vec![quota], ..Default::default() }
         };

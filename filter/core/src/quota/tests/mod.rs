@@ -16,7 +16,7 @@ struct Proxy {
     held: Held,
     purse: Purse,
     /// In force when the purse was last filled.
-    rates: PerClass,
+    allowance: Allowance,
     asked: [(f64, f64); CLASSES],
     /// Since the last report.
     used: f64,
@@ -30,7 +30,7 @@ impl Proxy {
             ahead,
             held: Held::new(holder),
             purse: Purse::new(now + ahead),
-            rates: [0.0; CLASSES],
+            allowance: Allowance::default(),
             asked: Default::default(),
             used: 0.0,
             burst_s: 1.0,
@@ -39,8 +39,8 @@ impl Proxy {
 
     fn settle(&mut self, now: Timestamp) {
         let now = now + self.ahead;
-        self.rates = self.held.rates(now);
-        self.purse.settle(now, &self.rates, self.burst_s);
+        self.allowance = self.held.allowance(now, self.burst_s);
+        self.purse.settle(now, &self.allowance);
     }
 
     fn accept(&mut self, now: Timestamp, grant: &Grant) {
@@ -50,14 +50,14 @@ impl Proxy {
     }
 
     fn in_force(&self, now: Timestamp) -> f64 {
-        self.held.rates(now + self.ahead).iter().sum()
+        self.held.allowance(now + self.ahead, self.burst_s).rates.iter().sum()
     }
 
     fn ask(&mut self, class: usize, requests: u32, cost: f64) -> u32 {
         self.asked[class].0 += f64::from(requests) * cost;
         self.asked[class].1 += f64::from(requests);
         let mut passes = || {
-            let is_covered = self.purse.covers(class, cost, &self.rates, self.burst_s);
+            let is_covered = self.purse.covers(class, cost, &self.allowance);
             is_covered.then(|| self.purse.take(class, cost)).is_some()
         };
         let passed = (0..requests).take_while(|_| passes()).count() as u32;
@@ -68,7 +68,7 @@ impl Proxy {
     fn report(&mut self, now: Timestamp) -> HolderReport {
         let at = now + self.ahead;
         let (asked, used) = (core::mem::take(&mut self.asked), core::mem::take(&mut self.used));
-        HolderReport { at, mark: self.held.mark(), lease: self.held.lease(at), asked, used }
+        HolderReport { at, mark: self.held.mark(), lease: self.held.lease(at, self.burst_s), asked, used, saved: self.purse.total() }
     }
 }
 
@@ -76,10 +76,12 @@ impl Proxy {
 fn a_lease_falls_to_its_safe_part_and_ends() {
     let mut rates = [0.0; CLASSES];
     (rates[0], rates[1]) = (60.0, 40.0);
-    let lease = Lease { rates, safe: 10.0 };
-    let sum = |seconds: f64| lease.in_force(Duration::from_secs_f64(seconds)).iter().sum::<f64>();
+    let lease = Lease { rates, safe: 10.0, burst: 300.0 };
+    let in_force = |seconds: f64| lease.in_force(Duration::from_secs_f64(seconds), 2.0);
+    let sum = |seconds: f64| in_force(seconds).rates.iter().sum::<f64>();
     assert_eq!([0.0, 3.0, 4.5, 6.0, 300.0, 607.0].map(sum), [100.0, 100.0, 55.0, 10.0, 10.0, 0.0]);
-    let halfway = lease.in_force(Duration::from_millis(4500));
+    assert_eq!([0.0, 3.0, 4.5, 6.0, 300.0, 607.0].map(|seconds| in_force(seconds).burst), [300.0, 300.0, 160.0, 20.0, 20.0, 0.0]);
+    let halfway = in_force(4.5).rates;
     assert!((halfway[0] / halfway[1] - 1.5).abs() < 1e-9, "the classes fall together");
 }
 
@@ -90,7 +92,7 @@ fn a_worker_takes_what_is_newer_and_meant_for_it() {
         holder,
         mark: Mark { fence, sequence },
         reported_at: Timestamp::from_millis(at),
-        lease: Some(Lease { rates: [rate; CLASSES], safe: 0.0 }),
+        lease: Some(Lease { rates: [rate; CLASSES], safe: 0.0, burst: rate }),
     };
     let mut held = Held::new(7);
     assert!(!held.accept(now, &grant(8, 1, 1, 5.0, 9_900)), "another process of the same name");
@@ -99,50 +101,55 @@ fn a_worker_takes_what_is_newer_and_meant_for_it() {
     assert!(!held.accept(now, &grant(7, 1, 2, 9.0, 9_900)), "repeated");
     assert!(!held.accept(now, &grant(7, 1, 1, 9.0, 9_950)), "overtaken");
     let keep = Grant { lease: None, ..grant(7, 2, 1, 0.0, 9_990) };
-    assert!(held.accept(now, &keep) && held.rates(now)[0] == 5.0);
+    assert!(held.accept(now, &keep) && held.allowance(now, 1.0).rates[0] == 5.0);
     assert!(!held.accept(now, &grant(7, 1, 3, 9.0, 9_999)), "of a leader that is none any more");
     let late = now + TTL + DECAY;
     assert!(!held.accept(late, &grant(7, 1, 9, 9.0, 9_999)), "late");
     assert!(held.accept(late, &grant(7, 1, 9, 9.0, 15_000)), "the only one there is");
 }
 
+/// Two classes that may save a second's worth.
+fn allowance(high: f64, low: f64) -> Allowance {
+    let mut rates = [0.0; CLASSES];
+    (rates[0], rates[1]) = (high, low);
+    Allowance { rates, burst: high + low }
+}
+
 #[test]
 fn a_purse_saves_its_burst_and_what_a_class_leaves_goes_to_the_others() {
-    let mut rates = [0.0; CLASSES];
-    (rates[0], rates[1]) = (10.0, 30.0);
+    let mut allowance = allowance(10.0, 30.0);
     let mut purse = Purse::new(Timestamp::ZERO);
-    purse.settle(Timestamp::from_millis(500), &rates, 1.0);
+    purse.settle(Timestamp::from_millis(500), &allowance);
     assert_eq!((purse.saved(0), purse.saved(1)), (5.0, 15.0));
-    assert!(purse.covers(0, 5.0, &rates, 1.0) && !purse.covers(7, 0.1, &rates, 1.0));
+    assert!(purse.covers(0, 5.0, &allowance) && !purse.covers(7, 0.1, &allowance));
     purse.take(0, 5.0);
-    assert!(!purse.covers(0, 0.1, &rates, 1.0));
-    purse.settle(Timestamp::from_millis(1_100), &rates, 1.0);
+    assert!(!purse.covers(0, 0.1, &allowance));
+    purse.settle(Timestamp::from_millis(1_100), &allowance);
     assert_eq!((purse.saved(0), purse.saved(1)), (9.0, 30.0), "3 that class 1 has no room for went over");
-    purse.settle(Timestamp::from_millis(60_000), &rates, 1.0);
+    purse.settle(Timestamp::from_millis(60_000), &allowance);
     assert_eq!((purse.saved(0), purse.saved(1)), (10.0, 30.0));
-    rates[1] = 3.0;
-    purse.settle(Timestamp::from_millis(60_000), &rates, 1.0);
+    allowance = self::allowance(10.0, 3.0);
+    purse.settle(Timestamp::from_millis(60_000), &allowance);
     assert_eq!((purse.saved(0), purse.saved(1)), (10.0, 3.0), "what a smaller grant cannot save is lost");
 }
 
 #[test]
 fn what_costs_more_than_can_be_saved_passes_with_a_debt_that_is_paid_first() {
-    let mut rates = [0.0; CLASSES];
-    (rates[0], rates[1]) = (10.0, 1.0);
+    let allowance = allowance(10.0, 1.0);
     let mut purse = Purse::new(Timestamp::ZERO);
-    let covers = |purse: &Purse, class, cost| purse.covers(class, cost, &rates, 1.0);
+    let covers = |purse: &Purse, class, cost| purse.covers(class, cost, &allowance);
     assert!(!covers(&purse, 0, 50.0), "nothing has been saved");
-    purse.settle(Timestamp::from_millis(900), &rates, 1.0);
+    purse.settle(Timestamp::from_millis(900), &allowance);
     assert!(!covers(&purse, 0, 50.0), "more can be saved");
-    purse.settle(Timestamp::from_millis(1_000), &rates, 1.0);
+    purse.settle(Timestamp::from_millis(1_000), &allowance);
     assert!(covers(&purse, 0, 50.0) && covers(&purse, 0, 610.0) && !covers(&purse, 0, 611.0), "a minute's rate, and what is saved");
     assert!(!covers(&purse, 2, 0.1), "a class that is given nothing owes nothing");
     purse.take(0, 50.0);
     assert_eq!((purse.saved(0), purse.debt()), (-40.0, 40.0));
     // Four seconds pay it, and what the other class has no room for helps.
-    purse.settle(Timestamp::from_millis(3_000), &rates, 1.0);
+    purse.settle(Timestamp::from_millis(3_000), &allowance);
     assert_eq!((purse.debt(), purse.saved(1)), (18.0, 1.0));
     assert!(!covers(&purse, 0, 1.0));
-    purse.settle(Timestamp::from_millis(4_800), &rates, 1.0);
+    purse.settle(Timestamp::from_millis(4_800), &allowance);
     assert!(covers(&purse, 0, 1.0));
 }
