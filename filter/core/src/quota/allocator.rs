@@ -5,8 +5,9 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use super::holder::Holder;
+use super::inherited::Inherited;
 use super::plan::{self, Seat, Supply};
-use super::{CLASSES, DECAY, Grant, HolderKey, HolderReport, LEARNING, Lease, PerClass, SAFE_FOR, TTL, Terms, stretched};
+use super::{CLASSES, Grant, HolderKey, HolderReport, Lease, PerClass, Terms};
 use crate::fleet::MAX_PROXIES;
 use crate::time::Timestamp;
 
@@ -30,10 +31,8 @@ const KEPT: f64 = 0.05;
 pub struct Allocator {
     fence: u64,
     terms: Terms,
-    /// When nothing above its safe part is left of what earlier leaders granted.
-    learned_at: Timestamp,
-    /// When nothing at all is left of it.
-    alone_at: Timestamp,
+    /// What earlier leaders have granted; `None`: nothing.
+    inherited: Option<Inherited>,
     holders: BTreeMap<HolderKey, Holder>,
 }
 
@@ -89,9 +88,7 @@ impl Allocator {
     /// exist before this leader began.
     #[must_use]
     pub fn new(now: Timestamp, fence: u64, terms: Terms, is_new: bool) -> Self {
-        let after = |span: Duration| if is_new { now } else { now + span };
-        let alone_at = after(stretched(TTL.saturating_add(DECAY).saturating_add(SAFE_FOR)));
-        Self { fence, terms, learned_at: after(LEARNING), alone_at, holders: BTreeMap::new() }
+        Self { fence, terms, inherited: (!is_new).then(|| Inherited::new(now)), holders: BTreeMap::new() }
     }
 
     /// Shares out by other terms from now on. A smaller capacity is kept as soon as the holders have given back what is too much.
@@ -114,7 +111,10 @@ impl Allocator {
     /// Takes what a proxy reports. Whoever comes when [`MAX_PROXIES`] are known is given nothing.
     pub fn hear(&mut self, now: Timestamp, key: &HolderKey, report: &HolderReport) {
         if let Some(holder) = self.holders.get_mut(key) {
-            holder.hear(now, self.fence, now < self.learned_at, self.terms.burst_s, report);
+            if holder.hear(now, self.fence, report) {
+                let told = self.inherited.as_mut().map(|inherited| inherited.tell(now, &report.lease, &self.terms));
+                holder.take_over(now, told.unwrap_or_default());
+            }
         } else if self.holders.len() < MAX_PROXIES {
             // Its first report only says that it is there: what it holds it says when it has been called to listen.
             self.holders.insert(key.clone(), Holder::new(now, report));
@@ -124,38 +124,34 @@ impl Allocator {
     /// Decides what is granted now. Every grant that it returns counts as sent.
     pub fn step(&mut self, now: Timestamp) -> Vec<Issue> {
         self.holders.retain(|_, holder| now.since(holder.heard_at) < FORGOTTEN || holder.most(now) > 0.0);
-        if now < self.learned_at {
-            return self.learn(now);
-        }
+        let mut issues = self.call(now);
         let (mut seats, silent) = self.seats(now);
         let committed: f64 = seats.iter().map(|seat| seat.most).sum();
         let Terms { capacity, overbook, reserve, .. } = self.terms;
-        let elsewhere = silent + self.unknown_safe(now);
+        let elsewhere = silent + self.inherited.map_or(0.0, |inherited| inherited.rate(now, &self.terms));
         let reserve = reserve * capacity;
         plan::aim(&mut seats, &self.terms, capacity - reserve - elsewhere);
-        let savable = self.savable();
+        let savable = self.savable(now);
         let others = savable - self.most_burst_of(now, true);
         plan::save(&mut seats, &self.terms, others.min(savable * (1.0 - KEPT)));
         let free = capacity * (1.0 + overbook) - elsewhere - committed;
         plan::decide(&mut seats, Supply { free, reserve }, capacity);
-        self.issue(now, &seats)
+        issues.extend(self.issue(now, &seats));
+        issues
     }
 
-    /// While earlier grants may be in force: has everybody listen, and renews what those hold who do.
-    fn learn(&mut self, now: Timestamp) -> Vec<Issue> {
-        let (fence, burst_s) = (self.fence, self.terms.burst_s);
+    /// Time until no more than the safe part is left of what earlier leaders have granted.
+    fn learning(&self, now: Timestamp) -> Duration {
+        self.inherited.map_or(Duration::ZERO, |inherited| inherited.ends_in(now))
+    }
+
+    /// Has those listen who may hold something of earlier leaders.
+    fn call(&mut self, now: Timestamp) -> Vec<Issue> {
+        let (fence, is_learning) = (self.fence, !self.learning(now).is_zero());
         let issue = |(key, holder): (&HolderKey, &mut Holder)| {
-            let is_live = now.since(holder.heard_at) < LIVE;
-            let listens = holder.mark.fence == fence;
-            let every = if listens { RENEW } else { CALL };
-            let is_due = holder.is_fresh() || now.since(holder.sent_at) >= every;
-            let granted = holder.granted(now);
-            let lease = listens.then(|| Lease {
-                rates: scaled(&holder.lease.rates, granted),
-                safe: holder.lease.safe.min(granted),
-                burst: holder.lease.burst.min(holder.most_burst(now, burst_s)),
-            });
-            (is_live && is_due).then(|| Issue { key: key.clone(), grant: holder.issue(now, key.holder, fence, lease) })
+            let is_due = holder.is_fresh() || now.since(holder.sent_at) >= CALL;
+            let is_called = is_due && now.since(holder.heard_at) < LIVE && !holder.is_ready(fence, is_learning);
+            is_called.then(|| Issue { key: key.clone(), grant: holder.issue(now, key.holder, fence, None) })
         };
         self.holders.iter_mut().filter_map(issue).collect()
     }
@@ -164,9 +160,10 @@ impl Allocator {
     fn seats(&self, now: Timestamp) -> (Vec<Seat>, f64) {
         let mut seats = Vec::with_capacity(self.holders.len());
         let mut silent = 0.0;
+        let is_seated = self.seated(now);
         for holder in self.holders.values() {
             let most = holder.most(now);
-            if now.since(holder.heard_at) < LIVE {
+            if is_seated(holder, now) {
                 let asked = holder.asked().iter().sum();
                 seats.push(Seat { most, granted: holder.granted(now), asked, wants: holder.wants(), ..Seat::default() });
             } else {
@@ -176,19 +173,22 @@ impl Allocator {
         (seats, silent)
     }
 
-    /// What holders that this leader has not heard of may keep without a control plane.
-    fn unknown_safe(&self, now: Timestamp) -> f64 {
-        if now >= self.alone_at { 0.0 } else { (self.terms.safe * self.terms.capacity - self.known_safe()).max(0.0) }
+    /// Who is heard and can be granted something.
+    fn seated(&self, now: Timestamp) -> impl Fn(&Holder, Timestamp) -> bool + use<> {
+        let (fence, is_learning) = (self.fence, !self.learning(now).is_zero());
+        move |holder, now| now.since(holder.heard_at) < LIVE && holder.is_ready(fence, is_learning)
     }
 
-    /// What all together may save.
-    fn savable(&self) -> f64 {
-        self.terms.capacity * self.terms.burst_s
+    /// What those may save who are known by now.
+    fn savable(&self, now: Timestamp) -> f64 {
+        let inherited = self.inherited.map_or(0.0, |inherited| inherited.burst(now, &self.terms));
+        self.terms.capacity * self.terms.burst_s - inherited
     }
 
     /// The most that the holders may save, or those of them that are not heard.
     fn most_burst_of(&self, now: Timestamp, only_silent: bool) -> f64 {
-        let holders = self.holders.values().filter(|holder| !only_silent || now.since(holder.heard_at) >= LIVE);
+        let is_seated = self.seated(now);
+        let holders = self.holders.values().filter(|holder| !only_silent || !is_seated(holder, now));
         holders.map(|holder| holder.most_burst(now, self.terms.burst_s)).sum()
     }
 
@@ -199,12 +199,14 @@ impl Allocator {
     fn issue(&mut self, now: Timestamp, seats: &[Seat]) -> Vec<Issue> {
         let fence = self.fence;
         let base = self.terms.safe * self.terms.capacity / (seats.len() as f64).max(1.0);
-        let mut safe_left = if now < self.alone_at { 0.0 } else { self.terms.safe * self.terms.capacity - self.known_safe() };
+        let inherited = self.inherited.map_or(0.0, |inherited| inherited.safe(now, &self.terms));
+        let mut safe_left = self.terms.safe * self.terms.capacity - inherited - self.known_safe();
         let burst_s = self.terms.burst_s;
-        let mut savable_left = self.savable() - self.most_burst_of(now, false);
-        let live = self.holders.iter_mut().filter(|(_, holder)| now.since(holder.heard_at) < LIVE);
+        let mut savable_left = self.savable(now) - self.most_burst_of(now, false);
+        let is_seated = self.seated(now);
+        let seated = self.holders.iter_mut().filter(|(_, holder)| is_seated(holder, now));
         let mut issues = Vec::new();
-        for ((key, holder), seat) in live.zip(seats) {
+        for ((key, holder), seat) in seated.zip(seats) {
             let granted = seat.moved.unwrap_or(seat.granted);
             let rates = scaled(&seat.target, granted);
             let most_burst = holder.most_burst(now, burst_s);
@@ -247,7 +249,7 @@ impl Allocator {
             committed: sum(|holder| holder.committed),
             used: sum(|holder| holder.used),
             wanted: sum(|holder| holder.wanted),
-            learning: self.learned_at.since(now),
+            learning: self.learning(now),
             holders,
         }
     }

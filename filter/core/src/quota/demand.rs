@@ -24,6 +24,8 @@ pub(super) struct Demand {
     /// Not yet counted.
     pending: Asked,
     pending_s: f64,
+    /// Counted.
+    observed_s: f64,
 }
 
 /// The estimate of one class.
@@ -53,8 +55,14 @@ impl Demand {
         for (estimate, (units, requests)) in self.classes.iter_mut().zip(&self.pending) {
             estimate.observe(self.pending_s, *units, *requests);
         }
+        self.observed_s += self.pending_s;
         self.pending = Asked::default();
         self.pending_s = 0.0;
+    }
+
+    /// Time over which reports have said what was asked for, in seconds.
+    pub(super) const fn observed_s(&self) -> f64 {
+        self.observed_s
     }
 
     /// What is asked for of each class, per second.

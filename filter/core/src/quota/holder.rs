@@ -2,10 +2,9 @@
 
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::time::Duration;
 
 use super::demand::{Asked, Demand, elapsed_s};
-use super::{DECAY, Grant, Lease, Mark, PerClass, TTL, in_force, stretched};
+use super::{Grant, Lease, Mark, PerClass, in_force, unstretched};
 use crate::time::Timestamp;
 
 /// Grants that are told apart while none of them is acknowledged; more count as one that is as much as any of them.
@@ -15,6 +14,8 @@ const MAX_ISSUED: usize = 16;
 const MIDDLE: f64 = 0.5;
 /// Time in which a purse is to come there, in seconds: long against the 0.2 s of a report and its answer.
 const LEVELLING_S: f64 = 1.0;
+/// Time of reports after which it is known what a holder is asked for, in seconds.
+const KNOWN_S: f64 = 0.5;
 /// The least and the most that is wanted for it, in parts of what is asked for.
 const LEAST: f64 = 0.25;
 const MOST: f64 = 2.0;
@@ -99,27 +100,32 @@ impl Holder {
         }
     }
 
-    /// Takes a report, unless a newer one was taken before. `fence` is this leader's; `is_learning`: nobody is given yet what others may
-    /// hold of earlier ones.
-    pub(super) fn hear(&mut self, now: Timestamp, fence: u64, is_learning: bool, burst_s: f64, report: &HolderReport) {
-        let Some(elapsed_s) = elapsed_s(self.reported_at, report.at) else { return };
+    /// Takes a report, unless a newer one was taken before. `fence` is this leader's. Returns whether it tells what it holds of an earlier leader,
+    /// now that it listens to no such one: to be [taken over](Self::take_over).
+    pub(super) fn hear(&mut self, now: Timestamp, fence: u64, report: &HolderReport) -> bool {
+        let Some(elapsed_s) = elapsed_s(self.reported_at, report.at) else { return false };
         (self.heard_at, self.reported_at, self.mark, self.saved) = (now, report.at, report.mark, report.saved);
         self.demand.observe(elapsed_s, &report.asked);
         self.use_rate += (report.used / elapsed_s - self.use_rate) * (1.0 - libm::exp(-elapsed_s));
         if report.mark.fence != fence {
-            return;
+            return false;
         }
         let acknowledged = report.mark.sequence;
         self.issued.retain(|issued| issued.sequence >= acknowledged);
-        // It listens to nobody else now, so what it has of an earlier leader is what it says.
-        if self.issued.is_empty() {
-            // A report that was long on its way says what was in force when it was made. Once others are given what has ended meanwhile, only
-            // the part that does not end is left to take over.
-            let age = if is_learning { Duration::ZERO } else { TTL.saturating_add(DECAY) };
-            self.lease = report.lease.left(age, burst_s);
-            self.sequence = self.sequence.max(acknowledged);
-            self.count(acknowledged, now);
-        }
+        self.issued.is_empty()
+    }
+
+    /// Counts as this leader's own what is left of a lease that it holds of an earlier one.
+    pub(super) fn take_over(&mut self, now: Timestamp, lease: Lease) {
+        self.lease = lease;
+        self.sequence = self.sequence.max(self.mark.sequence);
+        self.count(self.mark.sequence, now);
+    }
+
+    /// Whether it can be granted something: it listens to this leader, or has never had anything of any. While earlier grants may be in force
+    /// (`is_learning`) others have to tell first what they hold.
+    pub(super) fn is_ready(&self, fence: u64, is_learning: bool) -> bool {
+        !is_learning || self.mark.fence == fence || self.mark == Mark::default()
     }
 
     /// The most that may be in force now.
@@ -146,7 +152,12 @@ impl Holder {
 
     /// What it wants of each class: what it is asked for, and what fills or empties its purse to the middle.
     pub(super) fn wants(&self) -> PerClass {
-        let asked = self.asked();
+        let mut asked = self.asked();
+        if self.demand.observed_s() < KNOWN_S {
+            // Of an earlier leader it had what it was asked for.
+            asked.iter_mut().zip(&self.lease.rates).for_each(|(asked, had)| *asked = asked.max(*had));
+            return asked;
+        }
         let rate: f64 = asked.iter().sum();
         if rate <= 0.0 {
             return asked;
@@ -187,10 +198,4 @@ impl Holder {
             *last = Issued { rate, safe, burst, ..new };
         }
     }
-}
-
-/// The least that the holder's clock may have run in `span`: a grant counts for so much longer here.
-fn unstretched(span: Duration) -> Duration {
-    let whole = stretched(Duration::from_secs(1));
-    span.mul_f64(1.0 / whole.as_secs_f64())
 }

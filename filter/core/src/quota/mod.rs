@@ -11,8 +11,9 @@
 //!    when it was sent, which is later. So it ends there before it ends here, and a message that was late is late for its own grant.
 //! 3. The control plane counts for each proxy the most of all grants that may still be in force, and raises only out of what is left of
 //!    the capacity. A grant stops counting when a newer one is acknowledged by all workers of the proxy, or when it ends.
-//! 4. A new leader raises nothing until the grants of earlier ones have ended ([`LEARNING`]). It takes over what a proxy says it holds
-//!    once the proxy has promised to listen to no earlier leader ([`Grant::lease`] absent); of what it hears of only later, the safe part.
+//! 4. A new leader counts the whole capacity as granted by earlier ones, less what ends of it with time: after [`LEARNING`] no more than
+//!    the safe part is left. It takes over what a proxy says it holds once the proxy has promised to listen to no earlier leader
+//!    ([`Grant::lease`] absent), and so much less is unknown: among those who have told, it moves grants at once.
 //!
 //! What is used follows: a purse never holds more than its rate for [`burst`](Purse::settle) seconds, so in any time `t` the fleet uses at
 //! most `capacity × (t + burst)`, and what is owed at its end. Who owes pays before anything else passes; a request leaves a debt when it
@@ -25,6 +26,7 @@ mod demand;
 mod fill;
 mod held;
 mod holder;
+mod inherited;
 mod part;
 mod plan;
 mod purse;
@@ -60,6 +62,12 @@ const fn stretched(span: Duration) -> Duration {
         Some(more) => span.saturating_add(more),
         None => span,
     }
+}
+
+/// The least that the slower of two clocks may have run in `span` of the other: so much counts as over.
+fn unstretched(span: Duration) -> Duration {
+    let whole = stretched(Duration::from_secs(1));
+    span.mul_f64(1.0 / whole.as_secs_f64())
 }
 
 /// What is asked of a quota, one number a class, in its unit per second.
