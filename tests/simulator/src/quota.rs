@@ -1,9 +1,10 @@
 //! A quota over a thousand proxies whose demand moves: how much of it is used, how soon, and whether it is ever passed.
 //!
 //! Allocator, leases and purses are the production code's, and every report and grant goes over the wire's messages. Time, arrivals and what
-//! becomes of messages are the world's: each takes its time, some are lost, some come twice, and some proxies are cut off for a while.
+//! becomes of messages are the world's: each takes its time, some are lost, some come twice, some proxies are cut off for a while, and
+//! another control plane may begin that knows nothing. After every message, grant and request what is in force and what was used is checked.
 
-use std::collections::VecDeque;
+use std::ops::Range;
 use std::time::Duration;
 
 use headgate_core::quota::{Allocator, CLASSES, Grant, Terms};
@@ -11,35 +12,37 @@ use headgate_core::time::Timestamp;
 use serde::Serialize;
 
 use crate::rng::Rng;
+use crate::world::Violation;
 
+mod document;
+mod figures;
+mod mail;
 mod proxy;
 #[cfg(test)]
 mod tests;
 
-use proxy::{Heard, Proxy, Report};
+pub use self::document::{STANDARD, is_document};
+pub use self::figures::{Figures, Window};
+use self::mail::Mail;
+use self::proxy::{Heard, Proxy, Report};
 
 const TICK: Duration = Duration::from_millis(10);
 /// The control plane decides so often, in ticks.
 const STEP_TICKS: u64 = 5;
 /// Proxies report so often.
 const REPORT_TICKS: u64 = 10;
-/// A message takes so long at least, with the worker's tick, and up to so much more.
-const DELAY_TICKS: u64 = 2;
-const JITTER_TICKS: u32 = 4;
 /// Over so long utilisation is told.
 const WINDOW_TICKS: u64 = 50;
-/// Windows before the first shift of demand.
-const WARM_UP_WINDOWS: usize = 6;
-/// Windows from a shift of demand to the next.
-const PHASE_WINDOWS: usize = 12;
-/// Windows after a shift in which grants move.
-const SETTLING_WINDOWS: usize = 4;
-/// When proxies are cut off in the second phase, and for how long, in windows.
-const CUT: std::ops::Range<usize> = 2..8;
 
 /// What is asked of a quota, and what goes wrong.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Scenario {
+    /// Name.
+    pub name: String,
+    /// What it shows.
+    pub summary: String,
+    /// How long it is played.
+    pub duration: Duration,
     /// Proxies.
     pub proxies: usize,
     /// Of them, those that are asked for [`factor`](Self::factor) times as much; others after each shift.
@@ -48,98 +51,151 @@ pub struct Scenario {
     pub base: f64,
     /// How much more the hot ones are asked for.
     pub factor: f64,
+    /// When others become hot, in order.
+    pub shifts: Vec<Duration>,
     /// Capacity in parts of what is asked for.
     pub load: f64,
     /// Time for which a proxy can save, in seconds.
     pub burst_s: f64,
-    /// What goes wrong.
-    pub faults: Faults,
-    /// Seed of arrivals and faults.
-    pub seed: u64,
+    /// Part by which the sum of the leases may pass the capacity for the time of a move; 0: strict.
+    pub overbook: f64,
+    /// What becomes of messages.
+    pub network: Network,
+    /// Proxies that are cut off for a time.
+    pub cuts: Vec<Cut>,
+    /// When another control plane begins, which knows nothing.
+    pub new_leaders: Vec<Duration>,
 }
 
 /// What becomes of messages.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Faults {
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Network {
     /// Part that is lost.
     pub loss: f64,
     /// Part that comes a second time, late.
     pub duplication: f64,
-    /// Part of the proxies that is cut off for three seconds of the second phase.
-    pub cut_off: f64,
 }
 
-/// What came of it.
-#[derive(Clone, Debug, Serialize)]
-pub struct Figures {
-    /// Capacity, in units per second.
-    pub capacity: f64,
-    /// The most that was in force above it, in parts of it; 0: never.
-    pub overshoot: f64,
-    /// The most that was used at once above what a second's capacity and the burst allow, in parts of a second's capacity; 0: never.
-    pub used_beyond_burst: f64,
-    /// What was used of what could have been, from 2 s after each shift on.
-    pub utilisation: f64,
-    /// The same in the worst half second.
-    pub worst_window: f64,
-    /// Seconds after a shift from which on the mean of what follows is at least 0.98; the worst shift. `None`: never.
-    pub converged_s: Option<f64>,
-    /// Grants a second for each proxy.
-    pub grants_per_proxy_per_s: f64,
+/// Proxies that neither hear nor are heard for a time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Cut {
+    /// From when.
+    pub at: Duration,
+    /// For how long.
+    pub lasts: Duration,
+    /// How many: the first ones.
+    pub proxies: usize,
 }
 
-/// A message on its way.
-struct Flying<T> {
-    due: u64,
-    proxy: usize,
-    message: T,
-}
-
-struct World {
-    scenario: Scenario,
+struct World<'a> {
+    scenario: &'a Scenario,
+    seed: u64,
     terms: Terms,
     tick: u64,
+    events: u64,
     rng: Rng,
+    /// Control planes so far.
+    leaders: u64,
     leader: Allocator,
     proxies: Vec<Proxy>,
     heard: Vec<Heard>,
-    reports: VecDeque<Flying<Report>>,
-    grants: VecDeque<Flying<Grant>>,
+    reports: Mail<Report>,
+    grants: Mail<Grant>,
     sent: u64,
+    /// What is in force now.
+    in_force: f64,
     most_in_force: f64,
-    /// Used less what the capacity has given; the least so far, and the most above that.
+    /// Used and paid, less what the capacity has given; the least so far, and the most above that.
     balance: f64,
     least: f64,
     most_at_once: f64,
 }
 
-/// Plays a scenario: three seconds of calm, then three shifts of demand six seconds apart.
-#[must_use]
-pub fn play(scenario: Scenario) -> Figures {
-    let mut world = World::new(scenario);
-    world.windows(WARM_UP_WINDOWS, 0, 0..0);
-    world.sent = 0;
-    let phases: Vec<Vec<f64>> = (1..4).map(|phase| world.windows(PHASE_WINDOWS, phase, if phase == 2 { CUT } else { 0..0 })).collect();
-    world.figures(&phases)
+impl Default for Scenario {
+    /// Three seconds of calm, then three shifts of demand six seconds apart, to others by a factor of a hundred.
+    fn default() -> Self {
+        Self {
+            name: "quota".to_owned(),
+            summary: String::new(),
+            duration: Duration::from_secs(21),
+            proxies: 1000,
+            hot: 20,
+            base: 100.0,
+            factor: 100.0,
+            shifts: [3, 9, 15].map(Duration::from_secs).to_vec(),
+            load: 0.8,
+            burst_s: 1.0,
+            overbook: 0.0,
+            network: Network::default(),
+            cuts: Vec::new(),
+            new_leaders: Vec::new(),
+        }
+    }
 }
 
-impl World {
-    fn new(scenario: Scenario) -> Self {
-        let (proxies, hot) = (scenario.proxies as f64, scenario.hot as f64);
-        let capacity = scenario.load * scenario.base * (proxies - hot + hot * scenario.factor);
-        let terms = Terms { capacity, overbook: 0.0, reserve: 0.0025, safe: 0.01, burst_s: scenario.burst_s, floors: [0.0; CLASSES] };
+/// Plays a scenario. The same seed gives the same figures, to the last bit.
+///
+/// # Errors
+/// With the first moment at which more is in force or was used than may be.
+pub fn play(scenario: &Scenario, seed: u64) -> Result<Figures, Violation> {
+    let mut world = World::new(scenario, seed);
+    let windows = scenario.duration.as_millis() as u64 / (TICK.as_millis() as u64 * WINDOW_TICKS);
+    let windows = (0..windows).map(|_| world.window()).collect::<Result<Vec<Window>, Violation>>()?;
+    Ok(world.figures(windows))
+}
+
+// === impl Scenario ===
+
+impl Scenario {
+    /// Capacity, in units per second.
+    #[must_use]
+    pub fn capacity(&self) -> f64 {
+        let (proxies, hot) = (self.proxies as f64, self.hot as f64);
+        self.load * self.base * (proxies - hot + hot * self.factor)
+    }
+
+    /// Units per second that a proxy is asked for after so many shifts.
+    fn demand(&self, proxy: usize, shifts: usize) -> f64 {
+        let groups = (self.proxies / self.hot.max(1)).max(1);
+        if proxy / self.hot.max(1) == shifts * 7 % groups { self.base * self.factor } else { self.base }
+    }
+
+    /// Shifts before `at`.
+    fn shifts_at(&self, at: Duration) -> usize {
+        self.shifts.iter().filter(|shift| **shift <= at).count()
+    }
+
+    fn is_cut_off(&self, proxy: usize, at: Duration) -> bool {
+        self.cuts.iter().any(|cut| proxy < cut.proxies && span(cut).contains(&at))
+    }
+}
+
+fn span(cut: &Cut) -> Range<Duration> {
+    cut.at..cut.at + cut.lasts
+}
+
+// === impl World ===
+
+impl<'a> World<'a> {
+    fn new(scenario: &'a Scenario, seed: u64) -> Self {
+        let Scenario { burst_s, overbook, proxies, .. } = *scenario;
+        let terms = Terms { capacity: scenario.capacity(), overbook, reserve: 0.0025, safe: 0.01, burst_s, floors: [0.0; CLASSES] };
         let began = Timestamp::from_millis(1_000);
         Self {
             scenario,
+            seed,
             terms,
             tick: 0,
-            rng: Rng::new(scenario.seed, 0),
+            events: 0,
+            rng: Rng::new(seed, 0),
+            leaders: 1,
             leader: Allocator::new(began, 1, terms, true),
-            proxies: (0..scenario.proxies).map(|index| Proxy::new(index, began)).collect(),
-            heard: vec![Heard::default(); scenario.proxies],
-            reports: VecDeque::new(),
-            grants: VecDeque::new(),
+            proxies: (0..proxies).map(|index| Proxy::new(index, began, burst_s)).collect(),
+            heard: vec![Heard::default(); proxies],
+            reports: Mail::default(),
+            grants: Mail::default(),
             sent: 0,
+            in_force: 0.0,
             most_in_force: 0.0,
             balance: 0.0,
             least: 0.0,
@@ -147,130 +203,137 @@ impl World {
         }
     }
 
+    fn elapsed(&self) -> Duration {
+        TICK * u32::try_from(self.tick).unwrap_or(u32::MAX)
+    }
+
     fn now(&self) -> Timestamp {
-        Timestamp::from_millis(1_000) + TICK * u32::try_from(self.tick).unwrap_or(u32::MAX)
+        Timestamp::from_millis(1_000) + self.elapsed()
     }
 
-    /// Units per second that a proxy is asked for: in each phase others have the most.
-    fn rate(&self, proxy: usize, phase: usize) -> f64 {
-        let Scenario { hot, base, factor, .. } = self.scenario;
-        let groups = (self.scenario.proxies / hot.max(1)).max(1);
-        if proxy / hot.max(1) == phase * 7 % groups { base * factor } else { base }
+    /// What is used in one window of what could be.
+    fn window(&mut self) -> Result<Window, Violation> {
+        let begins = self.elapsed();
+        let (mut offered, mut used) = (0.0, 0.0);
+        for _ in 0..WINDOW_TICKS {
+            self.advance(&mut offered, &mut used)?;
+        }
+        let seconds = (self.elapsed() - begins).as_secs_f64();
+        let could = f64::min(offered, self.terms.capacity * seconds);
+        Ok(Window {
+            at_s: begins.as_secs_f64(),
+            offered_per_s: offered / seconds,
+            used_per_s: used / seconds,
+            in_force_per_s: self.in_force,
+            utilisation: if could > 0.0 { used / could } else { 1.0 },
+        })
     }
 
-    fn is_cut_off(&self, proxy: usize, is_cut: bool) -> bool {
-        is_cut && (proxy as f64) < self.scenario.faults.cut_off * self.scenario.proxies as f64
-    }
-
-    /// So many windows, in those of `cut` without some of the proxies; in each, what was used of what could have been.
-    fn windows(&mut self, count: usize, phase: usize, cut: std::ops::Range<usize>) -> Vec<f64> {
-        let window = |index: usize| {
-            let (mut offered, mut used) = (0.0, 0.0);
-            for _ in 0..WINDOW_TICKS {
-                let (more_offered, more_used) = self.advance(phase, cut.contains(&index));
-                offered += more_offered;
-                used += more_used;
-            }
-            used / f64::min(offered, self.terms.capacity * TICK.as_secs_f64() * WINDOW_TICKS as f64)
-        };
-        (0..count).map(window).collect()
-    }
-
-    /// One tick; returns what was asked for and what was used.
-    fn advance(&mut self, phase: usize, is_cut: bool) -> (f64, f64) {
+    /// One tick: messages arrive, the control plane decides, requests come, proxies report.
+    fn advance(&mut self, offered: &mut f64, used: &mut f64) -> Result<(), Violation> {
         self.tick += 1;
-        self.deliver(is_cut);
         let now = self.now();
+        // What is in force falls with time.
+        self.in_force = self.proxies.iter().map(|proxy| proxy.in_force(now)).sum();
+        self.check()?;
+        self.begin_leader();
+        self.deliver()?;
         if self.tick.is_multiple_of(STEP_TICKS) {
-            for issue in self.leader.step(now) {
-                self.sent += 1;
-                let proxy = issue.key.node.parse().unwrap_or(usize::MAX);
-                for due in self.ways() {
-                    self.grants.push_back(Flying { due, proxy, message: issue.grant });
-                }
-            }
+            self.step();
         }
-        let (mut offered, mut used, mut in_force) = (0.0, 0.0, 0.0);
-        for index in 0..self.proxies.len() {
-            let mean = self.rate(index, phase) * TICK.as_secs_f64();
-            let requests = poisson(&mut self.rng, mean);
-            let Some(proxy) = self.proxies.get_mut(index) else { continue };
-            let served = proxy.serve(now, requests, self.terms.burst_s);
-            offered += f64::from(requests);
-            used += f64::from(served);
-            in_force += proxy.in_force(now, self.terms.burst_s);
-            if (self.tick + index as u64).is_multiple_of(REPORT_TICKS) {
-                let message = proxy.report(now, self.terms.burst_s);
-                for due in self.ways() {
-                    self.reports.push_back(Flying { due, proxy: index, message });
-                }
-            }
-        }
-        self.most_in_force = self.most_in_force.max(in_force);
-        self.balance += used - self.terms.capacity * TICK.as_secs_f64();
+        self.balance -= self.terms.capacity * (1.0 + self.terms.overbook) * TICK.as_secs_f64();
         self.least = self.least.min(self.balance);
+        let shifts = self.scenario.shifts_at(self.elapsed());
+        for index in 0..self.proxies.len() {
+            let requests = poisson(&mut self.rng, self.scenario.demand(index, shifts) * TICK.as_secs_f64());
+            let proxy = &mut self.proxies[index];
+            self.balance -= proxy.paid();
+            *offered += f64::from(requests);
+            *used += f64::from(proxy.serve(now, requests));
+            self.balance += proxy.paid();
+            self.check()?;
+            if (self.tick + index as u64).is_multiple_of(REPORT_TICKS) {
+                let report = self.proxies[index].report(now);
+                self.reports.send(self.tick, index, report, &self.scenario.network, &mut self.rng);
+            }
+        }
+        Ok(())
+    }
+
+    /// Another control plane takes the place of the one before, whose messages stay on their way.
+    fn begin_leader(&mut self) {
+        let at = self.elapsed();
+        if self.scenario.new_leaders.iter().any(|begins| (at - TICK..at).contains(begins)) {
+            self.leaders += 1;
+            self.leader = Allocator::new(self.now(), self.leaders, self.terms, false);
+        }
+    }
+
+    fn step(&mut self) {
+        for issue in self.leader.step(self.now()) {
+            self.sent += 1;
+            let proxy = issue.key.node.parse().unwrap_or(usize::MAX);
+            self.grants.send(self.tick, proxy, issue.grant, &self.scenario.network, &mut self.rng);
+        }
+    }
+
+    fn deliver(&mut self) -> Result<(), Violation> {
+        let (now, at) = (self.now(), self.elapsed());
+        for (proxy, report) in self.reports.arrived(self.tick) {
+            if !self.scenario.is_cut_off(proxy, at) {
+                self.leader.hear(now, self.proxies[proxy].key(), &self.heard[proxy].take(&report));
+            }
+        }
+        for (index, grant) in self.grants.arrived(self.tick) {
+            if self.scenario.is_cut_off(index, at) {
+                continue;
+            }
+            let proxy = &mut self.proxies[index];
+            self.in_force -= proxy.in_force(now);
+            self.balance -= proxy.paid();
+            proxy.accept(now, &grant);
+            self.balance += proxy.paid();
+            self.in_force += proxy.in_force(now);
+            self.check()?;
+        }
+        Ok(())
+    }
+
+    /// After every event: no more is in force than may be, and no more was used at once than that gives and could be saved.
+    fn check(&mut self) -> Result<(), Violation> {
+        self.events += 1;
+        self.most_in_force = self.most_in_force.max(self.in_force);
         self.most_at_once = self.most_at_once.max(self.balance - self.least);
-        (offered, used)
+        let limit = self.terms.capacity * (1.0 + self.terms.overbook);
+        let savable = limit * self.terms.burst_s;
+        let what = if self.in_force > limit * (1.0 + 1e-9) {
+            format!("leases of {:.3} a second are in force, {limit:.3} may be", self.in_force)
+        } else if self.balance - self.least > savable * (1.0 + 1e-9) {
+            format!("{:.3} more than the rate gives were used, {savable:.3} could be saved", self.balance - self.least)
+        } else {
+            return Ok(());
+        };
+        Err(Violation {
+            what,
+            scenario: self.scenario.name.clone(),
+            controller: "headgate".to_owned(),
+            seed: self.seed,
+            event: self.events,
+            at_ns: self.now().as_nanos(),
+        })
     }
 
-    /// When a message arrives: not at all, once, or twice.
-    fn ways(&mut self) -> impl Iterator<Item = u64> + use<> {
-        let Faults { loss, duplication, .. } = self.scenario.faults;
-        let is_lost = self.rng.unit() < loss;
-        let is_doubled = self.rng.unit() < duplication;
-        let due = self.tick + DELAY_TICKS + u64::from(self.rng.below(JITTER_TICKS));
-        let late = due + 40;
-        (!is_lost).then_some(due).into_iter().chain((is_doubled && !is_lost).then_some(late))
-    }
-
-    fn deliver(&mut self, is_cut: bool) {
-        let (now, tick) = (self.now(), self.tick);
-        for report in arrived(&mut self.reports, tick) {
-            let is_cut_off = self.is_cut_off(report.proxy, is_cut);
-            if let (Some(proxy), Some(heard)) = (self.proxies.get(report.proxy), self.heard.get_mut(report.proxy).filter(|_| !is_cut_off)) {
-                self.leader.hear(now, proxy.key(), &heard.take(&report.message));
-            }
-        }
-        for grant in arrived(&mut self.grants, tick) {
-            let is_cut_off = self.is_cut_off(grant.proxy, is_cut);
-            if let Some(proxy) = self.proxies.get_mut(grant.proxy).filter(|_| !is_cut_off) {
-                proxy.accept(now, &grant.message, self.terms.burst_s);
-            }
-        }
-    }
-
-    fn figures(&self, phases: &[Vec<f64>]) -> Figures {
-        let capacity = self.terms.capacity;
-        let settled: Vec<f64> = phases.iter().flat_map(|phase| phase.iter().skip(SETTLING_WINDOWS)).copied().collect();
-        let seconds = (phases.len() * PHASE_WINDOWS) as f64 * WINDOW_TICKS as f64 * TICK.as_secs_f64();
-        let owed: f64 = self.proxies.iter().map(Proxy::debt).sum();
+    fn figures(&self, windows: Vec<Window>) -> Figures {
+        let grants = self.sent as f64 / self.elapsed().as_secs_f64() / self.scenario.proxies as f64;
+        let over = |most: f64, limit: f64| ((most - limit) / self.terms.capacity).max(0.0);
         Figures {
-            capacity,
-            overshoot: ((self.most_in_force - capacity) / capacity).max(0.0),
-            used_beyond_burst: ((self.most_at_once - capacity * self.terms.burst_s - owed) / capacity).max(0.0),
-            utilisation: mean(&settled),
-            worst_window: settled.iter().copied().fold(f64::INFINITY, f64::min),
-            converged_s: phases.iter().map(|phase| converged_s(phase)).try_fold(0.0, |worst: f64, at| at.map(|at| worst.max(at))),
-            grants_per_proxy_per_s: self.sent as f64 / seconds / self.scenario.proxies as f64,
+            overshoot: over(self.most_in_force, self.terms.capacity),
+            used_beyond_burst: over(self.most_at_once, self.terms.capacity * self.terms.burst_s),
+            grants_per_proxy_per_s: grants,
+            events: self.events,
+            ..Figures::of(self.scenario, windows)
         }
     }
-}
-
-/// The messages that arrive by `tick`, in the order in which they were sent.
-fn arrived<T>(flying: &mut VecDeque<Flying<T>>, tick: u64) -> Vec<Flying<T>> {
-    let (due, later): (VecDeque<_>, VecDeque<_>) = std::mem::take(flying).into_iter().partition(|message| message.due <= tick);
-    *flying = later;
-    due.into()
-}
-
-/// Seconds from a shift until the mean of all windows that follow is 0.98.
-fn converged_s(phase: &[f64]) -> Option<f64> {
-    let at = (0..phase.len()).find(|at| mean(phase.get(*at..).unwrap_or_default()) >= 0.98)?;
-    Some(at as f64 * WINDOW_TICKS as f64 * TICK.as_secs_f64())
-}
-
-fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / (values.len() as f64).max(1.0)
 }
 
 /// Requests in a time in which `mean` are expected.

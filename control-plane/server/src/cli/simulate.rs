@@ -6,14 +6,17 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use headgate_protos::v1;
+use headgate_sim::quota;
 use headgate_sim::report::{run_page, suite_page};
-use headgate_sim::scenarios::{STANDARD, Scenario, document, parse_trace, standard};
+use headgate_sim::scenarios::{STANDARD, Scenario, ScenarioError, document, parse_trace, standard};
 use headgate_sim::suite::{Algorithm, ControllerResults, Outcome, PlayError, SuiteResults, compare_one};
 use headgate_sim::suite::{Plan, Progress};
 
 use super::table::{Align, Table};
 use super::{CliError, print, print_json};
 use crate::document::CheckedPolicy;
+
+mod fleet_quota;
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -22,6 +25,7 @@ Examples:
   headgate simulate --scenario step-10x --controller llm_d_gate --seed 7
   headgate simulate --scenario steady-5x --policy policy.yaml --json run.json
   headgate simulate --print-scenario step-10x > mine.yaml && headgate simulate --scenario mine.yaml
+  headgate simulate --scenario quota-faults --json quota.json --html quota.html
   headgate simulate --scenario mine.yaml --trace load.csv    # time_s,tenant,class,prompt_tokens,output_tokens
   headgate simulate --suite overload --json suite.json --html suite.html
   headgate simulate --suite overload --scenarios step-10x,bursts --controllers dagor,llm_d_gate --seeds 3
@@ -83,11 +87,15 @@ pub(super) fn run(args: &SimulateArgs) -> Result<(), CliError> {
         return list();
     }
     if let Some(name) = &args.print_scenario {
-        return print(document(name).ok_or_else(|| unknown_scenario(name))?.trim_end());
+        let of_quota = quota::STANDARD.iter().find(|(known, _)| known == name).map(|(_, document)| *document);
+        return print(document(name).or(of_quota).ok_or_else(|| unknown_scenario(name))?.trim_end());
     }
     let policy = args.policy.as_deref().map(policy).transpose()?;
     match &args.scenario {
-        Some(scenario) => single(args, scenario, policy.as_ref()),
+        Some(name) => match quota_scenario(name)? {
+            Some(scenario) => fleet_quota::run(args, &scenario),
+            None => single(args, name, policy.as_ref()),
+        },
         None => suite(args, policy),
     }
 }
@@ -98,6 +106,11 @@ fn list() -> Result<(), CliError> {
         let scenario = standard_scenario(name)?;
         let seconds = scenario.setup.duration.as_secs_f64();
         table.row(vec![(*name).to_owned(), format!("{}x", scenario.judging.load), format!("{seconds:.0}"), scenario.summary]);
+    }
+    for (name, _) in quota::STANDARD {
+        let Some(scenario) = quota_scenario(name)? else { continue };
+        let seconds = scenario.duration.as_secs_f64();
+        table.row(vec![(*name).to_owned(), format!("{:.2}x", 1.0 / scenario.load), format!("{seconds:.0}"), scenario.summary]);
     }
     let controllers: Vec<&str> = Algorithm::ALL.iter().map(|algorithm| algorithm.name()).collect();
     print(&format!("{}\n\nCONTROLLERS\n{}", table.render(), controllers.join("\n")))
@@ -285,10 +298,26 @@ fn scenario(name: &str) -> Result<Scenario, CliError> {
         return standard_scenario(name);
     }
     let path = Path::new(name);
-    Scenario::parse(&read(path)?).map_err(|error| {
-        let lines: Vec<String> = error.to_string().lines().map(|line| format!("{}: {line}", path.display())).collect();
-        CliError::Usage(lines.join("\n"))
-    })
+    Scenario::parse(&read(path)?).map_err(|error| in_file(path, &error))
+}
+
+/// The scenario of a quota of this name or in this file, if it is one.
+fn quota_scenario(name: &str) -> Result<Option<quota::Scenario>, CliError> {
+    if let Some(standard) = quota::Scenario::standard(name) {
+        return standard.map(Some).map_err(|error| CliError::Usage(error.to_string()));
+    }
+    if !name.contains(['.', '/']) {
+        return Ok(None);
+    }
+    let path = Path::new(name);
+    let text = read(path)?;
+    quota::is_document(&text).then(|| quota::Scenario::parse(&text).map_err(|error| in_file(path, &error))).transpose()
+}
+
+/// Every error with the file's name before it.
+fn in_file(path: &Path, error: &ScenarioError) -> CliError {
+    let lines: Vec<String> = error.to_string().lines().map(|line| format!("{}: {line}", path.display())).collect();
+    CliError::Usage(lines.join("\n"))
 }
 
 fn standard_scenario(name: &str) -> Result<Scenario, CliError> {

@@ -5,10 +5,11 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use clap::Parser;
-use headgate_sim::quota::{Faults, Figures, Scenario, play};
+use headgate_sim::quota::{Cut, Figures, Network, Scenario, play};
 use serde::Serialize;
 
 /// Utilisation, overshoot and convergence of quotas over a fleet.
@@ -39,20 +40,21 @@ struct Row {
     figures: Figures,
 }
 
-const FAULTY: Faults = Faults { loss: 0.1, duplication: 0.1, cut_off: 0.0 };
+const PERFECT: Network = Network { loss: 0.0, duplication: 0.0 };
+const FAULTY: Network = Network { loss: 0.1, duplication: 0.1 };
 
-/// Requests per second of a proxy, capacity in parts of the demand, burst in seconds, faults.
-const CASES: [(f64, f64, f64, Faults); 10] = [
-    (100.0, 0.5, 1.0, Faults { loss: 0.0, duplication: 0.0, cut_off: 0.0 }),
-    (100.0, 0.8, 1.0, Faults { loss: 0.0, duplication: 0.0, cut_off: 0.0 }),
-    (100.0, 1.2, 1.0, Faults { loss: 0.0, duplication: 0.0, cut_off: 0.0 }),
-    (100.0, 0.8, 1.0, FAULTY),
-    (100.0, 0.8, 1.0, Faults { cut_off: 0.05, ..FAULTY }),
-    (20.0, 0.8, 1.0, FAULTY),
-    (20.0, 0.8, 4.0, FAULTY),
-    (5.0, 0.8, 1.0, FAULTY),
-    (5.0, 0.8, 4.0, FAULTY),
-    (5.0, 0.8, 10.0, FAULTY),
+/// Requests per second of a proxy, capacity in parts of the demand, burst in seconds, faults, part that is cut off for three seconds.
+const CASES: [(f64, f64, f64, Network, f64); 10] = [
+    (100.0, 0.5, 1.0, PERFECT, 0.0),
+    (100.0, 0.8, 1.0, PERFECT, 0.0),
+    (100.0, 1.2, 1.0, PERFECT, 0.0),
+    (100.0, 0.8, 1.0, FAULTY, 0.0),
+    (100.0, 0.8, 1.0, FAULTY, 0.05),
+    (20.0, 0.8, 1.0, FAULTY, 0.0),
+    (20.0, 0.8, 4.0, FAULTY, 0.0),
+    (5.0, 0.8, 1.0, FAULTY, 0.0),
+    (5.0, 0.8, 4.0, FAULTY, 0.0),
+    (5.0, 0.8, 10.0, FAULTY, 0.0),
 ];
 
 fn main() -> Result<()> {
@@ -63,10 +65,12 @@ fn main() -> Result<()> {
         "rps", "capacity", "burst", "loss", "twice", "cut off", "overshoot", "utilisation", "worst", "converged s", "grants/s"
     );
     let mut rows = Vec::new();
-    for (base, load, burst_s, faults) in CASES {
-        let (proxies, seed) = (args.proxies, args.seed);
-        let figures = play(Scenario { proxies, hot: proxies / 50, base, factor: 100.0, load, burst_s, faults, seed });
-        let Faults { loss, duplication, cut_off } = faults;
+    for (base, load, burst_s, network, cut_off) in CASES {
+        let proxies = args.proxies;
+        let cut = Cut { at: Duration::from_secs(10), lasts: Duration::from_secs(3), proxies: (cut_off * proxies as f64) as usize };
+        let scenario = Scenario { proxies, hot: proxies / 50, base, load, burst_s, network, cuts: vec![cut], ..Scenario::default() };
+        let figures = play(&scenario, args.seed).map_err(|violation| anyhow!("{violation}"))?;
+        let Network { loss, duplication } = network;
         println!(
             "{base:>8} {load:>8} {burst_s:>6} {loss:>6} {duplication:>6} {cut_off:>8} {:>10.4} {:>12.4} {:>7.4} {:>12} {:>8.2}",
             figures.overshoot,

@@ -10,6 +10,7 @@ pub(super) struct Proxy {
     key: HolderKey,
     /// How far its clock is ahead of the control plane's.
     ahead: Duration,
+    burst_s: f64,
     held: Held,
     purse: Purse,
     /// Units, and so requests, that were ever asked for.
@@ -49,33 +50,33 @@ impl Heard {
 }
 
 impl Proxy {
-    pub(super) fn new(index: usize, now: Timestamp) -> Self {
+    pub(super) fn new(index: usize, now: Timestamp, burst_s: f64) -> Self {
         let (holder, ahead) = (index as u64 + 1, Duration::from_secs(index as u64));
         let key = HolderKey { node: index.to_string(), holder, is_candidate: false };
-        Self { key, ahead, held: Held::new(holder), purse: Purse::new(now + ahead), asked: 0.0, used: 0.0 }
+        Self { key, ahead, burst_s, held: Held::new(holder), purse: Purse::new(now + ahead), asked: 0.0, used: 0.0 }
     }
 
     pub(super) const fn key(&self) -> &HolderKey {
         &self.key
     }
 
-    fn settle(&mut self, now: Timestamp, burst_s: f64) -> Allowance {
+    fn settle(&mut self, now: Timestamp) -> Allowance {
         let at = now + self.ahead;
-        let allowance = self.held.allowance(at, burst_s);
+        let allowance = self.held.allowance(at, self.burst_s);
         self.purse.settle(at, &allowance);
         allowance
     }
 
     /// Takes a grant as the wire carries it.
-    pub(super) fn accept(&mut self, now: Timestamp, grant: &Grant, burst_s: f64) {
-        self.settle(now, burst_s);
+    pub(super) fn accept(&mut self, now: Timestamp, grant: &Grant) {
+        self.settle(now);
         self.held.accept(now + self.ahead, &Grant::from_wire(&grant.to_wire("quota")));
-        self.settle(now, burst_s);
+        self.settle(now);
     }
 
     /// Serves requests of one unit each of the first class; returns how many passed.
-    pub(super) fn serve(&mut self, now: Timestamp, requests: u32, burst_s: f64) -> u32 {
-        let allowance = self.settle(now, burst_s);
+    pub(super) fn serve(&mut self, now: Timestamp, requests: u32) -> u32 {
+        let allowance = self.settle(now);
         self.asked += f64::from(requests);
         let mut passed = 0;
         while passed < requests && self.purse.covers(0, 1.0, &allowance) {
@@ -86,18 +87,19 @@ impl Proxy {
         passed
     }
 
+    /// What was ever used and is not owed.
+    pub(super) fn paid(&self) -> f64 {
+        self.used - self.purse.debt()
+    }
+
     /// What it reports, as the wire carries it.
-    pub(super) fn report(&self, now: Timestamp, burst_s: f64) -> Report {
+    pub(super) fn report(&self, now: Timestamp) -> Report {
         let at = now + self.ahead;
-        let lease = Lease::from_wire(&self.held.lease(at, burst_s).to_wire());
+        let lease = Lease::from_wire(&self.held.lease(at, self.burst_s).to_wire());
         Report { at, mark: self.held.mark(), lease, asked: self.asked, used: self.used, saved: self.purse.total() }
     }
 
-    pub(super) fn in_force(&self, now: Timestamp, burst_s: f64) -> f64 {
-        self.held.allowance(now + self.ahead, burst_s).rates.iter().sum()
-    }
-
-    pub(super) fn debt(&self) -> f64 {
-        self.purse.debt()
+    pub(super) fn in_force(&self, now: Timestamp) -> f64 {
+        self.held.allowance(now + self.ahead, self.burst_s).rates.iter().sum()
     }
 }

@@ -2,8 +2,10 @@
 
 mod chart;
 mod page;
+mod quota;
 mod run;
 mod suite;
 
+pub use quota::quota_page;
 pub use run::run_page;
 pub use suite::suite_page;

@@ -20,7 +20,7 @@ impl fmt::Display for Problem {
 
 /// Problems so far.
 #[derive(Debug, Default)]
-pub(super) struct Check {
+pub(crate) struct Check {
     problems: Vec<Problem>,
 }
 
@@ -28,12 +28,20 @@ pub(super) struct Check {
 
 impl Check {
     /// Notes a problem.
-    pub(super) fn wrong(&mut self, field: &str, message: impl Into<String>) {
+    pub(crate) fn wrong(&mut self, field: &str, message: impl Into<String>) {
         self.problems.push(Problem { field: field.to_owned(), message: message.into() });
     }
 
+    /// A name: 1 to 63 characters of `[a-z0-9-]`.
+    pub(crate) fn name(&mut self, field: &str, name: &str) {
+        let is_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        if name.is_empty() || name.len() > 63 || !name.chars().all(is_name) {
+            self.wrong(field, format!("{name:?} is not 1 to 63 characters of [a-z0-9-]"));
+        }
+    }
+
     /// `value` when it is within `min..=max`; otherwise `min`, and a problem.
-    pub(super) fn number(&mut self, field: &str, value: f64, min: f64, max: f64) -> f64 {
+    pub(crate) fn number(&mut self, field: &str, value: f64, min: f64, max: f64) -> f64 {
         if value >= min && value <= max {
             return value;
         }
@@ -42,7 +50,7 @@ impl Check {
     }
 
     /// The same for whole numbers.
-    pub(super) fn count(&mut self, field: &str, value: u64, min: u64, max: u64) -> u64 {
+    pub(crate) fn count(&mut self, field: &str, value: u64, min: u64, max: u64) -> u64 {
         if !(min..=max).contains(&value) {
             self.wrong(field, format!("{value} is outside {min}..={max}"));
         }
@@ -50,17 +58,17 @@ impl Check {
     }
 
     /// A length of time given in seconds.
-    pub(super) fn seconds(&mut self, field: &str, value: f64, min: f64, max: f64) -> Duration {
+    pub(crate) fn seconds(&mut self, field: &str, value: f64, min: f64, max: f64) -> Duration {
         Duration::try_from_secs_f64(self.number(field, value, min, max)).unwrap_or_default()
     }
 
     /// A length of time given in milliseconds.
-    pub(super) fn millis(&mut self, field: &str, value: f64, min: f64, max: f64) -> Duration {
+    pub(crate) fn millis(&mut self, field: &str, value: f64, min: f64, max: f64) -> Duration {
         Duration::try_from_secs_f64(self.number(field, value, min, max) / 1e3).unwrap_or_default()
     }
 
     /// What was built, unless anything was wrong.
-    pub(super) fn finish<T>(self, value: T) -> Result<T, Vec<Problem>> {
+    pub(crate) fn finish<T>(self, value: T) -> Result<T, Vec<Problem>> {
         if self.problems.is_empty() { Ok(value) } else { Err(self.problems) }
     }
 }

@@ -57,10 +57,7 @@ impl Scenario {
 }
 
 fn scenario(check: &mut Check, raw: &RawScenario) -> Scenario {
-    let is_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    if raw.name.is_empty() || raw.name.len() > 63 || !raw.name.chars().all(is_name) {
-        check.wrong("name", format!("{:?} is not 1 to 63 characters of [a-z0-9-]", raw.name));
-    }
+    check.name("name", &raw.name);
     let duration = check.seconds("seconds", raw.seconds, 1.0, MAX_SECONDS);
     let engines = engines(check, &raw.engines);
     let classes: Vec<ClassSpec> = classes(check, &raw.classes);

@@ -14,6 +14,7 @@ mod raw;
 mod standard;
 mod trace;
 
+pub(crate) use check::Check;
 pub use check::Problem;
 pub use file::ScenarioError;
 pub use standard::{STANDARD, document, standard};
