@@ -52,13 +52,14 @@ impl LimitsTable {
 // === impl PoolLimits ===
 
 impl PoolLimits {
-    /// The proxy's part of the limits: rates and budgets scaled by its share; bursts too, but never below one request, without which
-    /// a positive rate would admit nothing.
+    /// The proxy's part of the limits: rates, drains and budgets scaled by its share, that of a candidate's books included; bursts too, but never
+    /// below one request, without which a positive rate would admit nothing.
     pub fn for_node(&self, node_id: &str) -> v1::Limits {
         let share = self.shares.get(node_id).copied().unwrap_or(self.newcomer);
         let mut limits = self.fleet.clone();
         for class in &mut limits.classes {
             class.rate_rps *= share.rate;
+            class.drain_rps *= share.rate;
             class.safe_rps *= share.safe;
             if class.burst > 0.0 {
                 class.burst = (class.burst * share.rate).max(1.0);
@@ -136,7 +137,7 @@ mod tests {
         };
         let busy = limits.for_node("busy");
         assert_eq!((busy.classes[0].rate_rps, busy.classes[0].burst, busy.classes[0].safe_rps), (90.0, 90.0, 4.0));
-        assert_eq!(busy.classes[0].drain_rps, 40.0, "the drain is that of the pool");
+        assert_eq!(busy.classes[0].drain_rps, 36.0, "else N proxies would hand out each slot of the pool's future N times");
         assert_eq!(busy.classes[1].burst, 0.0);
         assert_eq!(limits.for_node("new").classes[0].burst, 1.0);
     }

@@ -99,7 +99,7 @@ mod tests {
     use headgate_protos::v1;
 
     use super::*;
-    use crate::fleet::{ControlCounters, Ledger, PolicySet, StoredPolicy};
+    use crate::fleet::{ControlCounters, Ledger, PolicySet, PoolLimits, StoredPolicy};
     use crate::histogram::Histogram;
 
     fn policy(name: &str, candidate: Option<v1::Candidate>) -> v1::Policy {
@@ -214,6 +214,27 @@ mod tests {
         let [a, b, candidate_a, candidate_b] = rates(&ledger, at(200))[..] else { unreachable!() };
         assert!((candidate_a / (a + candidate_a) - 0.2).abs() < 1e-9 && (candidate_b / (b + candidate_b) - 0.2).abs() < 1e-9);
         assert!(a + b + candidate_a + candidate_b <= 1.0 && b > 2.0 * a, "{a} {b}");
+    }
+
+    /// Else clients of both would be told to come back while those of the other have the place.
+    #[test]
+    fn clients_that_either_refuses_are_told_times_that_the_one_pool_can_keep() {
+        let mut ledger = Ledger::default();
+        ledger.set_policies(&set(Some(canary(Some(30), None))));
+        for node in ["a", "b"] {
+            ledger.record(at(100), &report(node, 100, 0, Some((0, 0))));
+            ledger.record(at(200), &report(node, 200, 100, Some((0, 0))));
+        }
+        let drains = |books: &str| -> f64 {
+            let Shares { by_node, newcomer } = ledger.shares(at(200), books);
+            let class = v1::ClassLimit { drain_rps: 100.0, ..Default::default() };
+            let fleet = v1::Limits { classes: vec![class], ..Default::default() };
+            let limits = PoolLimits { fleet, shares: by_node, newcomer, ..Default::default() };
+            ["a", "b"].map(|node| limits.for_node(node).classes[0].drain_rps).iter().sum()
+        };
+        let (policy, candidate) = (drains("pool"), drains("pool~candidate"));
+        assert!((candidate / (policy + candidate) - 0.3).abs() < 1e-9, "{policy} {candidate}");
+        assert!(policy + candidate <= 100.0 && policy + candidate > 95.0, "{policy} {candidate}");
     }
 
     #[test]
