@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use headgate_core::in_band::{LoadHeader, LoadSeen, TAIL_BYTES};
-use headgate_core::lease::{self, LeaseRecord};
 use headgate_core::policy::Policy;
 use headgate_core::request::{HeaderView, RequestInfo, VerifiedIdentity};
 use headgate_core::resume::{RESUMES_PER_CALLBACK, Resumed};
+use headgate_core::shared::{self, Keys};
 use headgate_core::stream::{Event, HeaderOp, Outcome, Stream, StreamEnd};
 use headgate_core::time::Timestamp;
 use headgate_core::worker::Worker;
@@ -77,6 +77,16 @@ fn overload_spec() -> Value {
     spec
 }
 
+/// The same with quotas: of everybody's requests, and of a tenant's tokens.
+fn quota_spec() -> Value {
+    let mut spec = policy_spec();
+    spec["quotas"] = json!([
+        {"name": "all", "unit": "requests", "amount": 1000, "burstMs": 300, "floors": [{"class": "low", "percent": 20}]},
+        {"name": "gold", "unit": "tokens", "amount": 1_000_000, "tenants": ["tenant-high"]},
+    ]);
+    spec
+}
+
 // === the tape ===
 
 struct Draw {
@@ -136,8 +146,29 @@ impl Draw {
             classes: classes.to_vec(),
             drain_rps: 50.0,
             overload: Some(self.overload_limits()),
-            quotas: Vec::new(),
+            quotas: self.grants(),
         }
+    }
+
+    /// Leases of quotas: new ones, repeated ones, those of an earlier leader or another process, and for some seconds of each dozen none, so
+    /// that they end. Ignored where the policy has no quotas.
+    fn grants(&mut self) -> Vec<v1::QuotaGrant> {
+        if (self.now / 1_000_000_000) % 12 >= 5 {
+            return Vec::new();
+        }
+        let grant = |(quota, most): (&str, f64)| v1::QuotaGrant {
+            quota: quota.to_owned(),
+            holder: if self.rng.random_range(0..10) == 0 { 7 } else { OWNER },
+            fence: 1 + self.epoch / 200,
+            sequence: self.epoch - self.rng.random_range(0..2).min(self.epoch),
+            reported_at_ns: self.now - self.rng.random_range(0..300_000_000),
+            lease: (self.rng.random_range(0..8) > 0).then(|| v1::QuotaLease {
+                rates: (0..3).map(|_| self.rng.random_range(0.0..most)).collect(),
+                safe: self.rng.random_range(0.0..most / 10.0),
+                burst: self.rng.random_range(0.0..most),
+            }),
+        };
+        [("all/requests", 200.0), ("gold/tokens", 500_000.0)].map(grant).to_vec()
     }
 
     /// Ignored where the policy has no overload control.
@@ -351,9 +382,10 @@ struct Exchange {
 
 struct Native {
     worker: Worker,
-    policy: Arc<Policy>,
     streams: BTreeMap<u32, Exchange>,
-    lease: LeaseRecord,
+    keys: Keys,
+    /// What the VMs of a proxy share, by key.
+    shared: BTreeMap<String, Vec<u8>>,
     /// Permits since the first request.
     held: Option<u32>,
     leased_at: Timestamp,
@@ -365,14 +397,14 @@ struct Native {
 
 impl Native {
     fn start(policy: Policy, now: u64) -> Self {
-        let policy = Arc::new(policy);
         let mut worker = Worker::new(OWNER);
-        worker.set_policies(Timestamp::from_nanos(now), vec![policy.clone()]);
+        worker.set_process(OWNER);
+        worker.set_policies(Timestamp::from_nanos(now), vec![Arc::new(policy)]);
         Self {
             worker,
-            policy,
             streams: BTreeMap::new(),
-            lease: LeaseRecord::new(),
+            keys: Keys::new("default"),
+            shared: BTreeMap::new(),
             held: None,
             leased_at: Timestamp::ZERO,
             reported_at: Timestamp::ZERO,
@@ -515,13 +547,15 @@ impl Native {
 
     fn lease(&mut self, now: Timestamp) {
         self.leased_at = now;
-        let want = self.worker.wants(0);
-        let total = self.policy.concurrency().map(|concurrency| concurrency.max_in_flight);
-        let slot = self.lease.claim(now, OWNER).expect("a slot is free");
-        let holding = self.lease.update(now, slot, OWNER, want, lease::Grant { permits_total: total }).expect("the slot is ours");
-        self.worker.set_workers(0, holding.workers);
-        self.worker.set_permits(0, holding.permits.unwrap_or(u32::MAX), holding.rate_share);
-        self.held = holding.permits;
+        for lease in self.worker.sub_leases(&self.keys) {
+            let record = self.shared.entry(lease.key.clone()).or_default();
+            let (bytes, (_, holding)) = shared::refresh_lease(record, now, OWNER, lease.want, lease.grant).expect("a slot is free");
+            *record = bytes;
+            self.worker.take_holding(&lease, holding);
+            if lease.is_of_policy() {
+                self.held = holding.permits;
+            }
+        }
     }
 }
 
@@ -554,6 +588,11 @@ fn native_and_wasm_agree_on_every_event_of_a_tape() -> Result<()> {
 fn native_and_wasm_agree_under_overload_control() -> Result<()> {
     let kinds = ["admit", "cut_off", "deadline", "queue_full", "expired", "retry_budget", "continue", "wait", "set"];
     agree(&overload_spec(), EVENTS / 2, &kinds)
+}
+
+#[test]
+fn native_and_wasm_agree_on_leases_of_quotas() -> Result<()> {
+    agree(&quota_spec(), EVENTS / 2, &["admit", "quota", "concurrency", "breaker_open"])
 }
 
 /// Plays a tape for a policy through both, and sees that it holds enough of `kinds`: it is worth something only then.
