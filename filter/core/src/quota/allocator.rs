@@ -161,11 +161,12 @@ impl Allocator {
         let mut seats = Vec::with_capacity(self.holders.len());
         let mut silent = 0.0;
         let is_seated = self.seated(now);
+        let even = self.terms.capacity / (self.holders.len() as f64).max(1.0);
         for holder in self.holders.values() {
             let most = holder.most(now);
             if is_seated(holder, now) {
                 let asked = holder.asked().iter().sum();
-                seats.push(Seat { most, granted: holder.granted(now), asked, wants: holder.wants(), ..Seat::default() });
+                seats.push(Seat { most, granted: holder.granted(now), asked, wants: holder.wants(even), ..Seat::default() });
             } else {
                 silent += most;
             }

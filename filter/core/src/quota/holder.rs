@@ -3,6 +3,7 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use super::consumption::Consumption;
 use super::demand::{Asked, Demand, elapsed_s};
 use super::{Grant, Lease, Mark, PerClass, in_force, unstretched};
 use crate::time::Timestamp;
@@ -66,6 +67,7 @@ pub(super) struct Holder {
     /// Grants that may be in force.
     issued: Vec<Issued>,
     demand: Demand,
+    consumption: Consumption,
     /// What it had saved by its last report.
     saved: f64,
     /// Use per second over the last seconds.
@@ -89,12 +91,13 @@ impl Holder {
         Self {
             heard_at: now,
             reported_at: report.at,
-            mark: Mark::default(),
+            mark: report.mark,
             sequence: 0,
             sent_at: Timestamp::ZERO,
             lease: Lease::default(),
             issued: Vec::new(),
             demand: Demand::default(),
+            consumption: Consumption::default(),
             saved: 0.0,
             use_rate: 0.0,
         }
@@ -104,8 +107,10 @@ impl Holder {
     /// now that it listens to no such one: to be [taken over](Self::take_over).
     pub(super) fn hear(&mut self, now: Timestamp, fence: u64, report: &HolderReport) -> bool {
         let Some(elapsed_s) = elapsed_s(self.reported_at, report.at) else { return false };
-        (self.heard_at, self.reported_at, self.mark, self.saved) = (now, report.at, report.mark, report.saved);
         self.demand.observe(elapsed_s, &report.asked);
+        let could = self.asked().iter().sum::<f64>().min(self.lease.rate());
+        self.consumption.observe(elapsed_s, could, (report.used + report.saved - self.saved) / elapsed_s);
+        (self.heard_at, self.reported_at, self.mark, self.saved) = (now, report.at, report.mark, report.saved);
         self.use_rate += (report.used / elapsed_s - self.use_rate) * (1.0 - libm::exp(-elapsed_s));
         if report.mark.fence != fence {
             return false;
@@ -150,8 +155,9 @@ impl Holder {
         self.demand.rates()
     }
 
-    /// What it wants of each class: what it is asked for, and what fills or empties its purse to the middle.
-    pub(super) fn wants(&self) -> PerClass {
+    /// What it wants of each class: what it is asked for, as far as that is believed, and what fills or empties its purse to the middle. `even` is
+    /// an even part of the capacity.
+    pub(super) fn wants(&self, even: f64) -> PerClass {
         let mut asked = self.asked();
         if self.demand.observed_s() < KNOWN_S {
             // Of an earlier leader it had what it was asked for.
@@ -164,7 +170,8 @@ impl Holder {
         }
         let lacking = self.lease.burst * MIDDLE - self.saved;
         let factor = (1.0 + lacking / (LEVELLING_S * rate)).clamp(LEAST, MOST);
-        asked.map(|asked| asked * factor)
+        let believed = self.consumption.believed(rate, even) / rate;
+        asked.map(|asked| asked * factor * believed)
     }
 
     /// Sends what it is given from now on; `None`: that it keeps what it has.

@@ -31,13 +31,13 @@ impl Inherited {
         Self { began, told: Told::default() }
     }
 
-    /// Takes what a holder says to hold; returns what may be left of it now, to be counted as this leader's own. It is at most what nobody has
-    /// told of yet, so who claims more than there was takes nothing that somebody else has told of.
+    /// Takes what a holder says to hold; returns what may be left of it now, to be counted as this leader's own. Nobody holds more than there
+    /// is, so a claim counts for no more.
     pub(super) fn tell(&mut self, now: Timestamp, claim: &Lease, terms: &Terms) -> Lease {
-        let left = self.left(terms);
-        let rate = claim.rate();
-        let part = if rate > left.rate { left.rate / rate } else { 1.0 };
-        let claim = Lease { rates: claim.rates.map(|rate| rate * part), safe: claim.safe.min(left.safe), burst: claim.burst.min(left.burst) };
+        let (rate, whole) = (claim.rate(), whole(terms));
+        let part = if rate > whole.rate { whole.rate / rate } else { 1.0 };
+        let rates = claim.rates.map(|rate| rate * part);
+        let claim = Lease { rates, safe: claim.safe.min(whole.safe), burst: claim.burst.min(whole.burst) };
         self.told.rate += claim.rate();
         self.told.safe += claim.safe;
         self.told.burst += claim.burst;
@@ -69,12 +69,17 @@ impl Inherited {
     }
 
     fn left(&self, terms: &Terms) -> Told {
-        let Terms { capacity, overbook, safe, burst_s, .. } = terms;
-        let whole = capacity * (1.0 + overbook);
+        let whole = whole(terms);
         Told {
-            rate: (whole - self.told.rate).max(0.0),
-            safe: (safe * capacity - self.told.safe).max(0.0),
-            burst: (capacity * burst_s - self.told.burst).max(0.0),
+            rate: (whole.rate - self.told.rate).max(0.0),
+            safe: (whole.safe - self.told.safe).max(0.0),
+            burst: (whole.burst - self.told.burst).max(0.0),
         }
     }
+}
+
+/// What all leases together may be.
+fn whole(terms: &Terms) -> Told {
+    let Terms { capacity, overbook, safe, burst_s, .. } = terms;
+    Told { rate: capacity * (1.0 + overbook), safe: capacity * safe, burst: capacity * burst_s }
 }

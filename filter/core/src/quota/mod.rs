@@ -22,6 +22,7 @@
 use core::time::Duration;
 
 mod allocator;
+mod consumption;
 mod demand;
 mod fill;
 mod held;

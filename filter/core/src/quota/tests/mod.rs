@@ -3,6 +3,7 @@ use std::string::ToString;
 
 mod overshoot;
 mod sharing;
+mod taking_over;
 
 fn terms(capacity: f64) -> Terms {
     Terms { capacity, overbook: 0.0, reserve: 0.0025, safe: 0.01, burst_s: 1.0, floors: [0.0; CLASSES] }
@@ -21,6 +22,10 @@ struct Proxy {
     /// Since the last report.
     used: f64,
     burst_s: f64,
+    /// What it says to hold instead of what it does.
+    claims: Option<Lease>,
+    /// What it says to be asked for besides, per report, of the first class.
+    lie: f64,
 }
 
 impl Proxy {
@@ -34,6 +39,8 @@ impl Proxy {
             asked: Default::default(),
             used: 0.0,
             burst_s: 1.0,
+            claims: None,
+            lie: 0.0,
         }
     }
 
@@ -67,8 +74,11 @@ impl Proxy {
 
     fn report(&mut self, now: Timestamp) -> HolderReport {
         let at = now + self.ahead;
-        let (asked, used) = (core::mem::take(&mut self.asked), core::mem::take(&mut self.used));
-        HolderReport { at, mark: self.held.mark(), lease: self.held.lease(at, self.burst_s), asked, used, saved: self.purse.total() }
+        let (mut asked, used) = (core::mem::take(&mut self.asked), core::mem::take(&mut self.used));
+        asked[0].0 += self.lie;
+        asked[0].1 += self.lie;
+        let lease = self.claims.unwrap_or_else(|| self.held.lease(at, self.burst_s));
+        HolderReport { at, mark: self.held.mark(), lease, asked, used, saved: self.purse.total() }
     }
 }
 

@@ -66,23 +66,41 @@ proptest! {
 }
 
 /// A fleet that reports every 100 ms and is answered at once.
-struct Fleet {
-    now: Timestamp,
-    leader: Allocator,
-    proxies: Vec<Proxy>,
+pub(super) struct Fleet {
+    pub(super) now: Timestamp,
+    pub(super) leader: Allocator,
+    pub(super) proxies: Vec<Proxy>,
     /// Grants that were sent in the last round.
     sent: usize,
+    /// Leaders and proxies that there have been.
+    leaders: u64,
+    born: u64,
 }
 
 impl Fleet {
-    fn new(proxies: usize, terms: Terms) -> Self {
+    pub(super) fn new(proxies: usize, terms: Terms) -> Self {
         let now = Timestamp::from_millis(5_000);
-        let proxies = (0..proxies).map(|node| Proxy::new(now, node, node as u64 + 1, Duration::ZERO)).collect();
-        Self { now, leader: Allocator::new(now, 1, terms, true), proxies, sent: 0 }
+        let leader = Allocator::new(now, 1, terms, true);
+        let mut fleet = Self { now, leader, proxies: Vec::new(), sent: 0, leaders: 1, born: 0 };
+        (0..proxies).for_each(|_| drop(fleet.join()));
+        fleet
+    }
+
+    /// Another leader begins and knows nothing.
+    pub(super) fn new_leader(&mut self) {
+        self.leaders += 1;
+        self.leader = Allocator::new(self.now, self.leaders, *self.leader.terms(), false);
+    }
+
+    /// Another proxy; returns its position.
+    pub(super) fn join(&mut self) -> usize {
+        self.born += 1;
+        self.proxies.push(Proxy::new(self.now, self.proxies.len(), self.born, Duration::ZERO));
+        self.proxies.len() - 1
     }
 
     /// `rates[i]`: units per second that proxy `i` is asked for, and its class.
-    fn round(&mut self, rates: &[(f64, usize)]) {
+    pub(super) fn round(&mut self, rates: &[(f64, usize)]) {
         self.now = self.now + Duration::from_millis(100);
         for (proxy, (rate, class)) in self.proxies.iter_mut().zip(rates) {
             proxy.settle(self.now);
@@ -98,11 +116,11 @@ impl Fleet {
         }
     }
 
-    fn rounds(&mut self, count: usize, rates: &[(f64, usize)]) {
+    pub(super) fn rounds(&mut self, count: usize, rates: &[(f64, usize)]) {
         (0..count).for_each(|_| self.round(rates));
     }
 
-    fn granted(&self) -> Vec<f64> {
+    pub(super) fn granted(&self) -> Vec<f64> {
         self.proxies.iter().map(|proxy| proxy.in_force(self.now)).collect()
     }
 }
@@ -124,6 +142,28 @@ fn a_newcomer_has_of_the_reserve_at_once() {
     fleet.proxies.push(late);
     fleet.rounds(2, &[(2000.0, 0), (2000.0, 0), (80.0, 0)]);
     assert!(fleet.granted()[2] > 79.9, "{:?}", fleet.granted());
+}
+
+#[test]
+fn a_proxy_that_uses_nothing_of_what_it_says_to_need_keeps_no_more_than_an_even_part() {
+    // It says so of the most important class, which comes first over all proxies.
+    let mut fleet = Fleet::new(4, terms(1000.0));
+    let rates = [(0.0, 0), (400.0, 1), (400.0, 1), (400.0, 1)];
+    fleet.proxies[0].lie = 1e6;
+    fleet.rounds(60, &rates);
+    let granted = fleet.granted();
+    assert!(granted[0] <= 250.0 * 1.1, "{granted:?}");
+    assert!(granted.iter().skip(1).all(|rate| *rate > 240.0), "{granted:?}");
+}
+
+#[test]
+fn a_proxy_that_needs_most_of_a_quota_has_it_for_as_long_as_it_uses_it() {
+    let mut fleet = Fleet::new(4, terms(1000.0));
+    let rates = [(5000.0, 0), (40.0, 0), (40.0, 0), (40.0, 0)];
+    for _ in 0..20 {
+        fleet.rounds(10, &rates);
+        assert!(fleet.granted()[0] > 850.0, "{:?}", fleet.granted());
+    }
 }
 
 #[test]
