@@ -1,6 +1,9 @@
 //! Several replicas over real etcds, with a real Envoy, while things go wrong; and one replica that is killed while it writes.
 
+use std::net::SocketAddr;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -11,12 +14,14 @@ use headgate_test_support::control_plane::ControlPlaneOptions;
 use headgate_test_support::envoy::{EnvoyOptions, Upstream, WasmFilter};
 use headgate_test_support::http_client;
 use headgate_test_support::nvml::STATE_VARIABLE;
+use headgate_test_support::replicas::Standing;
 use headgate_test_support::{
     Bootstrap, ControlPlaneProcess, EnvoyProcess, HttpFilter, NvmlDevice, NvmlState, Process, Replicas, wait_until,
 };
 use headgate_tests::connection::Connection;
 use headgate_tests::documents::{document, key_header, spec};
 use rand::SeedableRng as _;
+use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Longest time without a leader after the leader was lost.
@@ -154,6 +159,79 @@ async fn what_one_replica_hears_of_a_gpu_is_in_force_at_the_proxy_of_another_who
     low_gets(&envoy, 200).await?;
     gpu.set_memory_used(90.0)?;
     low_gets(&envoy, 429).await
+}
+
+/// What became of requests of the class `low` that were sent one after another.
+#[derive(Debug, Default)]
+struct Fates {
+    asked: AtomicU64,
+    refused: AtomicU64,
+}
+
+impl Fates {
+    /// Asks until `over`. Whatever is neither served nor refused is an error.
+    async fn ask(&self, envoy: SocketAddr, over: &AtomicBool) -> Result<()> {
+        let mut connection = Connection::open(envoy).await?;
+        while !over.load(Ordering::SeqCst) {
+            let status = connection.get("/v1/models", &[key_header("low")]).await?.status.as_u16();
+            ensure!(matches!(status, 200 | 429), "a request is answered {status}");
+            self.asked.fetch_add(1, Ordering::SeqCst);
+            self.refused.fetch_add(u64::from(status == 429), Ordering::SeqCst);
+        }
+        Ok(())
+    }
+}
+
+/// The rollout as the replica that leads in a term after `term` tells it, once `wanted` holds of it.
+async fn rollout(replicas: &Replicas, term: u64, what: &str, wanted: impl Fn(&Value) -> bool) -> Result<(Standing, Value)> {
+    wait_until(what, 3 * PATIENCE, || async {
+        let standings = replicas.standings().await;
+        let Some(leader) = standings.into_iter().find(|standing| standing.is_acting && standing.term > term) else { return Ok(None) };
+        let rollout = replicas.control[leader.index].status().await?["rollouts"][0].clone();
+        Ok(wanted(&rollout).then_some((leader, rollout)))
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_canary_goes_on_with_the_same_part_under_another_leader_and_comes_to_its_verdict() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let gpu = NvmlState::create(&folder.path().join("nvml.json"), &[NvmlDevice::with_memory_used(0, 60.0)])?;
+    let mut replicas = Replicas::start(3, &ControlPlaneOptions::new(Some(gpu.path()))?).await?;
+    let proxies_at = follower(&replicas, &[]).await?;
+    replicas.control[proxies_at].apply(&document("test", &spec()))?;
+    let filter = HttpFilter::Wasm(WasmFilter::headgate_controlled()?);
+    let bootstrap = Bootstrap::new(filter, Upstream::Direct).with_control_plane(replicas.control[proxies_at].grpc());
+    let envoy = EnvoyProcess::start(EnvoyOptions::new(bootstrap)).await?;
+    low_gets(&envoy, 200).await?;
+    // It refuses at 50 %, the policy in force at 75 %. What is compared only after so many requests outlasts the first leader.
+    let mut candidate = spec();
+    candidate["levels"]["gpuMemory"]["tripPercent"] = json!(50);
+    candidate["candidate"] = json!({"of": "test", "requestsPercent": 30, "rollout": {"minSamples": 2000}});
+    replicas.control[proxies_at].apply(&document("test-next", &candidate))?;
+    let (fates, over) = (Arc::new(Fates::default()), Arc::new(AtomicBool::new(false)));
+    let asking = tokio::spawn({
+        let (fates, over, envoy) = (fates.clone(), over.clone(), envoy.address());
+        async move { fates.ask(envoy, &over).await }
+    });
+    let counted = |rollout: &Value| rollout["classes"][2]["candidate"]["requests"].as_u64().unwrap_or(0);
+    let (first, before) = rollout(&replicas, 0, "a rollout that is counted", |rollout| counted(rollout) > 50).await?;
+    ensure!(before["phase"] == "running", "{before:#}");
+    replicas.control[first.index].kill_9()?;
+    let (second, after) = rollout(&replicas, first.term, "the rollout under another leader", |rollout| counted(rollout) > 50).await?;
+    for same in ["candidate", "of", "percents", "part_of", "began_at_unix_ms", "step_at_unix_ms"] {
+        ensure!(before[same] == after[same], "{same}: {before:#} became {after:#}");
+    }
+    let (_, aborted) = rollout(&replicas, first.term, "the verdict", |rollout| rollout["phase"] == "aborted").await?;
+    let (asked, refused) = (fates.asked.load(Ordering::SeqCst), fates.refused.load(Ordering::SeqCst));
+    over.store(true, Ordering::SeqCst);
+    asking.await??;
+    // Its part is 30 %, whoever leads; five standard deviations of that many requests, and those before the candidate came.
+    let most = 0.3 + 5.0 * (0.3 * 0.7 / asked as f64).sqrt();
+    ensure!(refused as f64 <= most * asked as f64 && refused > 300, "{refused} of {asked} were refused");
+    ensure!(second.index != first.index && aborted["halted"].as_str().is_some_and(|why| why.starts_with("class low: ")), "{aborted:#}");
+    println!("{refused} of {asked} refused until {} aborted it: {}", second.index, aborted["halted"]);
+    low_gets(&envoy, 200).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use headgate::config::RawConfig;
 use headgate_core::request::{HeaderView, RequestInfo, VerifiedIdentity};
 use headgate_core::stream::{Event, Outcome, Stream, StreamEnd};
 
@@ -36,6 +37,14 @@ struct World {
     /// When requests passed, over all proxies.
     passed: Mutex<Vec<Duration>>,
     over: AtomicBool,
+    /// Whether no proxy reaches the control plane.
+    cut: AtomicBool,
+}
+
+impl World {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { began: Instant::now(), passed: Mutex::default(), over: AtomicBool::new(false), cut: AtomicBool::new(false) })
+    }
 }
 
 /// One proxy, and what it is asked for.
@@ -55,7 +64,8 @@ impl Demand {
             tokio::select! {
                 _ = tick.tick() => {
                     // One proxy loses its streams in the second phase, and finds them again in the third.
-                    let is_cut = self.index == 9 && self.world.began.elapsed() > PHASE && self.world.began.elapsed() < 2 * PHASE;
+                    let elapsed = self.world.began.elapsed();
+                    let is_cut = self.world.cut.load(Ordering::SeqCst) || (self.index == 9 && (PHASE..2 * PHASE).contains(&elapsed));
                     if is_cut { self.proxy.cut() } else { self.proxy.on_tick().await }
                     let elapsed = last.elapsed();
                     last = Instant::now();
@@ -96,7 +106,7 @@ async fn twenty_proxies_use_a_strict_quota_wherever_demand_goes_and_never_pass_i
     let directory = tempfile::tempdir().unwrap();
     let running = running::serve(running::flags(directory.path())).await;
     apply(connect(&running).await, POLICY).await;
-    let world = Arc::new(World { began: Instant::now(), passed: Mutex::default(), over: AtomicBool::new(false) });
+    let world = World::new();
     let mut proxies = tokio::task::JoinSet::new();
     for index in 0..PROXIES {
         let proxy = Proxy::new(index, world.began, connect(&running).await);
@@ -133,5 +143,42 @@ async fn twenty_proxies_use_a_strict_quota_wherever_demand_goes_and_never_pass_i
     assert_eq!(quota["largest"].as_array().unwrap().len(), PROXIES, "{quota}");
     let metrics = get(&running, "/metrics").await;
     assert!(metrics.contains("headgate_quota_capacity_per_second{pool=\"demo\",quota=\"everybody\",unit=\"requests\"} 1000"), "{metrics}");
+    running.stop().await;
+}
+
+/// A proxy of which nobody has heard before has a lease soon after a restart, while others still hold what an earlier control plane gave.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_proxy_waits_for_no_lease_to_end_after_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let running = running::serve(running::flags(directory.path())).await;
+    apply(connect(&running).await, POLICY).await;
+    let address = running.grpc.to_string();
+    let (old, new) = (World::new(), World::new());
+    let mut proxies = tokio::task::JoinSet::new();
+    for index in 0..4 {
+        let proxy = Proxy::new(index, old.began, connect(&running).await);
+        proxies.spawn(Demand { index, world: old.clone(), proxy, due: 0.0 }.run());
+    }
+    let holders = |status: &serde_json::Value| status["pools"][0]["quotas"][0]["largest"].as_array().map_or(0, Vec::len);
+    running::status_with(&running, PHASE, |status| holders(status) == 4).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    old.cut.store(true, Ordering::SeqCst);
+    running.stop().await;
+    let running = running::serve(RawConfig { grpc: Some(address), ..running::flags(directory.path()) }).await;
+    old.cut.store(false, Ordering::SeqCst);
+    let began = Instant::now();
+    let proxy = Proxy::new(19, began, connect(&running).await);
+    proxies.spawn(Demand { index: 19, world: new.clone(), proxy, due: 0.0 }.run());
+    while new.passed.lock().unwrap().is_empty() {
+        assert!(began.elapsed() < PHASE, "nothing has passed");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    println!("its first request passed {:?} after the restart", began.elapsed());
+    // The others come back within 1.5 s, and say then what they hold.
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    [&old, &new].iter().for_each(|world| world.over.store(true, Ordering::SeqCst));
+    while let Some(ended) = proxies.join_next().await {
+        ended.unwrap();
+    }
     running.stop().await;
 }

@@ -60,3 +60,52 @@ pub(crate) async fn a_candidate_that_refuses_more_is_aborted_and_only_its_part_w
     println!("aborted after {asked} requests, {refused} of them refused; none of 200 after it; {halted}");
     Ok(())
 }
+
+/// What each proxy has of policies, as soon as it is only one.
+async fn one_policy(mesh: &Mesh) -> Result<Value> {
+    wait_until("one policy alone", PATIENCE, || async {
+        let policies = mesh.control.status().await?["proxies"][0]["policies"].clone();
+        Ok((policies.as_array().map_or(0, Vec::len) == 1).then(|| policies[0].clone()))
+    })
+    .await
+}
+
+pub(crate) async fn a_candidate_that_is_as_good_is_promoted_and_governs_every_request(version: EnvoyVersion) -> Result<()> {
+    let mesh = Mesh::start(MeshOptions::new(version, spec())?).await?;
+    // The policy in force refuses at 75 %, the candidate only at 90: what is at 60 % now is served by both.
+    mesh.gpu.set_memory_used(60.0)?;
+    let before = one_policy(&mesh).await?;
+    let mut candidate = spec();
+    candidate["candidate"] = json!({"of": "test", "requestsPercent": 30, "rollout": {"minSamples": 50, "holdMs": 1000}});
+    candidate["levels"]["gpuMemory"]["tripPercent"] = json!(90);
+    mesh.control.apply(&document("test-next", &candidate))?;
+    let mut connection = Connection::open(mesh.envoy.address()).await?;
+    let (mut asked, mut refused) = (0, 0);
+    while rollout(&mesh).await?["phase"] != "complete" {
+        refused += ask(&mut connection, BATCH).await?;
+        asked += BATCH;
+        ensure!(asked < MOST, "the candidate is not found good: {:#}", rollout(&mesh).await?);
+    }
+    // At 80 % the policy refuses its part, and the candidate serves its own.
+    mesh.gpu.set_memory_used(80.0)?;
+    mesh.wait_for_refusal("refusal by the policy").await?;
+    let of_both = ask(&mut connection, 400).await?;
+    // 70 % of 400, and five standard deviations of 9.
+    ensure!((234..=326).contains(&of_both), "{of_both} of 400 are refused where one of the two refuses");
+    let promoted = mesh.control.command(&["policy", "promote", "test-next"])?;
+    ensure!(promoted.status.success(), "{}", String::from_utf8_lossy(&promoted.stderr));
+    let after = one_policy(&mesh).await?;
+    ensure!(after["name"] == "test" && after["version"] != before["version"], "{before} became {after}");
+    wait_until("an answer under what was promoted", PATIENCE, || async {
+        let response = Connection::open(mesh.envoy.address()).await?.get("/v1/models", &[key_header("low")]).await?;
+        Ok((response.status == 200).then_some(()))
+    })
+    .await?;
+    let still = ask(&mut connection, 400).await?;
+    ensure!(still == 0 && refused == 0, "{still} of 400 are refused at 80 % after the promotion, {refused} of {asked} at 60 % before");
+    mesh.gpu.set_memory_used(95.0)?;
+    mesh.wait_for_refusal("refusal by what was promoted").await?;
+    ensure!(mesh.control.status().await?["rollouts"].as_array().is_none_or(Vec::is_empty), "the rollout is over");
+    println!("found good after {asked} requests; {of_both} of 400 refused beside the old policy, none after it");
+    Ok(())
+}

@@ -88,5 +88,6 @@ on_every_envoy!(
     shadow::a_policy_that_watches_refuses_nobody_and_says_whom_it_would_have_refused,
     shadow::a_candidate_that_watches_is_compared_and_changes_nothing,
     canary::a_candidate_that_refuses_more_is_aborted_and_only_its_part_was_refused,
+    canary::a_candidate_that_is_as_good_is_promoted_and_governs_every_request,
     nack::policy_that_the_filter_refuses_is_a_nack_with_its_field,
 );
