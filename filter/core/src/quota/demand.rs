@@ -6,7 +6,7 @@ use crate::time::Timestamp;
 /// Time over which the estimate is a mean while nothing out of the ordinary happens, in seconds.
 const SLOW_S: f64 = 8.0;
 /// Time constants of the means that notice what is out of the ordinary, in seconds: large changes soon, smaller ones later.
-const FAST_S: [f64; 2] = [0.25, 1.0];
+const FAST_S: [f64; 3] = [0.25, 1.0, 4.0];
 /// Standard deviations that are out of the ordinary: with 1,000 proxies and ten reports a second, one false alarm a second or less.
 const SIGMAS: f64 = 4.0;
 /// Variance of a request's cost plus one, in squares of its mean: as of an exponential distribution.
@@ -31,7 +31,7 @@ pub(super) struct Demand {
 /// The estimate of one class.
 #[derive(Clone, Copy, Debug, Default)]
 struct Estimate {
-    fast: [f64; 2],
+    fast: [f64; FAST_S.len()],
     slow: f64,
     /// Seconds over which `slow` is a mean.
     span_s: f64,
@@ -60,6 +60,11 @@ impl Demand {
         self.pending_s = 0.0;
     }
 
+    /// By how much what is asked for in a second differs by chance, as a standard deviation.
+    pub(super) fn deviation(&self) -> f64 {
+        libm::sqrt(self.classes.iter().map(|estimate| estimate.slow * estimate.cost).sum())
+    }
+
     /// Time over which reports have said what was asked for, in seconds.
     pub(super) const fn observed_s(&self) -> f64 {
         self.observed_s
@@ -80,7 +85,7 @@ impl Estimate {
         let rate = units / elapsed_s;
         let expected = self.slow * elapsed_s;
         if units > expected + sigmas(self.cost, expected) + self.cost {
-            (self.fast, self.slow, self.span_s) = ([rate; 2], rate, elapsed_s);
+            (self.fast, self.slow, self.span_s) = ([rate; FAST_S.len()], rate, elapsed_s);
             return;
         }
         self.span_s = (self.span_s + elapsed_s).min(SLOW_S);
@@ -97,7 +102,7 @@ impl Estimate {
         }
         if let Some((rate, span_s)) = switched {
             // All begin anew from there: a slower one still remembers what is over.
-            (self.fast, self.slow, self.span_s) = ([rate; 2], rate, span_s);
+            (self.fast, self.slow, self.span_s) = ([rate; FAST_S.len()], rate, span_s);
         }
     }
 }

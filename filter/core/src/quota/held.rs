@@ -21,7 +21,12 @@ impl Held {
     /// Nothing is held yet by the process whose random number is `holder`.
     #[must_use]
     pub const fn new(holder: u64) -> Self {
-        Self { holder, mark: Mark { fence: 0, sequence: 0 }, lease: Lease { rates: [0.0; CLASSES], safe: 0.0, burst: 0.0 }, since: Timestamp::ZERO }
+        Self {
+            holder,
+            mark: Mark { fence: 0, sequence: 0 },
+            lease: Lease { rates: [0.0; CLASSES], safe: 0.0, burst: 0.0 },
+            since: Timestamp::ZERO,
+        }
     }
 
     /// Takes a grant if it is for this holder and newer than what it has; returns whether it was.

@@ -11,10 +11,13 @@ use crate::time::Timestamp;
 /// Grants that are told apart while none of them is acknowledged; more count as one that is as much as any of them.
 const MAX_ISSUED: usize = 16;
 
-/// How full a purse is to be, 0 to 1: as far from empty, where requests are refused, as from full, where what is granted is lost.
+/// How full a purse is to be at most, 0 to 1: as far from empty, where requests are refused, as from full, where what is granted is lost.
 const MIDDLE: f64 = 0.5;
-/// Time in which a purse is to come there, in seconds: long against the 0.2 s of a report and its answer.
-const LEVELLING_S: f64 = 1.0;
+/// How much of it is enough, in standard deviations of what is asked for in a second: what lies in purses is used by nobody.
+const ENOUGH: f64 = 1.5;
+/// Time in which a purse is to come there, in seconds: long against the 0.2 s of a report and its answer, since what moves is unused for that
+/// long.
+const LEVELLING_S: f64 = 2.0;
 /// Time of reports after which it is known what a holder is asked for, in seconds.
 const KNOWN_S: f64 = 0.5;
 /// The least and the most that is wanted for it, in parts of what is asked for.
@@ -124,7 +127,8 @@ impl Holder {
     pub(super) fn take_over(&mut self, now: Timestamp, lease: Lease) {
         self.lease = lease;
         self.sequence = self.sequence.max(self.mark.sequence);
-        self.count(self.mark.sequence, now);
+        // Every call to listen that is still on its way leaves it this lease: the acknowledgement of none of them is told anew.
+        self.count(self.sequence, now);
     }
 
     /// Whether it can be granted something: it listens to this leader, or has never had anything of any. While earlier grants may be in force
@@ -155,8 +159,8 @@ impl Holder {
         self.demand.rates()
     }
 
-    /// What it wants of each class: what it is asked for, as far as that is believed, and what fills or empties its purse to the middle. `even` is
-    /// an even part of the capacity.
+    /// What it wants of each class: what it is asked for, as far as that is believed, and what fills or empties its purse to where it is to
+    /// be. `even` is an even part of the capacity.
     pub(super) fn wants(&self, even: f64) -> PerClass {
         let mut asked = self.asked();
         if self.demand.observed_s() < KNOWN_S {
@@ -168,7 +172,7 @@ impl Holder {
         if rate <= 0.0 {
             return asked;
         }
-        let lacking = self.lease.burst * MIDDLE - self.saved;
+        let lacking = (self.lease.burst * MIDDLE).min(ENOUGH * self.demand.deviation()) - self.saved;
         let factor = (1.0 + lacking / (LEVELLING_S * rate)).clamp(LEAST, MOST);
         let believed = self.consumption.believed(rate, even) / rate;
         asked.map(|asked| asked * factor * believed)

@@ -15,9 +15,10 @@
 //!    the safe part is left. It takes over what a proxy says it holds once the proxy has promised to listen to no earlier leader
 //!    ([`Grant::lease`] absent), and so much less is unknown: among those who have told, it moves grants at once.
 //!
-//! What is used follows: a purse never holds more than its rate for [`burst`](Purse::settle) seconds, so in any time `t` the fleet uses at
-//! most `capacity × (t + burst)`, and what is owed at its end. Who owes pays before anything else passes; a request leaves a debt when it
-//! costs more than its class can save, of at most [`MAX_DEBT`] of the class's rate, or when it was more than expected.
+//! What may be saved is leased in the same way: together never more than the capacity gives in `burst` seconds, with a part for each proxy that
+//! follows its demand. So in any time `t` the fleet uses at most `capacity × (t + burst)`, and what is owed at its end. Who owes pays before
+//! anything else passes; a request leaves a debt when it costs more than its class can save, of at most [`MAX_DEBT`] of the class's rate, or
+//! when it was more than expected.
 
 use core::time::Duration;
 

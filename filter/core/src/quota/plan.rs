@@ -6,9 +6,10 @@ use super::fill;
 use super::{CLASSES, PerClass, Terms};
 
 /// Part by which a grant must fall short of its target before others give way for it, whoever it is.
-const MATERIAL: f64 = 0.1;
-/// Part of the capacity by which all grants together may fall short before others give way for those that do so the most.
-const TOGETHER: f64 = 0.003;
+const MATERIAL: f64 = 0.2;
+/// Part of the capacity by which all grants together may fall short before others give way for those that do so the most. What moves is unused
+/// until it has been given back and granted again, so that chance had better move little.
+const TOGETHER: f64 = 0.006;
 /// How much more than it wants a proxy is to have before others give way for more: chance makes it want more for a moment.
 const HEADROOM: f64 = 1.1;
 /// Part of the capacity that may lie unused, besides the reserve, before it is given to those who fall short by less than that.

@@ -180,12 +180,15 @@ impl World {
     /// Somebody who keeps no rules reports.
     fn hear_anything(&mut self, source: &mut Source<'_>) {
         let floats = |source: &mut Source<'_>| (0..source.below(10)).map(|_| source.float()).collect::<Vec<f64>>();
+        let fence = source.number();
+        // A new leader believes what somebody who listens to it says to hold of an earlier one: it has no other way to know.
+        let claims = source.is_so(128) && fence != self.fence;
         let quota = v1::QuotaReport {
             quota: source.text(&[QUOTA, "other"]),
             holder: 1 << 40 | source.number(),
-            fence: source.number(),
+            fence,
             sequence: source.number(),
-            lease: source.is_so(128).then(|| v1::QuotaLease { rates: floats(source), safe: source.float(), burst: source.float() }),
+            lease: claims.then(|| v1::QuotaLease { rates: floats(source), safe: source.float(), burst: source.float() }),
             asked: floats(source),
             requests: (0..source.below(10)).map(|_| source.number()).collect(),
             used: source.float(),
@@ -250,7 +253,8 @@ impl World {
     }
 
     fn check(&self, marks: &mut Marks) {
-        let in_force: f64 = self.proxies.iter().map(|proxy| proxy.held.allowance(proxy.clock(self.now), self.burst_s).rates.iter().sum::<f64>()).sum();
+        let in_force: f64 =
+            self.proxies.iter().map(|proxy| proxy.held.allowance(proxy.clock(self.now), self.burst_s).rates.iter().sum::<f64>()).sum();
         assert!(in_force <= self.limit * (1.0 + 1e-9), "{in_force} of {} in force", self.limit);
         marks.note(("in force", (in_force / self.limit * 8.0) as u8));
         // Whoever keeps no rules may say to hold anything, which counts as if it were so.

@@ -6,8 +6,10 @@ use super::{Cut, Network, Scenario};
 use crate::scenarios::{Check, ScenarioError};
 
 /// Names and documents of the standard ones.
-pub const STANDARD: &[(&str, &str)] =
-    &[("quota-shifts", include_str!("../../scenarios/quota-shifts.yaml")), ("quota-faults", include_str!("../../scenarios/quota-faults.yaml"))];
+pub const STANDARD: &[(&str, &str)] = &[
+    ("quota-shifts", include_str!("../../scenarios/quota-shifts.yaml")),
+    ("quota-faults", include_str!("../../scenarios/quota-faults.yaml")),
+];
 
 /// Part by which the fast mode may pass the capacity (`policy.proto`).
 const FAST: f64 = 0.01;

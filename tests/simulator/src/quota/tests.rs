@@ -73,11 +73,8 @@ fn every_problem_of_a_document_is_reported_with_field_value_and_range() {
     assert!(is_document(document) && !is_document("name: plain"));
     let text = document.replace("loss: 0.1", "loss: 2").replace("burstMs: 1000", "burstMs: 1").replace("[3, 9, 15, 27]", "[9, 3]");
     let problems = Scenario::parse(&text).unwrap_err().to_string();
-    let expected = [
-        "quota.burstMs: 1 is outside 100..=60000",
-        "network.loss: 2 is outside 0..=0.9",
-        "demand.shiftsAtSeconds[1]: 3 is outside 9..=36",
-    ];
+    let expected =
+        ["quota.burstMs: 1 is outside 100..=60000", "network.loss: 2 is outside 0..=0.9", "demand.shiftsAtSeconds[1]: 3 is outside 9..=36"];
     assert_eq!(problems.lines().collect::<Vec<_>>(), expected);
     assert!(Scenario::parse(&format!("{document}\nspeed: 3\n")).unwrap_err().to_string().contains("unknown field `speed`"));
 }

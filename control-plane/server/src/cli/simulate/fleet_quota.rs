@@ -37,7 +37,8 @@ pub(super) fn run(args: &SimulateArgs, scenario: &Scenario) -> Result<(), CliErr
 }
 
 fn text(figures: &Figures) -> String {
-    let converged = figures.converged_s.map_or_else(|| "98% is not reached".to_owned(), |at| format!("98% from {at:.1} s after a shift on"));
+    let converged =
+        figures.converged_s.map_or_else(|| "98% is not reached".to_owned(), |at| format!("98% from {at:.1} s after a shift on"));
     format!(
         "capacity {:.0} a second, overshoot {}, used beyond the burst {}\nused {} of what could be, {} in the worst half second, {converged}\n\
          {:.1} grants a second for each proxy; checked after {} events",

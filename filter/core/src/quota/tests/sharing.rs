@@ -82,7 +82,9 @@ impl Fleet {
         let now = Timestamp::from_millis(5_000);
         let leader = Allocator::new(now, 1, terms, true);
         let mut fleet = Self { now, leader, proxies: Vec::new(), sent: 0, leaders: 1, born: 0 };
-        (0..proxies).for_each(|_| drop(fleet.join()));
+        for _ in 0..proxies {
+            fleet.join();
+        }
         fleet
     }
 
@@ -176,8 +178,8 @@ fn when_nothing_changes_grants_are_only_renewed() {
         fleet.round(&rates);
         sent.push(fleet.sent);
     }
-    // Each is renewed once a second, and four seconds are 40 rounds.
-    assert!(sent.iter().sum::<usize>() <= 100 * 4, "{sent:?}");
+    // Each is renewed once a second, and four seconds are 40 rounds; a purse that is too full or too empty moves few.
+    assert!(sent.iter().sum::<usize>() <= 105 * 4, "{sent:?}");
 }
 
 #[test]

@@ -50,6 +50,34 @@ fn what_nobody_tells_of_is_granted_as_it_ends() {
     assert!(whole > 0.98 * CAPACITY && whole <= 0.99 * CAPACITY, "{whole}: the safe part may be in force for long");
 }
 
+/// Else what others hold would count as told of.
+#[test]
+fn a_holder_that_is_called_twice_tells_once() {
+    let mut fleet = Fleet::new(2, terms(CAPACITY));
+    fleet.rounds(30, &[(600.0, 0), (600.0, 0)]);
+    let before = fleet.granted();
+    fleet.new_leader();
+    let (mut now, proxy) = (fleet.now, &mut fleet.proxies[0]);
+    let mut calls = Vec::new();
+    for _ in 0..7 {
+        now = now + Duration::from_millis(100);
+        let report = proxy.report(now);
+        fleet.leader.hear(now, &proxy.key, &report);
+        calls.extend(fleet.leader.step(now));
+    }
+    assert_eq!(calls.iter().filter(|call| call.grant.lease.is_none()).count(), 2, "{calls:?}");
+    for call in &calls {
+        now = now + Duration::from_millis(100);
+        proxy.accept(now, &call.grant);
+        now = now + Duration::from_millis(10);
+        let report = proxy.report(now);
+        fleet.leader.hear(now, &proxy.key, &report);
+    }
+    fleet.leader.step(now);
+    let granted = fleet.leader.view(now).committed;
+    assert!(granted <= before[0] + 1e-9, "{granted} after {before:?}: the other one may hold the rest");
+}
+
 #[test]
 fn who_claims_more_than_there_is_takes_nothing_from_those_who_have_told() {
     let mut fleet = fleet();
