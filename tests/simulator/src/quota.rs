@@ -31,6 +31,8 @@ const TICK: Duration = Duration::from_millis(10);
 const STEP_TICKS: u64 = 5;
 /// Proxies report so often.
 const REPORT_TICKS: u64 = 10;
+/// Part of the capacity by which a sum of so many rates may be wrong.
+const ROUNDING: f64 = 1e-12;
 /// Over so long utilisation is told.
 const WINDOW_TICKS: u64 = 50;
 
@@ -325,7 +327,7 @@ impl<'a> World<'a> {
 
     fn figures(&self, windows: Vec<Window>) -> Figures {
         let grants = self.sent as f64 / self.elapsed().as_secs_f64() / self.scenario.proxies as f64;
-        let over = |most: f64, limit: f64| ((most - limit) / self.terms.capacity).max(0.0);
+        let over = |most: f64, limit: f64| Some((most - limit) / self.terms.capacity).filter(|over| *over > ROUNDING).unwrap_or(0.0);
         Figures {
             overshoot: over(self.most_in_force, self.terms.capacity),
             used_beyond_burst: over(self.most_at_once, self.terms.capacity * self.terms.burst_s),
