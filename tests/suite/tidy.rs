@@ -124,6 +124,43 @@ fn every_dependency_has_one_version() {
 }
 
 #[test]
+fn no_dependency_is_dead_weight() {
+    let metadata = metadata();
+    let mut asked_for = BTreeSet::new();
+    let mut dead = Vec::new();
+    for package in metadata.workspace_packages() {
+        let folder = package.manifest_path.parent().expect("a manifest has a folder").as_std_path();
+        let named: BTreeSet<String> =
+            walk(folder, "rs").iter().flat_map(|path| with_included(path)).flat_map(|text| words(&text)).collect();
+        for dependency in &package.dependencies {
+            let name = dependency.rename.as_ref().unwrap_or(&dependency.name);
+            if !named.contains(&name.replace('-', "_")) {
+                dead.push(format!("{} asks for {name} and does not use it", package.name));
+            }
+            asked_for.insert(name.clone());
+        }
+    }
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).expect("the manifest exists");
+    let offered = manifest.split("[workspace.dependencies]").nth(1).and_then(|rest| rest.split("\n[").next()).expect("the section exists");
+    let offered = offered.lines().filter_map(|line| line.split_once(" = ")).map(|(name, _)| name.to_owned());
+    dead.extend(offered.filter(|name| !asked_for.contains(name)).map(|name| format!("no package asks for {name}")));
+    assert!(dead.is_empty(), "dependencies that nobody uses: {dead:#?}");
+}
+
+/// A source and the sources that it includes by path.
+fn with_included(path: &Path) -> Vec<String> {
+    let text = fs::read_to_string(path).expect("readable");
+    let folder = path.parent().expect("a file has a folder");
+    let included = text.split("#[path = \"").skip(1).filter_map(|rest| rest.split('"').next());
+    let included = included.map(|included| fs::read_to_string(folder.join(included)).expect("an included source is readable"));
+    included.chain([text.clone()]).collect()
+}
+
+fn words(text: &str) -> BTreeSet<String> {
+    text.split(|c: char| !c.is_alphanumeric() && c != '_').map(str::to_owned).collect()
+}
+
+#[test]
 fn panics_are_denied_where_a_request_could_cause_one() {
     for crate_root in ["filter/core", "filter/wasm", "protos"] {
         let manifest = fs::read_to_string(root().join(crate_root).join("Cargo.toml")).expect("the manifest exists");
