@@ -167,7 +167,8 @@ const MOST_PROMPT: f64 = 400.0;
 /// More than the first that are all looked at, so that some are settled by what those have taught.
 const ANSWERS: u64 = 32;
 
-/// What the books have of `ANSWERS` streams that end with their `usage`: their end, and the overload's figures.
+/// What the books have of `ANSWERS` streams that end with their `usage`: their end, and the overload's figures. Where no `usage` is read
+/// they look slow, so that of those some may be refused in the end.
 async fn books_of_streams(version: EnvoyVersion, reads_usage: bool) -> Result<Value> {
     let mut spec = spec();
     spec["overload"] = json!({"ttftSloMs": 5000, "tpotSloMs": TPOT_SLO_MS, "usage": reads_usage});
@@ -181,17 +182,21 @@ async fn books_of_streams(version: EnvoyVersion, reads_usage: bool) -> Result<Va
         "stream_options": {"include_usage": true},
     });
     let ask = |_| http_client::post_json(pool.envoy.address(), "/v1/chat/completions", &[], &body);
+    let mut answers = 0;
     for _ in 0..ANSWERS / 4 {
         for response in futures::future::try_join_all((0..4).map(ask)).await? {
-            ensure!(response.status == 200 && response.text().contains("\"completion_tokens\":48"), "{}", response.text());
+            let is_whole = response.status == 200 && response.text().contains("\"completion_tokens\":48");
+            ensure!(is_whole || (response.status == 429 && !reads_usage), "{}", response.text());
+            answers += u64::from(is_whole);
         }
     }
+    ensure!(answers > 0, "none was answered");
     wait_until("every response in the books", PATIENCE, || async {
         let status = pool.control.status().await?;
         let seen = status["pools"][0].clone();
         let classes = seen["classes"].as_array().cloned().unwrap_or_default();
         let sum = |field: &str| classes.iter().filter_map(|class| class[field].as_u64()).sum::<u64>();
-        let over = sum("completed") == ANSWERS && sum("in_flight") == 0;
+        let over = sum("completed") == answers && sum("in_flight") == 0;
         Ok(over.then_some(seen))
     })
     .await

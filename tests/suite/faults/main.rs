@@ -137,7 +137,7 @@ async fn an_engine_that_restarts_counts_on() -> Result<()> {
         .becomes("an engine that is back: ok, with a restart", 20 * PERIOD, |status| is_calm(status) && engine(status)["restarts"] == 1);
     let back = back.await?;
     ensure!(made(&back) >= made(&before), "tokens fell from {:?} to {:?}", made(&before), made(&back));
-    world.traffic.more(50).await?;
+    world.traffic.everybody().await?;
     let broken = world.traffic.broken();
     world.end(broken).await
 }

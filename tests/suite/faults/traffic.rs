@@ -16,6 +16,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 const CLASSES: [&str; 3] = ["high", "medium", "low"];
+/// One of each class for each of the two pools.
+const CLIENTS: usize = 2 * CLASSES.len();
 /// Time between two requests of a client: answers take half of the first, so that the engine always works on one.
 const CHAT_PACE: Duration = Duration::from_millis(200);
 const PLAIN_PACE: Duration = Duration::from_millis(40);
@@ -39,7 +41,8 @@ pub(crate) struct Traffic {
 
 #[derive(Default)]
 struct Seen {
-    served: AtomicU64,
+    /// By client.
+    served: [AtomicU64; CLIENTS],
     /// Requests without an answer of the engine.
     broken: AtomicU64,
     refused: Mutex<Vec<String>>,
@@ -62,7 +65,8 @@ impl Traffic {
         for (place, class) in (0..).zip(CLASSES) {
             for (ask, pace) in [(Ask::Chat, CHAT_PACE), (Ask::Page, PLAIN_PACE)] {
                 let begin = Instant::now() + pace * place / 3;
-                clients.push(tokio::spawn(client(proxy, class, ask, (begin, pace), stop.clone(), seen.clone())));
+                let index = clients.len();
+                clients.push(tokio::spawn(client(proxy, (index, class), ask, (begin, pace), stop.clone(), seen.clone())));
             }
         }
         Self { stop, seen, clients }
@@ -70,9 +74,16 @@ impl Traffic {
 
     /// Waits until `n` more requests were served.
     pub(crate) async fn more(&self, n: u64) -> Result<()> {
-        let from = self.seen.served.load(Ordering::SeqCst);
-        let is_there = || self.seen.served.load(Ordering::SeqCst) >= from + n;
-        wait_until("traffic", PATIENCE, || std::future::ready(Ok(is_there().then_some(())))).await
+        let from = self.seen.served();
+        wait_until("traffic", PATIENCE, || std::future::ready(Ok((self.seen.served() >= from + n).then_some(())))).await
+    }
+
+    /// Waits until every client was served once more: none has a request under way that began before.
+    pub(crate) async fn everybody(&self) -> Result<()> {
+        let by_client = || self.seen.served.iter().map(|served| served.load(Ordering::SeqCst));
+        let from: Vec<u64> = by_client().collect();
+        let are_served = || by_client().zip(&from).all(|(now, from)| now > *from);
+        wait_until("an answer for every client", PATIENCE, || std::future::ready(Ok(are_served().then_some(())))).await
     }
 
     /// Requests so far that no engine answered.
@@ -91,14 +102,13 @@ impl Traffic {
         }
         let refused = self.seen.refused.lock().unwrap_or_else(PoisonError::into_inner).clone();
         ensure!(refused.is_empty(), "{} requests were refused, as {:?}", refused.len(), refused.first());
-        let count = |counter: &AtomicU64| counter.load(Ordering::SeqCst);
-        Ok(Outcome { served: count(&self.seen.served), broken: count(&self.seen.broken) })
+        Ok(Outcome { served: self.seen.served(), broken: self.seen.broken.load(Ordering::SeqCst) })
     }
 }
 
 async fn client(
     proxy: SocketAddr,
-    class: &'static str,
+    (index, class): (usize, &'static str),
     ask: Ask,
     (begin, pace): (Instant, Duration),
     stop: Arc<AtomicBool>,
@@ -115,7 +125,7 @@ async fn client(
             Ask::Page => connection.get("/v1/models", &[key_header(class)]).await,
         };
         match response {
-            Ok(response) => seen.take(class, &response)?,
+            Ok(response) => seen.take((index, class), &response)?,
             // An engine that ends in the middle of its answer ends the client's connection, too.
             Err(_) => {
                 seen.broken.fetch_add(1, Ordering::SeqCst);
@@ -126,14 +136,20 @@ async fn client(
     Ok(())
 }
 
+// === impl Seen ===
+
 impl Seen {
-    fn take(&self, class: &str, response: &Response) -> Result<()> {
+    fn served(&self) -> u64 {
+        self.served.iter().map(|served| served.load(Ordering::SeqCst)).sum()
+    }
+
+    fn take(&self, (index, class): (usize, &str), response: &Response) -> Result<()> {
         if let Some(reason) = response.header("x-headgate-reason") {
             self.refused.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{class}: {} {reason}", response.status));
             return Ok(());
         }
         let counter = match response.status.as_u16() {
-            200 => &self.served,
+            200 => &self.served[index],
             503 => &self.broken,
             status => anyhow::bail!("{class} is answered {status}: {}", response.text()),
         };

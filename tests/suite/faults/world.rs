@@ -110,7 +110,8 @@ fn plain() -> Value {
     plain["pool"] = json!("plain");
     plain["routes"] = json!([{"pathPrefix": "/v1/models"}]);
     plain["levels"]["gpuMemory"] = json!({"sampleMs": 100, "tripPercent": 75, "source": "nvml"});
-    plain["levels"]["qps"] = json!({"minSamples": 3});
+    // Above what the clients ask for: seconds before they began may be learned as well.
+    plain["levels"]["qps"] = json!({"minSamples": 3, "floorRps": 150});
     plain["levels"]["p99"] = json!({"windowMs": 1000, "minSamples": 10, "floorMs": 1000});
     plain
 }
