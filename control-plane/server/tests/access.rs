@@ -396,6 +396,10 @@ async fn what_is_too_long_too_much_or_malformed_is_refused_with_its_status() {
     let codec = tonic_prost::ProstCodec::<Wrong, v1::LoadReportResponse>::default();
     let answers = grpc.streaming(Request::new(tokio_stream::once(Wrong { number: 7 })), path, codec).await.unwrap();
     assert_eq!(answers.into_inner().message().await.unwrap_err().code(), Code::Internal, "malformed");
+    for reason in ["bytes is longer than", "failed to decode"] {
+        let has_it = |line: &Value| line["action"] == "message" && line["reason"].as_str().is_some_and(|text| text.contains(reason));
+        assert!(bench.audit().iter().any(has_it), "the audit log has no message that {reason}");
+    }
 
     let mut client = bench.policies().await;
     let source = Some(v1::PolicySource { source: Some(v1::policy_source::Source::Document("x".repeat(2 << 20))) });

@@ -1,6 +1,7 @@
 //! Bodies of calls: bounds on the messages of the caller, and what ends with the answer.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
@@ -8,9 +9,11 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame};
 use tokio::time::Sleep;
-use tonic::Status;
 use tonic::body::Body;
+use tonic::{Code, Status};
 
+use super::audit::{Entry, Outcome};
+use super::caller::{Caller, shortened};
 use super::frames::FrameReader;
 use super::rates::Slot;
 
@@ -18,11 +21,19 @@ use super::rates::Slot;
 const MESSAGES_PER_S: f64 = 2000.0;
 const MESSAGES_AT_ONCE: f64 = 10_000.0;
 
+/// What is wrong with the messages of one call goes to the audit log.
+#[derive(Clone)]
+pub(super) struct Complaints {
+    caller: Caller,
+    call: Arc<str>,
+}
+
 /// The messages of a caller, none longer than allowed, and not too many of them. The bound is checked when the length is read, before
 /// anything of the message is kept.
 pub(super) struct BoundedMessages {
     inner: Body,
     max_bytes: usize,
+    complaints: Complaints,
     frames: FrameReader,
     messages_left: f64,
     seen_at: Instant,
@@ -40,16 +51,40 @@ pub(super) enum End {
 /// An answer, with its place among the peer's open calls, cut off at its end at the latest.
 pub(super) struct HeldAnswer {
     inner: Body,
+    complaints: Complaints,
     _slot: Option<Slot>,
     ends: Option<(Pin<Box<Sleep>>, End)>,
     has_ended: bool,
 }
 
+// === impl Complaints ===
+
+impl Complaints {
+    pub(super) fn new(caller: Caller, call: &str) -> Self {
+        Self { caller, call: shortened(call).into() }
+    }
+
+    fn record(&self, status: &Status) {
+        let (call, reason) = (Some(&*self.call), Some(shortened(status.message())));
+        self.caller.audit(&Entry { action: "message", outcome: Outcome::Refused, call, reason, ..Entry::default() });
+    }
+
+    /// Records an answer that says that a message could not be read: a server's INTERNAL, by gRPC's own list of codes.
+    pub(super) fn look_at(&self, answer: &HeaderMap) {
+        if let Some(status) = Status::from_header_map(answer)
+            && status.code() == Code::Internal
+        {
+            self.record(&status);
+        }
+    }
+}
+
 // === impl BoundedMessages ===
 
 impl BoundedMessages {
-    pub(super) fn new(inner: Body, max_bytes: usize) -> Self {
-        Self { inner, max_bytes, frames: FrameReader::default(), messages_left: MESSAGES_AT_ONCE, seen_at: Instant::now() }
+    pub(super) fn new(inner: Body, max_bytes: usize, complaints: Complaints) -> Self {
+        let (frames, seen_at) = (FrameReader::default(), Instant::now());
+        Self { inner, max_bytes, complaints, frames, messages_left: MESSAGES_AT_ONCE, seen_at }
     }
 
     fn check(&mut self, bytes: &[u8], now: Instant) -> Result<(), Status> {
@@ -77,6 +112,7 @@ impl HttpBody for BoundedMessages {
             && let Some(data) = frame.data_ref()
             && let Err(status) = self.check(data, Instant::now())
         {
+            self.complaints.record(&status);
             return Poll::Ready(Some(Err(status)));
         }
         Poll::Ready(frame)
@@ -108,10 +144,10 @@ impl End {
 
 impl HeldAnswer {
     /// An answer that ends at the first of `ends` at the latest.
-    pub(super) fn new(inner: Body, slot: Option<Slot>, ends: [Option<End>; 2]) -> Self {
+    pub(super) fn new(inner: Body, complaints: Complaints, slot: Option<Slot>, ends: [Option<End>; 2]) -> Self {
         let first = ends.into_iter().flatten().min_by_key(|end| end.at());
         let ends = first.map(|end| (Box::pin(tokio::time::sleep_until(end.at().into())), end));
-        Self { inner, _slot: slot, ends, has_ended: false }
+        Self { inner, complaints, _slot: slot, ends, has_ended: false }
     }
 }
 
@@ -132,7 +168,11 @@ impl HttpBody for HeldAnswer {
             self.has_ended = true;
             return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
         }
-        Pin::new(&mut self.inner).poll_frame(context)
+        let frame = ready!(Pin::new(&mut self.inner).poll_frame(context));
+        if let Some(trailers) = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.trailers_ref()) {
+            self.complaints.look_at(trailers);
+        }
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -142,6 +182,7 @@ impl HttpBody for HeldAnswer {
 
 #[cfg(test)]
 mod tests {
+    use super::super::audit::Audit;
     use super::*;
 
     fn framed(message: &[u8]) -> Vec<u8> {
@@ -151,9 +192,13 @@ mod tests {
         bytes
     }
 
+    fn bounded() -> BoundedMessages {
+        BoundedMessages::new(Body::default(), 10, Complaints::new(Caller::itself(Audit::without_file()), "/a.B/C"))
+    }
+
     #[test]
     fn a_length_beyond_the_bound_is_refused_before_the_message_comes() {
-        let mut body = BoundedMessages::new(Body::default(), 10);
+        let mut body = bounded();
         let now = Instant::now();
         assert!(body.check(&framed(&[0; 10]), now).is_ok());
         assert_eq!(body.check(&[0, 255, 255, 255, 255], now).unwrap_err().code(), tonic::Code::ResourceExhausted);
@@ -161,12 +206,12 @@ mod tests {
 
     #[test]
     fn a_flood_of_messages_is_refused_and_a_steady_stream_is_not() {
-        let mut flood = BoundedMessages::new(Body::default(), 10);
+        let mut flood = bounded();
         let now = Instant::now();
         let many = framed(b"").repeat(10_000);
         assert!(flood.check(&many, now).is_ok());
         assert_eq!(flood.check(&framed(b""), now).unwrap_err().code(), tonic::Code::ResourceExhausted);
-        let mut steady = BoundedMessages::new(Body::default(), 10);
+        let mut steady = bounded();
         for second in 0..60 {
             assert!(steady.check(&framed(b"").repeat(1900), now + std::time::Duration::from_secs(second)).is_ok());
         }

@@ -21,7 +21,7 @@ use tower::{Layer, Service};
 
 use super::access::{Access, PeerLimits};
 use super::audit::{Audit, Entry, Outcome};
-use super::body::{BoundedMessages, End, HeldAnswer};
+use super::body::{BoundedMessages, Complaints, End, HeldAnswer};
 use super::caller::{Caller, Proof, shortened};
 use super::listener::Peer;
 use super::rates::{PeerKey, Rates, Slot};
@@ -193,10 +193,16 @@ where
             parts.extensions.get::<Peer>().and_then(|peer| peer.moves_at).filter(|_| rpc.is_some_and(|rpc| rpc.need == Need::Proxy));
         let ends = [ends.map(End::Expired), moves.map(End::Moved)];
         parts.headers.remove(AUTHORIZATION);
+        let complaints = Complaints::new(caller.clone(), parts.uri.path());
         parts.extensions.insert(caller);
         let max_bytes = rpc.map_or(UNKNOWN_METHOD_BYTES, |rpc| rpc.max_message_bytes);
-        let answer = self.inner.call(Request::from_parts(parts, Body::new(BoundedMessages::new(body, max_bytes))));
-        Box::pin(async move { Ok(answer.await?.map(|body| Body::new(HeldAnswer::new(body, slot, ends)))) })
+        let messages = Body::new(BoundedMessages::new(body, max_bytes, complaints.clone()));
+        let answer = self.inner.call(Request::from_parts(parts, messages));
+        Box::pin(async move {
+            let answer = answer.await?;
+            complaints.look_at(answer.headers());
+            Ok(answer.map(|body| Body::new(HeldAnswer::new(body, complaints, slot, ends))))
+        })
     }
 }
 
