@@ -10,16 +10,19 @@ extern crate alloc;
 mod any;
 #[cfg(feature = "document")]
 pub mod document;
+mod histogram;
 #[cfg(feature = "document")]
 pub mod plugin;
 
 pub use any::Any;
+pub use histogram::Histogram;
 
 // The generated code names other packages by relative paths, so the modules nest as the packages do.
 #[allow(clippy::all, clippy::pedantic, clippy::restriction, missing_docs, rustdoc::all, unreachable_pub)]
 mod generated {
     pub mod headgate {
         pub mod v1 {
+            pub use crate::Histogram;
             include!("gen/headgate.v1.rs");
         }
     }

@@ -113,6 +113,7 @@ fn generate(root: &Path, out: &Path) {
     config.btree_map(["."]);
     config.enable_type_names();
     config.extern_path(".google.protobuf.Any", "crate::Any");
+    config.extern_path(".headgate.v1.Histogram", "crate::Histogram");
     for message in DOCUMENT_MESSAGES {
         config.message_attribute(format!("headgate.v1.{message}"), SERDE);
         config.field_attribute(

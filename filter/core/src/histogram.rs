@@ -5,13 +5,13 @@
 //! Memory is allocated in pages of 128 counts, one page for each power of two that was ever seen: at most 37 KiB.
 
 use alloc::boxed::Box;
-use alloc::vec::Vec;
-
-use headgate_protos::v1;
-use thiserror::Error;
 
 #[cfg(test)]
 mod tests;
+mod wire;
+
+pub use self::wire::HistogramError;
+pub(crate) use self::wire::Told;
 
 /// Buckets on a page, and sub-buckets of a power of two.
 const PAGE_LEN: usize = 128;
@@ -36,40 +36,6 @@ pub struct Histogram {
     pages: [Option<Box<Page>>; PAGES],
     count: u64,
     sum: u64,
-}
-
-/// Why a histogram from the wire was refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-pub enum HistogramError {
-    /// The lists of indices and counts differ in length.
-    #[error("histogram: {indices} indices with {counts} counts")]
-    Lengths {
-        /// Indices.
-        indices: usize,
-        /// Counts.
-        counts: usize,
-    },
-    /// An index beyond the last bucket.
-    #[error("histogram: index {got} is outside 0..={max}", max = BUCKETS - 1)]
-    IndexOutOfRange {
-        /// The index.
-        got: u64,
-    },
-    /// An index that does not exceed the one before it.
-    #[error("histogram: index {got} is repeated")]
-    NotAscending {
-        /// The index.
-        got: u32,
-    },
-    /// A bucket without samples, which has no place on the wire.
-    #[error("histogram: bucket {index} is empty")]
-    EmptyBucket {
-        /// The bucket.
-        index: u32,
-    },
-    /// More samples than 64 bits can count.
-    #[error("histogram: the counts overflow")]
-    Overflow,
 }
 
 /// Bucket of a value: `v` below 128, else `128·(e − 6) + (v >> (e − 7)) − 128` with `e = floor(log2 v)`.
@@ -134,17 +100,7 @@ impl Histogram {
     #[must_use]
     pub fn diff(&self, older: &Self) -> Self {
         let mut newer = Self::new();
-        for (index, (ours, theirs)) in self.pages.iter().zip(older.pages.iter()).enumerate() {
-            let Some(ours) = ours else { continue };
-            for (slot, count) in ours.occupied() {
-                let before = theirs.as_ref().map_or(0, |page| page.at(slot));
-                let grown = count.saturating_sub(before);
-                if grown > 0 {
-                    newer.add(index, slot, grown);
-                }
-            }
-        }
-        newer.sum = self.sum.saturating_sub(older.sum);
+        newer.set_diff(self, older);
         newer
     }
 
@@ -201,44 +157,20 @@ impl Histogram {
         (self.count > 0).then(|| self.sum as f64 / self.count as f64)
     }
 
-    /// The form that goes over the wire: occupied buckets only, indices as differences.
-    pub fn to_wire(&self) -> v1::Histogram {
-        let buckets = self.pages.iter().flatten().map(|page| page.occupied.count_ones() as usize).sum();
-        let mut wire = v1::Histogram { index_deltas: Vec::with_capacity(buckets), counts: Vec::with_capacity(buckets), sum: self.sum };
-        let mut previous = 0_u32;
-        for (page, slot, count) in self.occupied() {
-            let index = (page * PAGE_LEN + slot) as u32;
-            wire.index_deltas.push(index.saturating_sub(previous));
-            wire.counts.push(count);
-            previous = index;
-        }
-        wire
-    }
-
-    /// Reads the wire form.
-    ///
-    /// # Errors
-    /// [`HistogramError`] when the lists differ in length, an index repeats or lies beyond [`BUCKETS`], a bucket is empty or the
-    /// counts overflow. Indices ascend strictly, so a message of any size is refused after at most [`BUCKETS`] entries.
-    pub fn from_wire(wire: &v1::Histogram) -> Result<Self, HistogramError> {
-        let v1::Histogram { index_deltas, counts, sum } = wire;
-        if index_deltas.len() != counts.len() {
-            return Err(HistogramError::Lengths { indices: index_deltas.len(), counts: counts.len() });
-        }
-        let mut histogram = Self::new();
-        let mut total = 0_u64;
-        let mut previous: Option<u32> = None;
-        for (delta, count) in index_deltas.iter().zip(counts) {
-            let index = next_index(previous, *delta)?;
-            if *count == 0 {
-                return Err(HistogramError::EmptyBucket { index });
+    /// Makes this the [`diff`](Self::diff) of `newer` and `older`, and keeps the memory.
+    pub fn set_diff(&mut self, newer: &Self, older: &Self) {
+        self.clear();
+        for (index, (ours, theirs)) in newer.pages.iter().zip(older.pages.iter()).enumerate() {
+            let Some(ours) = ours else { continue };
+            for (slot, count) in ours.occupied() {
+                let before = theirs.as_ref().map_or(0, |page| page.at(slot));
+                let grown = count.saturating_sub(before);
+                if grown > 0 {
+                    self.add(index, slot, grown);
+                }
             }
-            total = total.checked_add(*count).ok_or(HistogramError::Overflow)?;
-            histogram.add(index as usize / PAGE_LEN, index as usize % PAGE_LEN, *count);
-            previous = Some(index);
         }
-        histogram.sum = *sum;
-        Ok(histogram)
+        self.sum = newer.sum.saturating_sub(older.sum);
     }
 
     fn add(&mut self, page: usize, slot: usize, count: u64) {
@@ -286,15 +218,6 @@ impl Page {
             *self = Self { counts: [0; PAGE_LEN], occupied: 0 };
         }
     }
-}
-
-fn next_index(previous: Option<u32>, delta: u32) -> Result<u32, HistogramError> {
-    let index = match previous {
-        None => u64::from(delta),
-        Some(previous) if delta == 0 => return Err(HistogramError::NotAscending { got: previous }),
-        Some(previous) => u64::from(previous) + u64::from(delta),
-    };
-    u32::try_from(index).ok().filter(|index| *index < BUCKETS).ok_or(HistogramError::IndexOutOfRange { got: index })
 }
 
 impl Default for Histogram {

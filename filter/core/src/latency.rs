@@ -195,15 +195,30 @@ impl Latencies {
     /// # Errors
     /// [`HistogramError`] of the first histogram that cannot be read.
     pub fn from_wire(wire: &v1::LatencyStream) -> Result<Self, HistogramError> {
-        let v1::LatencyStream { ttft_us, tpot_us, total_us, queue_us, upstream_us, .. } = wire;
+        Self::between(None, wire)
+    }
+
+    /// Samples that came between two wire forms: see [`Histogram::between`].
+    ///
+    /// # Errors
+    /// [`HistogramError`] of the first histogram of `wire` that cannot be read.
+    pub fn between(older: Option<&v1::LatencyStream>, wire: &v1::LatencyStream) -> Result<Self, HistogramError> {
+        let none = [None; Metric::ALL.len()];
         let mut latencies = Self::new();
-        for (slot, wire) in latencies.histograms.iter_mut().zip([ttft_us, tpot_us, total_us, queue_us, upstream_us]) {
+        let wires = histograms(wire).into_iter().zip(older.map_or(none, histograms));
+        for (slot, (wire, older)) in latencies.histograms.iter_mut().zip(wires) {
             if let Some(wire) = wire {
-                *slot = Histogram::from_wire(wire)?;
+                *slot = Histogram::between(older, wire)?;
             }
         }
         Ok(latencies)
     }
+}
+
+/// In the order of [`Metric::ALL`].
+fn histograms(wire: &v1::LatencyStream) -> [Option<&v1::Histogram>; Metric::ALL.len()] {
+    let v1::LatencyStream { ttft_us, tpot_us, total_us, queue_us, upstream_us, .. } = wire;
+    [ttft_us.as_ref(), tpot_us.as_ref(), total_us.as_ref(), queue_us.as_ref(), upstream_us.as_ref()]
 }
 
 impl Place {

@@ -10,7 +10,7 @@ use headgate_protos::v1;
 use crate::breaker::{Breaker, KeyedBreakers};
 use crate::control::{ClassAction, ClassLoad, PoolController, Signals};
 use crate::fleet::term_of;
-use crate::histogram::Histogram;
+use crate::histogram::{Histogram, Told};
 use crate::in_band::EndpointLoads;
 use crate::key_cache::KeyCache;
 use crate::level::SignalSource;
@@ -57,7 +57,9 @@ pub(crate) struct ClassState {
     pub(crate) only_here: u64,
     pub(crate) only_there: u64,
     pub(crate) ttft_us: Histogram,
+    pub(crate) ttft_told: Told,
     pub(crate) duration_us: Histogram,
+    pub(crate) duration_told: Told,
     pub(crate) in_force: InForce,
     pub(crate) bucket: Option<TokenBucket>,
     pub(crate) clock: TicketClock,
@@ -79,7 +81,9 @@ impl ClassState {
             only_here: 0,
             only_there: 0,
             ttft_us: Histogram::new(),
+            ttft_told: Told::default(),
             duration_us: Histogram::new(),
+            duration_told: Told::default(),
             in_force: InForce::ADMIT,
             bucket: None,
             clock: TicketClock::default(),

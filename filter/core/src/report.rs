@@ -6,7 +6,6 @@ use alloc::vec::Vec;
 use headgate_protos::v1;
 
 use crate::breaker::KeyedBreakers;
-use crate::histogram::Histogram;
 use crate::policy::Policy;
 use crate::pool::{ClassState, Pool, PoolBreakers};
 use crate::reason::Reason;
@@ -46,16 +45,11 @@ fn class(state: &ClassState) -> v1::ClassReport {
         refused: refused.map(|(reason, count)| v1::ReasonCount { reason: String::from(reason.as_str()), count }).collect(),
         in_flight: state.in_flight,
         waiting: state.waiting,
-        ttft_us: histogram(&state.ttft_us),
-        duration_us: histogram(&state.duration_us),
+        ttft_us: state.ttft_told.of(&state.ttft_us),
+        duration_us: state.duration_told.of(&state.duration_us),
         only_here: state.only_here,
         only_there: state.only_there,
     }
-}
-
-/// An empty histogram is left out.
-fn histogram(samples: &Histogram) -> Option<v1::Histogram> {
-    if samples.count() == 0 { None } else { Some(samples.to_wire()) }
 }
 
 fn open_breakers(breakers: &PoolBreakers) -> Vec<v1::BreakerReport> {

@@ -6633,19 +6633,19 @@ pub struct LatencyStream {
     pub place: u64,
     /// From the arrival of the request to the first byte of the response's body.
     #[prost(message, optional, tag = "5")]
-    pub ttft_us: ::core::option::Option<Histogram>,
+    pub ttft_us: ::core::option::Option<crate::Histogram>,
     /// Mean time between two tokens of each streamed response; under overload control only.
     #[prost(message, optional, tag = "6")]
-    pub tpot_us: ::core::option::Option<Histogram>,
+    pub tpot_us: ::core::option::Option<crate::Histogram>,
     /// From the arrival of the request to the end of the response.
     #[prost(message, optional, tag = "7")]
-    pub total_us: ::core::option::Option<Histogram>,
+    pub total_us: ::core::option::Option<crate::Histogram>,
     /// From the arrival of the request to its admission.
     #[prost(message, optional, tag = "8")]
-    pub queue_us: ::core::option::Option<Histogram>,
+    pub queue_us: ::core::option::Option<crate::Histogram>,
     /// From the admission of the request to the end of the response.
     #[prost(message, optional, tag = "9")]
-    pub upstream_us: ::core::option::Option<Histogram>,
+    pub upstream_us: ::core::option::Option<crate::Histogram>,
 }
 impl ::prost::Name for LatencyStream {
     const NAME: &'static str = "LatencyStream";
@@ -6680,10 +6680,10 @@ pub struct OverloadReport {
     pub queue: ::core::option::Option<QueueReport>,
     /// Time from admission to the first token, in microseconds.
     #[prost(message, optional, tag = "7")]
-    pub service_ttft_us: ::core::option::Option<Histogram>,
+    pub service_ttft_us: ::core::option::Option<crate::Histogram>,
     /// Mean time between tokens of each response with at least two pieces, in microseconds.
     #[prost(message, optional, tag = "8")]
-    pub tpot_us: ::core::option::Option<Histogram>,
+    pub tpot_us: ::core::option::Option<crate::Histogram>,
     /// Sums for the fit of the time from admission to first token over the prompt's tokens.
     #[prost(message, optional, tag = "9")]
     pub ttft_fit: ::core::option::Option<FitSums>,
@@ -6745,7 +6745,7 @@ pub struct QueueReport {
     pub overflowed: u64,
     /// Time in the queue of released requests, in microseconds.
     #[prost(message, optional, tag = "9")]
-    pub wait_us: ::core::option::Option<Histogram>,
+    pub wait_us: ::core::option::Option<crate::Histogram>,
 }
 impl ::prost::Name for QueueReport {
     const NAME: &'static str = "QueueReport";
@@ -6842,10 +6842,10 @@ pub struct ClassReport {
     pub waiting: u32,
     /// Time to first token (first byte of the response body), in microseconds.
     #[prost(message, optional, tag = "10")]
-    pub ttft_us: ::core::option::Option<Histogram>,
+    pub ttft_us: ::core::option::Option<crate::Histogram>,
     /// Whole duration, in microseconds; for people, never for control.
     #[prost(message, optional, tag = "11")]
-    pub duration_us: ::core::option::Option<Histogram>,
+    pub duration_us: ::core::option::Option<crate::Histogram>,
     /// Of a candidate that only watches: requests that it would have served and the policy in force did not.
     #[prost(uint64, tag = "40")]
     pub only_here: u64,
@@ -6881,29 +6881,6 @@ impl ::prost::Name for ReasonCount {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "/headgate.v1.ReasonCount".into()
-    }
-}
-/// A cumulative log-linear histogram (`headgate_core::histogram`): 128 linear sub-buckets for every power of two, exact below 128.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Histogram {
-    /// Indices of the occupied buckets, ascending, each as the difference from the one before.
-    #[prost(uint32, repeated, tag = "1")]
-    pub index_deltas: ::prost::alloc::vec::Vec<u32>,
-    /// Counts of those buckets.
-    #[prost(uint64, repeated, tag = "2")]
-    pub counts: ::prost::alloc::vec::Vec<u64>,
-    /// Sum of the samples.
-    #[prost(uint64, tag = "3")]
-    pub sum: u64,
-}
-impl ::prost::Name for Histogram {
-    const NAME: &'static str = "Histogram";
-    const PACKAGE: &'static str = "headgate.v1";
-    fn full_name() -> ::prost::alloc::string::String {
-        "headgate.v1.Histogram".into()
-    }
-    fn type_url() -> ::prost::alloc::string::String {
-        "/headgate.v1.Histogram".into()
     }
 }
 /// From the control plane to the filter.

@@ -66,7 +66,7 @@ fn counts_values_beyond_the_range_as_the_largest() {
 #[test]
 fn refuses_malformed_wire_forms_by_name() {
     let wire = |index_deltas: &[u32], counts: &[u64]| {
-        Histogram::from_wire(&v1::Histogram { index_deltas: index_deltas.to_vec(), counts: counts.to_vec(), sum: 0 }).map(|h| h.count())
+        Histogram::from_wire(&v1::Histogram::new(index_deltas.iter().copied(), counts.iter().copied(), 0)).map(|h| h.count())
     };
     assert_eq!(wire(&[1], &[]), Err(HistogramError::Lengths { indices: 1, counts: 0 }));
     assert_eq!(wire(&[5, 0], &[1, 1]), Err(HistogramError::NotAscending { got: 5 }));
@@ -115,8 +115,32 @@ proptest! {
     }
 
     #[test]
+    fn what_came_between_two_wire_forms_is_the_difference_of_what_they_say(a in values(), b in values(), c in values()) {
+        // The second need not have grown out of the first: a worker that went away leaves less.
+        let (older, newer) = (merged(&of(&a), &of(&b)), merged(&of(&b), &of(&c)));
+        let wire = newer.to_wire();
+        prop_assert_eq!(Histogram::between(Some(&older.to_wire()), &wire), Ok(newer.diff(&older)));
+        prop_assert_eq!(Histogram::between(Some(&wire), &wire), Ok(Histogram::new()));
+        prop_assert_eq!(Histogram::between(None, &wire), Ok(newer.clone()));
+        let unreadable = v1::Histogram::new([5, 0], [1, 1], 0);
+        prop_assert_eq!(Histogram::between(Some(&unreadable), &wire), Ok(newer));
+        prop_assert!(Histogram::between(Some(&wire), &unreadable).is_err());
+    }
+
+    #[test]
+    fn the_wire_form_that_is_told_is_the_newest(samples in values()) {
+        let (told, mut histogram) = (Told::default(), Histogram::new());
+        prop_assert_eq!(told.of(&histogram), None);
+        for sample in samples {
+            histogram.record(sample);
+            prop_assert_eq!(told.of(&histogram), Some(histogram.to_wire()));
+            prop_assert_eq!(told.of(&histogram), Some(histogram.to_wire()));
+        }
+    }
+
+    #[test]
     fn any_wire_form_is_read_or_refused_without_a_panic(deltas in prop::collection::vec(any::<u32>(), 0..8), counts in prop::collection::vec(any::<u64>(), 0..8), sum in any::<u64>()) {
-        let _ = Histogram::from_wire(&v1::Histogram { index_deltas: deltas, counts, sum });
+        let _ = Histogram::from_wire(&v1::Histogram::new(deltas, counts, sum));
     }
 }
 
@@ -160,7 +184,7 @@ fn an_occupied_bucket_takes_at_most_sixteen_bytes_on_the_wire() {
     use prost::Message;
     let of_counts = |count: u64, step: usize| {
         let buckets = (0..BUCKETS as usize).step_by(step).count();
-        let wire = v1::Histogram { index_deltas: vec![step as u32; buckets - 1], counts: vec![count; buckets - 1], sum: u64::MAX };
+        let wire = v1::Histogram::new(vec![step as u32; buckets - 1], vec![count; buckets - 1], u64::MAX);
         assert!(Histogram::from_wire(&wire).is_ok());
         wire.encoded_len() as f64 / (buckets - 1) as f64
     };
@@ -168,6 +192,6 @@ fn an_occupied_bucket_takes_at_most_sixteen_bytes_on_the_wire() {
     assert!(of_counts(1 << 50, 1) <= 16.0 && of_counts(1 << 40, 900) <= 16.0, "{} {}", of_counts(1 << 50, 1), of_counts(1 << 40, 900));
     // As they are in practice: a million latencies.
     let wire = of(&drawn(|rng| libm::exp(11.0 + 1.2 * normal(rng)))).to_wire();
-    let per_bucket = wire.encoded_len() as f64 / wire.counts.len() as f64;
+    let per_bucket = wire.encoded_len() as f64 / wire.lens().1 as f64;
     assert!(per_bucket <= 4.0, "{per_bucket}");
 }

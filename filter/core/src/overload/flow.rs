@@ -126,6 +126,22 @@ impl Flow {
     /// [`FlowError`] when a histogram or the offered levels are malformed; numbers that are not finite count as none.
     pub fn from_wire(report: &v1::OverloadReport) -> Result<Self, FlowError> {
         let histogram = |wire: Option<&v1::Histogram>| wire.map_or(Ok(Histogram::new()), Histogram::from_wire);
+        let [queue_wait_us, service_ttft_us, tpot_us] = Self::histograms_of(report).map(histogram);
+        Ok(Self { queue_wait_us: queue_wait_us?, service_ttft_us: service_ttft_us?, tpot_us: tpot_us?, ..Self::counts_from_wire(report)? })
+    }
+
+    /// The histograms of a report: wait in the queue, time from admission to the first token, time between tokens.
+    #[must_use]
+    pub fn histograms_of(report: &v1::OverloadReport) -> [Option<&v1::Histogram>; 3] {
+        let queue_wait_us = report.queue.as_ref().and_then(|queue| queue.wait_us.as_ref());
+        [queue_wait_us, report.service_ttft_us.as_ref(), report.tpot_us.as_ref()]
+    }
+
+    /// Reads everything but the histograms, which stay empty: see [`from_wire`](Self::from_wire).
+    ///
+    /// # Errors
+    /// [`FlowError`] when the offered levels are malformed.
+    pub fn counts_from_wire(report: &v1::OverloadReport) -> Result<Self, FlowError> {
         let queue = report.queue.as_ref();
         Ok(Self {
             in_flight: Work::from_wire(report.in_flight.as_ref()),
@@ -135,9 +151,9 @@ impl Flow {
             queued_requests: queue.map_or(0, |queue| u64::from(queue.requests)),
             queued_work: queue.map_or(0, |queue| queue.work),
             oldest_wait: Duration::from_millis(queue.map_or(0, |queue| u64::from(queue.oldest_ms))),
-            queue_wait_us: histogram(queue.and_then(|queue| queue.wait_us.as_ref()))?,
-            service_ttft_us: histogram(report.service_ttft_us.as_ref())?,
-            tpot_us: histogram(report.tpot_us.as_ref())?,
+            queue_wait_us: Histogram::new(),
+            service_ttft_us: Histogram::new(),
+            tpot_us: Histogram::new(),
             ttft_fit: FitSums::from_wire(report.ttft_fit.as_ref()),
             output_tokens: report.output_tokens,
             responses: report.responses,

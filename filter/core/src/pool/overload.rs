@@ -9,6 +9,7 @@ use crate::admission::Held;
 use crate::budget::Size;
 use crate::control::PoolState;
 use crate::fairness::Usage;
+use crate::histogram::Told;
 use crate::in_band::Yields;
 use crate::level::{LevelState, LevelStatus};
 use crate::limits::HeldLimits;
@@ -118,6 +119,8 @@ pub(crate) struct PoolOverload {
     /// Number of its newest queue among all that the pool ever had.
     queue_number: u64,
     pub(crate) flow: Flow,
+    /// Of its histograms: wait in the queue, time to first token, time between tokens.
+    told: [Told; 3],
     pub(crate) in_force: WorkLimits,
     pub(crate) queue: Option<WaitQueue>,
     pub(crate) counts: QueueCounts,
@@ -144,6 +147,7 @@ impl PoolOverload {
             number,
             queue_number: number << 16,
             flow: Flow::default(),
+            told: Default::default(),
             in_force: WorkLimits::of_local(controller.state()),
             queue: config.queue.map(|_| queue(policy, &usage).numbered(number << 16)),
             counts: QueueCounts::default(),
@@ -302,6 +306,7 @@ impl PoolOverload {
         let flow = &self.flow;
         let (offered_level_deltas, offered_work) = flow.offered.to_wire();
         let QueueCounts { released, expired, abandoned, overflowed } = self.counts;
+        let [wait_told, service_told, tpot_told] = &self.told;
         let queue = self.queue.as_ref().map(|queue| v1::QueueReport {
             requests: queue.len(),
             bytes: queue.bytes(),
@@ -311,7 +316,7 @@ impl PoolOverload {
             expired,
             abandoned,
             overflowed,
-            wait_us: some(&flow.queue_wait_us),
+            wait_us: wait_told.of(&flow.queue_wait_us),
         });
         v1::OverloadReport {
             in_flight: Some(flow.in_flight.to_wire()),
@@ -320,8 +325,8 @@ impl PoolOverload {
             offered_level_deltas,
             offered_work,
             queue,
-            service_ttft_us: some(&flow.service_ttft_us),
-            tpot_us: some(&flow.tpot_us),
+            service_ttft_us: service_told.of(&flow.service_ttft_us),
+            tpot_us: tpot_told.of(&flow.tpot_us),
             ttft_fit: Some(flow.ttft_fit.to_wire()),
             output_tokens: flow.output_tokens,
             responses: flow.responses,
@@ -365,11 +370,6 @@ impl Pool {
         self.overload = None;
         streams
     }
-}
-
-/// An empty histogram is left out.
-fn some(samples: &crate::histogram::Histogram) -> Option<v1::Histogram> {
-    if samples.count() == 0 { None } else { Some(samples.to_wire()) }
 }
 
 fn queue(policy: &Policy, usage: &Usage) -> WaitQueue {

@@ -262,9 +262,9 @@ pub(super) fn work(source: &mut Source<'_>) -> v1::Work {
 /// A histogram, mostly well-formed.
 pub(super) fn histogram(source: &mut Source<'_>) -> v1::Histogram {
     let count = source.below(6);
-    let index_deltas = (0..count).map(|_| if source.is_so(8) { source.number32() } else { 1 + u32::from(source.byte()) }).collect();
-    let counts = (0..count).map(|_| if source.is_so(8) { source.number() } else { 1 + u64::from(source.byte()) }).collect();
-    v1::Histogram { index_deltas, counts, sum: source.number() }
+    let deltas: Vec<u32> = (0..count).map(|_| if source.is_so(8) { source.number32() } else { 1 + u32::from(source.byte()) }).collect();
+    let counts: Vec<u64> = (0..count).map(|_| if source.is_so(8) { source.number() } else { 1 + u64::from(source.byte()) }).collect();
+    v1::Histogram::new(deltas, counts, source.number())
 }
 
 /// A report of one pool's work.

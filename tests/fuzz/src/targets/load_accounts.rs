@@ -42,7 +42,7 @@ fn histogram(wire: &v1::Histogram, source: &mut Source<'_>, marks: &mut Marks) {
         Err(error) => return marks.note(std::mem::discriminant(&error)),
     };
     assert_eq!(Histogram::from_wire(&read.to_wire()).as_ref(), Ok(&read));
-    assert_eq!(read.count(), wire.counts.iter().sum::<u64>());
+    assert_eq!(read.count(), wire.buckets().map(|(_, count)| count).sum::<u64>());
     let quantiles = [f64::NAN, -1.0, 0.0, 0.25, 0.5, 0.99, 1.0, 2.0].map(|q| read.quantile(q));
     assert!(quantiles.is_sorted() && quantiles.iter().all(|value| value.is_some() == (read.count() > 0)), "{quantiles:?}");
     let mut recorded = Histogram::new();

@@ -1,0 +1,211 @@
+//! `Histogram` with encoded lists.
+
+use alloc::vec::Vec;
+use bytes::{Buf, BufMut, Bytes};
+use prost::encoding::{DecodeContext, WireType, decode_varint, encode_varint, encoded_len_varint, skip_field, uint64};
+use prost::{DecodeError, Message};
+
+/// Numbers of the lists, and their length-delimited keys, each a byte.
+const INDEX_DELTAS: u32 = 1;
+const COUNTS: u32 = 2;
+const SUM: u32 = 3;
+const KEY_LEN: usize = 1;
+/// Room that a list begins with, in bytes: latencies of a minute or two fill about a hundred buckets.
+const LIST_LEN: usize = 128;
+
+/// `headgate.v1.Histogram` whose lists stay as they are on the wire.
+///
+/// A load report has dozens of histograms, ten times a second, and most are as they were in the report before: encoded they are copied,
+/// shared and compared as bytes, and only those that differ are read. Wire-compatible with the generated message, whose lists would be
+/// taken apart number by number each time.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Histogram {
+    /// Indices of the occupied buckets, ascending, each as the difference from the one before: packed varints.
+    index_deltas: Bytes,
+    /// Counts of those buckets: packed varints.
+    counts: Bytes,
+    /// Sum of the samples.
+    sum: u64,
+}
+
+impl Histogram {
+    /// Of buckets, each as the difference of its index from the one before and its count. The lists may differ in length, as those of a
+    /// faulty sender may.
+    pub fn new(index_deltas: impl IntoIterator<Item = u32>, counts: impl IntoIterator<Item = u64>, sum: u64) -> Self {
+        Self { index_deltas: packed(index_deltas.into_iter().map(u64::from)), counts: packed(counts), sum }
+    }
+
+    /// Sum of the samples.
+    #[must_use]
+    pub const fn sum(&self) -> u64 {
+        self.sum
+    }
+
+    /// Lengths of the two lists.
+    #[must_use]
+    pub fn lens(&self) -> (usize, usize) {
+        (len(&self.index_deltas), len(&self.counts))
+    }
+
+    /// The buckets in their order: difference of the index from the one before, and count. Ends with the shorter list, or before a number
+    /// that is none.
+    pub fn buckets(&self) -> impl Iterator<Item = (u64, u64)> {
+        Numbers(&self.index_deltas).zip(Numbers(&self.counts))
+    }
+}
+
+impl Message for Histogram {
+    fn encode_raw(&self, buf: &mut impl BufMut) {
+        for (field, list) in [(INDEX_DELTAS, &self.index_deltas), (COUNTS, &self.counts)] {
+            if !list.is_empty() {
+                prost::encoding::bytes::encode(field, list, buf);
+            }
+        }
+        if self.sum != 0 {
+            uint64::encode(SUM, &self.sum, buf);
+        }
+    }
+
+    fn merge_field(&mut self, tag: u32, wire_type: WireType, buf: &mut impl Buf, ctx: DecodeContext) -> Result<(), DecodeError> {
+        match tag {
+            INDEX_DELTAS => append(&mut self.index_deltas, wire_type, buf),
+            COUNTS => append(&mut self.counts, wire_type, buf),
+            SUM => uint64::merge(wire_type, &mut self.sum, buf, ctx),
+            _ => skip_field(wire_type, tag, buf, ctx),
+        }
+    }
+
+    fn encoded_len(&self) -> usize {
+        let of_list = |list: &Bytes| if list.is_empty() { 0 } else { KEY_LEN + encoded_len_varint(list.len() as u64) + list.len() };
+        let of_sum = if self.sum == 0 { 0 } else { KEY_LEN + encoded_len_varint(self.sum) };
+        of_list(&self.index_deltas) + of_list(&self.counts) + of_sum
+    }
+
+    fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+/// Numbers of a packed list; ends before one that is none.
+struct Numbers<'a>(&'a [u8]);
+
+impl Iterator for Numbers<'_> {
+    type Item = u64;
+
+    #[inline]
+    fn next(&mut self) -> Option<u64> {
+        let (first, rest) = self.0.split_first()?;
+        // Most are differences and counts of a few samples.
+        if *first < 0x80 {
+            self.0 = rest;
+            return Some(u64::from(*first));
+        }
+        decode_varint(&mut self.0).ok()
+    }
+}
+
+fn packed(numbers: impl IntoIterator<Item = u64>) -> Bytes {
+    let numbers = numbers.into_iter();
+    let mut list = Vec::with_capacity(numbers.size_hint().0.max(LIST_LEN));
+    // Most have one byte.
+    numbers.for_each(|number| if number < 0x80 { list.push(number as u8) } else { encode_varint(number, &mut list) });
+    list.into()
+}
+
+/// Numbers of a packed list, of which each has one byte without the mark that another follows.
+fn len(list: &[u8]) -> usize {
+    list.iter().filter(|byte| **byte < 0x80).count()
+}
+
+/// Appends what comes of a repeated field, packed or not. What is kept is a copy: the buffer of a whole report must not live as long as
+/// one of its lists.
+fn append(list: &mut Bytes, wire_type: WireType, buf: &mut impl Buf) -> Result<(), DecodeError> {
+    let mut numbers = Vec::new();
+    if wire_type == WireType::LengthDelimited {
+        let announced = decode_varint(buf)?;
+        let there = usize::try_from(announced).ok().filter(|announced| *announced <= buf.remaining());
+        numbers.reserve_exact(list.len() + there.unwrap_or_default());
+        numbers.extend_from_slice(list);
+        numbers.put(buf.take(there.unwrap_or_default()));
+        // What is not there, or has no end, is refused as a number of no bytes is.
+        if there.is_none() || numbers.last().is_some_and(|byte| *byte >= 0x80) {
+            return decode_varint(&mut [].as_slice()).map(drop);
+        }
+    } else {
+        prost::encoding::check_wire_type(WireType::Varint, wire_type)?;
+        numbers.extend_from_slice(list);
+        encode_varint(decode_varint(buf)?, &mut numbers);
+    }
+    *list = numbers.into();
+    Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use alloc::vec;
+
+    use super::*;
+
+    /// As prost would generate it.
+    #[derive(Clone, PartialEq, Message)]
+    struct Plain {
+        #[prost(uint32, repeated, tag = "1")]
+        index_deltas: Vec<u32>,
+        #[prost(uint64, repeated, tag = "2")]
+        counts: Vec<u64>,
+        #[prost(uint64, tag = "3")]
+        sum: u64,
+    }
+
+    fn plain() -> Plain {
+        Plain { index_deltas: vec![0, 3, 130, 70_000], counts: vec![1, 127, 128, u64::MAX], sum: 1 << 40 }
+    }
+
+    #[test]
+    fn it_is_on_the_wire_what_the_generated_message_is() {
+        for plain in [plain(), Plain::default(), Plain { sum: 0, ..plain() }] {
+            let ours = Histogram::new(plain.index_deltas.iter().copied(), plain.counts.iter().copied(), plain.sum);
+            let bytes = plain.encode_to_vec();
+            assert_eq!(ours.encode_to_vec(), bytes);
+            assert_eq!(Histogram::decode(bytes.as_slice()), Ok(ours.clone()));
+            let deltas = plain.index_deltas.iter().copied().map(u64::from);
+            assert!(ours.buckets().eq(deltas.zip(plain.counts.iter().copied())));
+            assert_eq!((ours.lens(), ours.sum()), ((plain.index_deltas.len(), plain.counts.len()), plain.sum));
+        }
+    }
+
+    #[test]
+    fn lists_in_pieces_and_numbers_one_by_one_are_taken_together() {
+        let mut bytes = plain().encode_to_vec();
+        // Field 1 once more, packed and single; an unknown field; field 2 single.
+        bytes.extend([0x0a, 2, 5, 6, 0x08, 0x80, 1, 0x28, 9, 0x10, 7]);
+        let (ours, generated) = (Histogram::decode(bytes.as_slice()).unwrap(), Plain::decode(bytes.as_slice()).unwrap());
+        assert_eq!(ours.lens(), (generated.index_deltas.len(), generated.counts.len()));
+        assert_eq!(ours, Histogram::new(generated.index_deltas, generated.counts, generated.sum));
+    }
+
+    #[test]
+    fn what_is_cut_off_or_of_another_type_is_refused() {
+        let bytes = plain().encode_to_vec();
+        for end in 1..bytes.len() {
+            let (ours, generated) = (Histogram::decode(&bytes[..end]), Plain::decode(&bytes[..end]));
+            assert_eq!(ours.is_ok(), generated.is_ok(), "the first {end} bytes");
+        }
+        for bytes in [&[0x0a, 1, 0x80][..], &[0x0d, 0, 0, 0, 0], &[0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f]] {
+            assert!(Histogram::decode(bytes).is_err() && Plain::decode(bytes).is_err(), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn a_number_that_is_none_ends_the_list() {
+        // A varint of eleven bytes.
+        let mut list = vec![0x0a, 13, 4];
+        list.extend([0xff; 10]);
+        list.extend([1, 5]);
+        list.extend([0x12, 3, 1, 1, 1]);
+        let ours = Histogram::decode(list.as_slice()).unwrap();
+        assert_eq!(ours.buckets().collect::<Vec<_>>(), [(4, 1)]);
+        assert_eq!(ours.lens(), (3, 3));
+    }
+}
