@@ -200,7 +200,7 @@ impl Session {
     ///
     /// They go in as they are: a report has thousands of numbers, and to decode and encode them all anew ten times a second would be
     /// most of what the leader does.
-    pub fn report(&mut self, now: Timestamp, workers: impl Iterator<Item = Vec<u8>>, policies: Vec<v1::AppliedPolicy>) -> Effect {
+    pub fn report(&mut self, now: Timestamp, workers: impl Iterator<Item = impl AsRef<[u8]>>, policies: Vec<v1::AppliedPolicy>) -> Effect {
         self.reported_at = now;
         self.sequence += 1;
         let report = v1::LoadReport {
@@ -213,11 +213,15 @@ impl Session {
         };
         let mut bytes = report.encode_to_vec();
         let is_live = |head: &ReportHead| now.since(Timestamp::from_nanos(head.at_ns)) <= REPORT_LAPSE;
-        for worker in workers.filter(|worker| ReportHead::decode(worker.as_slice()).as_ref().is_ok_and(is_live)) {
+        for worker in workers {
+            let worker = worker.as_ref();
+            if !ReportHead::decode(worker).as_ref().is_ok_and(is_live) {
+                continue;
+            }
             // Fields of a message may stand in any order (protobuf encoding), so the workers can follow the rest.
             encode_key(WORKERS_FIELD, WireType::LengthDelimited, &mut bytes);
             encode_varint(worker.len() as u64, &mut bytes);
-            bytes.extend_from_slice(&worker);
+            bytes.extend_from_slice(worker);
         }
         Effect::Send(Link::Reports, bytes)
     }

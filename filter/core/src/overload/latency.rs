@@ -32,6 +32,8 @@ pub(super) struct Recent {
     middle: Histogram,
     turned_at: Option<Timestamp>,
     window: Histogram,
+    /// Samples of the cumulative state that the window was made of.
+    seen: u64,
 }
 
 impl Recent {
@@ -41,12 +43,17 @@ impl Recent {
             self.restart(now, cumulative);
             return;
         };
-        if now.since(turned_at) >= HALF_WINDOW {
+        let turns = now.since(turned_at) >= HALF_WINDOW;
+        if turns {
             core::mem::swap(&mut self.older, &mut self.middle);
             self.middle.clone_from(cumulative);
             self.turned_at = Some(now);
         }
-        self.window = cumulative.diff(&self.older);
+        // Without a new sample the window is as it was.
+        if turns || cumulative.count() != self.seen {
+            self.window.set_diff(cumulative, &self.older);
+            self.seen = cumulative.count();
+        }
     }
 
     /// The window begins here.
@@ -54,6 +61,7 @@ impl Recent {
         self.older.clone_from(cumulative);
         self.middle.clone_from(cumulative);
         self.window.clear();
+        self.seen = cumulative.count();
         self.turned_at = Some(now);
     }
 

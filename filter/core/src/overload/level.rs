@@ -133,7 +133,12 @@ impl OfferedLevels {
     /// Work that came since `older`, an earlier state. A level that shrank (a worker went away) counts as unchanged.
     #[must_use]
     pub fn diff(&self, older: &Self) -> Self {
-        let grown = self.levels.iter().map(|(level, work)| (*level, work.saturating_sub(older.at(*level))));
+        let mut before = older.levels.iter().peekable();
+        let grown = self.levels.iter().map(|(level, work)| {
+            // Both ascend.
+            while before.next_if(|older| older.0 < *level).is_some() {}
+            (*level, work.saturating_sub(before.next_if(|older| older.0 == *level).map_or(0, |older| older.1)))
+        });
         Self { levels: grown.filter(|(_, work)| *work > 0).collect() }
     }
 

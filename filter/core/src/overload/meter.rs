@@ -5,7 +5,7 @@ use core::time::Duration;
 
 use super::fit::FitSums;
 use super::flow::{Flow, OverloadSignals};
-use super::level::{LEVELS, OfferedLevels};
+use super::level::{COHORTS, LEVELS, OfferedLevels};
 use super::work::Work;
 use crate::time::Timestamp;
 
@@ -141,12 +141,19 @@ pub(super) fn weight(seconds: f64, memory_s: f64) -> f64 {
 pub(super) struct Demand {
     before: Vec<u64>,
     rates: Vec<f64>,
+    /// Levels of the classes of which work was ever offered: the rates beyond are 0, and no sum need run over them.
+    used: usize,
     surge: f64,
 }
 
 impl Demand {
     pub(super) fn new() -> Self {
-        Self { before: alloc::vec![0; usize::from(LEVELS)], rates: alloc::vec![0.0; usize::from(LEVELS)], surge: 0.0 }
+        Self {
+            before: alloc::vec![0; usize::from(LEVELS)],
+            rates: alloc::vec![0.0; usize::from(LEVELS)],
+            used: usize::from(COHORTS),
+            surge: 0.0,
+        }
     }
 
     /// Differences begin at these counters.
@@ -165,7 +172,7 @@ impl Demand {
             return;
         }
         let weight_slow = weight(seconds, DEMAND_MEMORY_S);
-        for rate in &mut self.rates {
+        for rate in self.rates.iter_mut().take(self.used) {
             *rate *= 1.0 - weight_slow;
         }
         let mut total = 0.0;
@@ -174,15 +181,16 @@ impl Demand {
             let (Some(before), Some(rate)) = (self.before.get_mut(index), self.rates.get_mut(index)) else { continue };
             let grown = work.saturating_sub(*before) as f64 / seconds;
             *before = work;
+            self.used = self.used.max((index + 1).next_multiple_of(usize::from(COHORTS)));
             *rate += weight_slow * grown;
             total += grown;
         }
         self.surge += weight(seconds, SURGE_MEMORY_S) * (total - self.surge);
     }
 
-    /// Rate of every level, 0 the most important.
+    /// Rate of every level, 0 the most important, of the classes up to the last of which work was ever offered.
     pub(super) fn rates(&self) -> &[f64] {
-        &self.rates
+        self.rates.get(..self.used).unwrap_or(&self.rates)
     }
 
     /// Factor (at least 1) by which the total is likely ahead of the sum of [`rates`](Self::rates), since a step has begun.

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 
 use headgate_protos::v1;
 
-use super::flow::Account;
+use super::flow::AccountDelta;
 use super::latency::LatencyBook;
 use super::node::ClassDelta;
 use super::{ClassTotals, ClassView, ControlCounters, PoolView, QueueTotals, VIEW_SLICES, VIEW_WINDOW};
@@ -84,7 +84,7 @@ impl PoolBook {
     }
 
     /// Books one difference; returns the requests among it that count as demand for a throttled rate.
-    pub(super) fn add(&mut self, now: Timestamp, delta: &ClassDelta, is_recent: bool) -> u64 {
+    pub(super) fn add(&mut self, now: Timestamp, delta: &ClassDelta<'_>, is_recent: bool) -> u64 {
         let Some(book) = self.classes.iter_mut().find(|book| book.name == delta.class) else { return 0 };
         book.totals.add(&delta.totals);
         if !is_recent {
@@ -106,7 +106,7 @@ impl PoolBook {
     }
 
     /// Books what a worker adds to the work of the pool; returns the work tokens that were asked of it.
-    pub(super) fn add_account(&mut self, delta: &Account, is_recent: bool) -> u64 {
+    pub(super) fn add_account(&mut self, delta: &AccountDelta, is_recent: bool) -> u64 {
         self.queue.add(delta.queue);
         let flow = self.flow.get_or_insert_default();
         if !is_recent {

@@ -2,6 +2,7 @@
 
 use headgate_protos::v1;
 
+use crate::histogram::Histogram;
 use crate::overload::{Flow, FlowError};
 
 /// What became of the queued requests of one pool, and of what it was asked; each only grows.
@@ -20,33 +21,63 @@ pub struct QueueTotals {
 /// What a worker said last about one policy's work.
 #[derive(Clone, Default)]
 pub(super) struct Account {
+    /// Without its histograms, which stay as they came.
     pub(super) flow: Flow,
+    histograms: [Option<v1::Histogram>; 3],
     pub(super) queue: QueueTotals,
     /// Bytes that its queued requests count for now.
     pub(super) queued_bytes: u64,
 }
 
+/// What a report of a worker adds to one policy's work.
+#[derive(Default)]
+pub(super) struct AccountDelta {
+    /// Gauges are left out.
+    pub(super) flow: Flow,
+    pub(super) queue: QueueTotals,
+}
+
 // === impl Account ===
 
 impl Account {
-    pub(super) fn read(pool: &v1::PoolReport, report: &v1::OverloadReport) -> Result<Self, FlowError> {
+    /// The account after a report, and what came since `before`, an earlier account of the same worker.
+    ///
+    /// Counters that went down belong to a policy that came back: they start from zero.
+    pub(super) fn follow(
+        before: Option<&Self>,
+        pool: &v1::PoolReport,
+        report: &v1::OverloadReport,
+    ) -> Result<(Self, AccountDelta), FlowError> {
         let queue = report.queue.as_ref().map_or_else(QueueTotals::default, |queue| QueueTotals {
             released: queue.released,
             expired: queue.expired,
             abandoned: queue.abandoned,
             overflowed: queue.overflowed,
         });
-        let queued_bytes = report.queue.as_ref().map_or(0, |queue| queue.bytes);
-        Ok(Self { flow: Flow::from_wire(report)?.with_classes(&pool.classes), queue, queued_bytes })
+        let account = Self {
+            flow: Flow::counts_from_wire(report)?.with_classes(&pool.classes),
+            histograms: Flow::histograms_of(report).map(Option::<&v1::Histogram>::cloned),
+            queue,
+            queued_bytes: report.queue.as_ref().map_or(0, |queue| queue.bytes),
+        };
+        let delta = account.since(before)?;
+        Ok((account, delta))
     }
 
-    /// What came since `before`, an earlier account of the same worker. Gauges are left out.
-    ///
-    /// Counters that went down belong to a policy that came back: they start from zero.
-    pub(super) fn since(&self, before: &Self) -> Self {
+    fn since(&self, before: Option<&Self>) -> Result<AccountDelta, FlowError> {
         let nothing = Self::default();
-        let before = if self.has_restarted(before) { &nothing } else { before };
-        Self { flow: flow_since(&self.flow, &before.flow), queue: self.queue.since(before.queue), queued_bytes: 0 }
+        let before = before.filter(|before| !self.has_restarted(before)).unwrap_or(&nothing);
+        let came = |new: &Option<v1::Histogram>, old: &Option<v1::Histogram>| {
+            new.as_ref().map_or(Ok(Histogram::new()), |new| Histogram::between(old.as_ref(), new))
+        };
+        let ([wait, service, tpot], [old_wait, old_service, old_tpot]) = (&self.histograms, &before.histograms);
+        let flow = Flow {
+            queue_wait_us: came(wait, old_wait)?,
+            service_ttft_us: came(service, old_service)?,
+            tpot_us: came(tpot, old_tpot)?,
+            ..counts_since(&self.flow, &before.flow)
+        };
+        Ok(AccountDelta { flow, queue: self.queue.since(before.queue) })
     }
 
     fn has_restarted(&self, before: &Self) -> bool {
@@ -87,15 +118,12 @@ impl QueueTotals {
     }
 }
 
-/// The counters of `new` less those of `old`; its gauges are zero.
-fn flow_since(new: &Flow, old: &Flow) -> Flow {
+/// The counters of `new` less those of `old`; its gauges are zero, its histograms empty.
+fn counts_since(new: &Flow, old: &Flow) -> Flow {
     Flow {
         admitted: new.admitted.minus(old.admitted),
         finished: new.finished.minus(old.finished),
         offered: new.offered.diff(&old.offered),
-        queue_wait_us: new.queue_wait_us.diff(&old.queue_wait_us),
-        service_ttft_us: new.service_ttft_us.diff(&old.service_ttft_us),
-        tpot_us: new.tpot_us.diff(&old.tpot_us),
         ttft_fit: new.ttft_fit.diff(&old.ttft_fit),
         output_tokens: new.output_tokens.saturating_sub(old.output_tokens),
         responses: new.responses.saturating_sub(old.responses),

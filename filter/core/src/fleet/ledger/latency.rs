@@ -144,15 +144,14 @@ impl Completeness {
 impl LatencyAccount {
     /// The account after a report at `at_ns` and what it adds. A report without latencies changes nothing; one that cannot be read is
     /// left out, and the next one counts from before it.
-    pub(super) fn follow(before: Option<&Self>, at_ns: u64, report: Option<&v1::LatencyReport>) -> (Option<Self>, LatencyDelta) {
-        let Some(report) = report else { return (before.cloned(), LatencyDelta::default()) };
-        let old = before.map_or(&[][..], |account| &account.streams);
+    pub(super) fn follow(before: Option<Self>, at_ns: u64, report: Option<&v1::LatencyReport>) -> (Option<Self>, LatencyDelta) {
+        let Some(report) = report else { return (before, LatencyDelta::default()) };
+        let old = before.as_ref().map_or(&[][..], |account| &account.streams);
         let new: Vec<v1::LatencyStream> = report.streams.iter().take(MAX_CLASSES * MAX_STREAMS).map(bounded).collect();
         let Ok(added) = added(&new, old) else {
-            let kept = before.cloned().unwrap_or_default();
-            return (Some(Self { is_behind: true, ..kept }), LatencyDelta::default());
+            return (Some(Self { is_behind: true, ..before.unwrap_or_default() }), LatencyDelta::default());
         };
-        let is_recent = before.is_none_or(|account| Duration::from_nanos(at_ns.saturating_sub(account.at_ns)) <= RECENT);
+        let is_recent = before.as_ref().is_none_or(|account| Duration::from_nanos(at_ns.saturating_sub(account.at_ns)) <= RECENT);
         let delta = LatencyDelta { added, ended: ended(&new, old), is_recent };
         (Some(Self { streams: new, at_ns, is_behind: false }), delta)
     }
@@ -321,14 +320,20 @@ fn added(new: &[v1::LatencyStream], old: &[v1::LatencyStream]) -> Result<Vec<(St
     let is_gone = |stream: &v1::LatencyStream| !new.iter().any(|other| is_same_series(stream, other) && stream.place == other.place);
     let mut added = Vec::with_capacity(new.len());
     for stream in new {
-        let latencies = Latencies::from_wire(stream)?;
-        let mut before = Latencies::new();
-        for other in old.iter().filter(|other| is_same_series(stream, other)) {
-            if other.place == stream.place || (stream.place == 0 && is_gone(other)) {
-                before.merge(&Latencies::from_wire(other)?);
+        let holds = |other: &&v1::LatencyStream| {
+            is_same_series(stream, other) && (other.place == stream.place || (stream.place == 0 && is_gone(other)))
+        };
+        let mut before = old.iter().filter(holds);
+        let latencies = match (before.next(), before.next()) {
+            (older, None) => Latencies::between(older, stream)?,
+            // Models have lost their places since: "other" has what they counted before.
+            _ => {
+                let mut sum = Latencies::new();
+                old.iter().filter(holds).try_for_each(|other| Latencies::from_wire(other).map(|other| sum.merge(&other)))?;
+                Latencies::from_wire(stream)?.diff(&sum)
             }
-        }
-        added.push((stream.class.clone(), stream.model.clone(), latencies.diff(&before)));
+        };
+        added.push((stream.class.clone(), stream.model.clone(), latencies));
     }
     Ok(added)
 }

@@ -13,7 +13,7 @@ use core::time::Duration;
 
 use headgate_protos::v1;
 
-use super::{FleetQuotas, GONE_AFTER, MAX_POLICIES_PER_PROXY, MAX_PROXIES, PolicySet};
+use super::{FleetQuotas, GONE_AFTER, MAX_PROXIES, PolicySet};
 use crate::histogram::Histogram;
 use crate::overload::Flow;
 use crate::policy::{books_name, canary_part, candidate_books, serving_pool};
@@ -189,7 +189,10 @@ impl Ledger {
             return false;
         }
         let forgotten = &self.forgotten;
-        let node = self.nodes.entry(report.node_id.clone()).or_insert_with(|| Node::new(forgotten.may_know(&report.node_id)));
+        if !self.nodes.contains_key(&report.node_id) {
+            self.nodes.insert(report.node_id.clone(), Node::new(forgotten.may_know(&report.node_id)));
+        }
+        let Some(node) = self.nodes.get_mut(&report.node_id) else { return false };
         let is_return = node.heard_at.is_none();
         node.heard_at = Some(now);
         for worker in report.workers.iter().take(MAX_WORKERS) {
@@ -198,18 +201,15 @@ impl Ledger {
             self.unreadable += accepted.unreadable;
             // A VM that is new in a proxy already known has just begun: all its counters are recent.
             let is_recent = accepted.gap.map_or(!is_return, |gap| gap <= RECENT);
-            for pool in worker.pools.iter().take(MAX_POLICIES_PER_PROXY) {
-                let Some(book) = self.pools.get_mut(&pool.pool) else { continue };
+            for delta in &mut accepted.policies {
+                let Some(book) = self.pools.get_mut(delta.pool) else { continue };
                 book.first_report_at.get_or_insert(now);
-                let deltas = accepted.deltas.iter().filter(|delta| delta.policy == pool.policy);
-                let requests = deltas.map(|delta| book.add(now, delta, is_recent)).fold(0, u64::saturating_add);
+                let requests = delta.classes.iter().map(|class| book.add(now, class, is_recent)).fold(0, u64::saturating_add);
                 // Under overload control the budgets are of work, and so is what decides how they are split.
-                let work = accepted.accounts.get(&pool.policy).map(|account| book.add_account(account, is_recent));
-                if let Some(delta) = accepted.latencies.get_mut(&pool.policy) {
-                    book.add_latencies(now, delta, !is_return);
-                }
+                let work = delta.account.as_ref().map(|account| book.add_account(account, is_recent));
+                book.add_latencies(now, &mut delta.latency, !is_return);
                 let (amount, memory_s) = work.map_or((requests, RATE_DEMAND_S), |work| (work, BUDGET_DEMAND_S));
-                node.add_demand(now, &pool.pool, amount, memory_s);
+                node.add_demand(now, delta.pool, amount, memory_s);
             }
         }
         latency::book_losses(&mut self.pools, node);
@@ -317,6 +317,24 @@ impl ClassTotals {
     /// Refused requests, by reason; reasons that never occurred are left out.
     pub fn refused_by_reason(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         Reason::ALL.iter().zip(self.refused).filter(|(_, count)| *count > 0).map(|(reason, count)| (reason.as_str(), count))
+    }
+
+    /// What came since `before`, none of whose requests are more than these: but for reasons of refusal, which may come back with a policy.
+    fn since(&self, before: &Self) -> Self {
+        let mut refused = self.refused;
+        for (new, old) in refused.iter_mut().zip(before.refused) {
+            *new = new.saturating_sub(old);
+        }
+        Self {
+            offered: self.offered - before.offered,
+            admitted: self.admitted - before.admitted,
+            completed: self.completed - before.completed,
+            failed: self.failed - before.failed,
+            cancelled: self.cancelled - before.cancelled,
+            refused,
+            only_here: self.only_here.saturating_sub(before.only_here),
+            only_there: self.only_there.saturating_sub(before.only_there),
+        }
     }
 
     fn add(&mut self, delta: &Self) {

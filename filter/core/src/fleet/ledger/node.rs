@@ -8,7 +8,7 @@ use core::time::Duration;
 
 use headgate_protos::v1;
 
-use super::flow::Account;
+use super::flow::{Account, AccountDelta};
 use super::latency::{LatencyAccount, LatencyDelta};
 use super::{ClassTotals, LIVE};
 use crate::fleet::{GONE_AFTER, MAX_POLICIES_PER_PROXY};
@@ -45,13 +45,27 @@ pub(super) struct Node {
 struct Vm {
     heard_at: Timestamp,
     at_ns: u64,
-    /// By policy; without their overload reports, which are in `accounts`.
-    pools: BTreeMap<String, v1::PoolReport>,
-    /// By policy: overload control.
-    accounts: BTreeMap<String, Account>,
-    /// By policy: latencies.
-    latencies: BTreeMap<String, LatencyAccount>,
+    policies: Vec<VmPolicy>,
     counters: v1::WorkerCounters,
+}
+
+/// What a VM said last of one policy.
+struct VmPolicy {
+    policy: String,
+    pool: String,
+    classes: Vec<VmClass>,
+    /// Overload control.
+    account: Option<Account>,
+    latency: Option<LatencyAccount>,
+}
+
+/// What a VM said last of one class.
+pub(super) struct VmClass {
+    pub(super) class: String,
+    totals: ClassTotals,
+    pub(super) in_flight: u32,
+    pub(super) waiting: u32,
+    ttft: Option<v1::Histogram>,
 }
 
 /// What is asked of one pool per second, decaying over `memory_s`: work tokens under overload control, otherwise requests of the
@@ -65,25 +79,29 @@ struct Demand {
 
 /// What a report adds to the newest one before it.
 #[derive(Default)]
-pub(super) struct Accepted {
+pub(super) struct Accepted<'a> {
     /// Time between the two on the worker's clock; `None` when there was none before.
     pub(super) gap: Option<Duration>,
-    /// Differences, one for each policy and class.
-    pub(super) deltas: Vec<ClassDelta>,
-    /// Differences of overload control, by policy.
-    pub(super) accounts: BTreeMap<String, Account>,
-    /// Latencies that came, by policy.
-    pub(super) latencies: BTreeMap<String, LatencyDelta>,
+    /// One entry a policy.
+    pub(super) policies: Vec<PolicyDelta<'a>>,
     /// Policies whose overload report could not be read: their work stays out of the books until one can.
     pub(super) unreadable: u64,
     /// Differences of the counters without a policy.
     pub(super) counters: v1::WorkerCounters,
 }
 
+/// What a report adds to one policy.
+pub(super) struct PolicyDelta<'a> {
+    pub(super) pool: &'a str,
+    pub(super) classes: Vec<ClassDelta<'a>>,
+    /// Of overload control.
+    pub(super) account: Option<AccountDelta>,
+    pub(super) latency: LatencyDelta,
+}
+
 /// What a report adds to one class.
-pub(super) struct ClassDelta {
-    pub(super) policy: String,
-    pub(super) class: String,
+pub(super) struct ClassDelta<'a> {
+    pub(super) class: &'a str,
     pub(super) totals: ClassTotals,
     /// `None` when nothing was added, or the report's histogram cannot be read.
     pub(super) ttft: Option<Histogram>,
@@ -97,47 +115,35 @@ impl Node {
     }
 
     /// Takes the report of one VM; `None` when it is not newer than what is known of that VM.
-    pub(super) fn accept(&mut self, now: Timestamp, worker: &v1::WorkerReport) -> Option<Accepted> {
+    pub(super) fn accept<'a>(&mut self, now: Timestamp, worker: &'a v1::WorkerReport) -> Option<Accepted<'a>> {
         let key = (worker.slot, worker.vm_epoch);
-        let before = self.vms.get(&key);
-        if before.is_some_and(|vm| worker.at_ns <= vm.at_ns) {
+        if self.vms.get(&key).is_some_and(|vm| worker.at_ns <= vm.at_ns) {
             return None;
         }
-        let gap = before.map(|vm| Duration::from_nanos(worker.at_ns - vm.at_ns));
-        let empty = v1::PoolReport::default();
-        let mut accepted = Accepted { gap, ..Accepted::default() };
-        let (mut accounts, mut latencies) = (BTreeMap::new(), BTreeMap::new());
+        self.make_room(&key);
+        let before = self.vms.remove(&key);
+        let gap = before.as_ref().map(|vm| Duration::from_nanos(worker.at_ns - vm.at_ns));
+        let is_first = before.is_none();
+        let (mut known, old_counters) = before.map_or_else(Default::default, |vm| (vm.policies, vm.counters));
+        let counters = worker.counters.unwrap_or_default();
+        let mut accepted = Accepted { gap, counters: counters_delta(&counters, &old_counters), ..Accepted::default() };
+        let mut policies: Vec<VmPolicy> = Vec::with_capacity(known.len());
         for pool in worker.pools.iter().take(MAX_POLICIES_PER_PROXY) {
-            // A policy that was deleted and applied anew in between is not in `before`: its counters start from zero.
-            let old = before.and_then(|vm| vm.pools.get(&pool.policy)).unwrap_or(&empty);
-            accepted.deltas.extend(pool.classes.iter().take(MAX_CLASSES).map(|class| class_delta(&pool.policy, class, old)));
-            let (account, delta) =
-                LatencyAccount::follow(before.and_then(|vm| vm.latencies.get(&pool.policy)), worker.at_ns, pool.latency.as_ref());
-            accepted.latencies.insert(pool.policy.clone(), delta);
-            latencies.extend(account.map(|account| (pool.policy.clone(), account)));
-            let old = before.and_then(|vm| vm.accounts.get(&pool.policy));
-            match pool.overload.as_ref().map(|report| Account::read(pool, report)) {
-                None => {}
-                Some(Ok(account)) => {
-                    accepted.accounts.insert(pool.policy.clone(), account.since(old.unwrap_or(&Account::default())));
-                    accounts.insert(pool.policy.clone(), account);
-                }
-                Some(Err(_)) => {
-                    accepted.unreadable += 1;
-                    // The next one that can be read counts from here.
-                    accounts.extend(old.map(|old| (pool.policy.clone(), old.clone())));
-                }
+            // A policy that is named twice is read once.
+            if policies.iter().any(|read| read.policy == pool.policy) {
+                continue;
             }
+            // One that was deleted and applied anew in between is not known: its counters start from zero.
+            let old = known.iter().position(|old| old.policy == pool.policy).map(|at| known.swap_remove(at));
+            let (read, delta, is_readable) = VmPolicy::follow(old, worker.at_ns, pool);
+            policies.push(read);
+            accepted.policies.push(delta);
+            accepted.unreadable += u64::from(!is_readable);
         }
-        let new = worker.counters.unwrap_or_default();
-        accepted.counters = counters_delta(&new, &before.map(|vm| vm.counters).unwrap_or_default());
-        let without_overload = |pool: &v1::PoolReport| v1::PoolReport { overload: None, latency: None, quotas: Vec::new(), ..pool.clone() };
-        let pools = worker.pools.iter().take(MAX_POLICIES_PER_PROXY).map(|pool| (pool.policy.clone(), without_overload(pool))).collect();
-        if before.is_none() && (self.is_known_of_old || self.forgotten_at_ns.is_some_and(|at| worker.at_ns <= at)) {
+        if is_first && (self.is_known_of_old || self.forgotten_at_ns.is_some_and(|at| worker.at_ns <= at)) {
             accepted = accepted.into_baseline();
         }
-        self.make_room(&key);
-        self.vms.insert(key, Vm { heard_at: now, at_ns: worker.at_ns, pools, accounts, latencies, counters: new });
+        self.vms.insert(key, Vm { heard_at: now, at_ns: worker.at_ns, policies, counters });
         Some(accepted)
     }
 
@@ -151,18 +157,18 @@ impl Node {
         self.demands.contains_key(pool)
     }
 
-    /// Newest class reports of the VMs that are alive, each with its pool.
-    pub(super) fn live_classes(&self, now: Timestamp) -> impl Iterator<Item = (&str, &v1::ClassReport)> {
-        let live = self.vms.values().filter(move |vm| now.since(vm.heard_at) < LIVE);
-        live.flat_map(|vm| vm.pools.values()).flat_map(|pool| pool.classes.iter().map(|class| (pool.pool.as_str(), class)))
+    /// Newest words on the classes of the VMs that are alive, each with its pool.
+    pub(super) fn live_classes(&self, now: Timestamp) -> impl Iterator<Item = (&str, &VmClass)> {
+        self.live(now).flat_map(|policy| policy.classes.iter().map(|class| (policy.pool.as_str(), class)))
     }
 
     /// Newest accounts of the VMs that are alive, each with its pool.
     pub(super) fn live_accounts(&self, now: Timestamp) -> impl Iterator<Item = (&str, &Account)> {
-        let live = self.vms.values().filter(move |vm| now.since(vm.heard_at) < LIVE);
-        live.flat_map(|vm| {
-            vm.accounts.iter().filter_map(|(policy, account)| vm.pools.get(policy).map(|pool| (pool.pool.as_str(), account)))
-        })
+        self.live(now).filter_map(|policy| Some((policy.pool.as_str(), policy.account.as_ref()?)))
+    }
+
+    fn live(&self, now: Timestamp) -> impl Iterator<Item = &VmPolicy> {
+        self.vms.values().filter(move |vm| now.since(vm.heard_at) < LIVE).flat_map(|vm| &vm.policies)
     }
 
     /// Adds `amount` to the demand for `pool`, an average over `memory_s` seconds.
@@ -171,7 +177,11 @@ impl Node {
             return;
         }
         let rate = self.demand(now, pool) + amount as f64 / memory_s;
-        self.demands.insert(pool.to_owned(), Demand { rate, at: now, memory_s });
+        let demand = Demand { rate, at: now, memory_s };
+        match self.demands.get_mut(pool) {
+            Some(known) => *known = demand,
+            None => drop(self.demands.insert(pool.to_owned(), demand)),
+        }
     }
 
     /// Demand for `pool` now, per second.
@@ -188,8 +198,8 @@ impl Node {
     pub(super) fn gaps(&self, now: Timestamp, pool: &str) -> impl Iterator<Item = (bool, bool)> {
         self.vms.values().flat_map(move |vm| {
             let is_silent = now.since(vm.heard_at) >= LIVE;
-            let of_pool = vm.pools.iter().filter(move |(_, report)| report.pool == pool);
-            of_pool.map(move |(policy, _)| (is_silent, vm.latencies.get(policy).is_some_and(LatencyAccount::is_behind)))
+            let of_pool = vm.policies.iter().filter(move |policy| policy.pool == pool);
+            of_pool.map(move |policy| (is_silent, policy.latency.as_ref().is_some_and(LatencyAccount::is_behind)))
         })
     }
 
@@ -208,59 +218,98 @@ impl Node {
 impl Vm {
     /// Pools and the series of latencies that it has begun in each.
     fn series(&self) -> impl Iterator<Item = (String, u64)> {
-        self.latencies.iter().filter_map(|(policy, account)| self.pools.get(policy).map(|pool| (pool.pool.clone(), account.series())))
+        self.policies.iter().filter_map(|policy| Some((policy.pool.clone(), policy.latency.as_ref()?.series())))
     }
 }
 
-impl Accepted {
+impl VmPolicy {
+    /// What is known after a report, what it adds, and whether its overload report can be read.
+    fn follow<'a>(old: Option<Self>, at_ns: u64, report: &'a v1::PoolReport) -> (Self, PolicyDelta<'a>, bool) {
+        let (name, books) = (&report.policy, &report.pool);
+        let nothing = || Self { policy: name.clone(), pool: books.clone(), classes: Vec::new(), account: None, latency: None };
+        let old = old.unwrap_or_else(nothing);
+        let classes: Vec<VmClass> = report.classes.iter().take(MAX_CLASSES).map(VmClass::of).collect();
+        let new_classes = classes.iter().zip(&report.classes);
+        let classes_delta = new_classes.map(|(new, report)| ClassDelta::between(&old.classes, new, &report.class)).collect();
+        let (latency, latency_delta) = LatencyAccount::follow(old.latency, at_ns, report.latency.as_ref());
+        let account = report.overload.as_ref().map(|overload| Account::follow(old.account.as_ref(), report, overload));
+        let (account, account_delta, is_readable) = match account {
+            None => (None, None, true),
+            Some(Ok((account, delta))) => (Some(account), Some(delta), true),
+            // The next one that can be read counts from the one before.
+            Some(Err(_)) => (old.account, None, false),
+        };
+        let pool = if old.pool == *books { old.pool } else { books.clone() };
+        let delta = PolicyDelta { pool: books, classes: classes_delta, account: account_delta, latency: latency_delta };
+        (Self { policy: old.policy, pool, classes, account, latency }, delta, is_readable)
+    }
+}
+
+impl VmClass {
+    fn of(report: &v1::ClassReport) -> Self {
+        Self {
+            class: report.class.clone(),
+            totals: ClassTotals {
+                offered: report.offered,
+                admitted: report.admitted,
+                completed: report.completed,
+                failed: report.failed,
+                cancelled: report.cancelled,
+                refused: refused(report),
+                only_here: report.only_here,
+                only_there: report.only_there,
+            },
+            in_flight: report.in_flight,
+            waiting: report.waiting,
+            ttft: report.ttft_us.clone(),
+        }
+    }
+}
+
+impl<'a> Accepted<'a> {
     /// The report is where counting begins, and what it holds is not counted.
     fn into_baseline(self) -> Self {
-        let missing = self.latencies.into_iter().map(|(policy, delta)| (policy, delta.into_missing())).collect();
-        Self { latencies: missing, ..Self::default() }
+        let missing = |delta: PolicyDelta<'a>| PolicyDelta {
+            pool: delta.pool,
+            classes: Vec::new(),
+            account: None,
+            latency: delta.latency.into_missing(),
+        };
+        Self { policies: self.policies.into_iter().map(missing).collect(), ..Self::default() }
     }
 }
 
-fn class_delta(policy: &str, new: &v1::ClassReport, pool_before: &v1::PoolReport) -> ClassDelta {
-    let empty = v1::ClassReport::default();
-    let before = pool_before.classes.iter().find(|class| class.class == new.class);
-    // Counters that went down belong to a policy that came back: they start from zero.
-    let old = before.filter(|old| !has_restarted(old, new)).unwrap_or(&empty);
-    ClassDelta {
-        policy: policy.to_owned(),
-        class: new.class.clone(),
-        totals: ClassTotals {
-            offered: new.offered - old.offered,
-            admitted: new.admitted - old.admitted,
-            completed: new.completed - old.completed,
-            failed: new.failed - old.failed,
-            cancelled: new.cancelled - old.cancelled,
-            refused: Reason::ALL.map(|reason| refused(new, reason).saturating_sub(refused(old, reason))),
-            only_here: new.only_here.saturating_sub(old.only_here),
-            only_there: new.only_there.saturating_sub(old.only_there),
-        },
-        ttft: ttft_delta(old.ttft_us.as_ref(), new.ttft_us.as_ref()),
+impl<'a> ClassDelta<'a> {
+    fn between(known: &[VmClass], new: &VmClass, class: &'a str) -> Self {
+        let before = known.iter().find(|old| old.class == class);
+        // Counters that went down belong to a policy that came back: they start from zero.
+        let old = before.filter(|old| !has_restarted(&old.totals, &new.totals));
+        let totals = old.map_or_else(|| new.totals.clone(), |old| new.totals.since(&old.totals));
+        Self { class, totals, ttft: ttft_delta(old.and_then(|old| old.ttft.as_ref()), new.ttft.as_ref()) }
     }
 }
 
-fn has_restarted(old: &v1::ClassReport, new: &v1::ClassReport) -> bool {
-    let counters = |class: &v1::ClassReport| [class.offered, class.admitted, class.completed, class.failed, class.cancelled];
+fn has_restarted(old: &ClassTotals, new: &ClassTotals) -> bool {
+    let counters = |totals: &ClassTotals| [totals.offered, totals.admitted, totals.completed, totals.failed, totals.cancelled];
     counters(new).iter().zip(counters(old)).any(|(new, old)| *new < old)
 }
 
-fn refused(class: &v1::ClassReport, reason: Reason) -> u64 {
-    class.refused.iter().filter(|entry| entry.reason == reason.as_str()).map(|entry| entry.count).fold(0, u64::saturating_add)
+/// Refused requests in the order of [`Reason::ALL`].
+fn refused(class: &v1::ClassReport) -> [u64; Reason::ALL.len()] {
+    let mut counts = [0_u64; Reason::ALL.len()];
+    for entry in &class.refused {
+        for (_, count) in Reason::ALL.iter().zip(&mut counts).filter(|(reason, _)| reason.as_str() == entry.reason) {
+            *count = count.saturating_add(entry.count);
+        }
+    }
+    counts
 }
 
 fn ttft_delta(old: Option<&v1::Histogram>, new: Option<&v1::Histogram>) -> Option<Histogram> {
-    let new = new?;
-    if old == Some(new) {
+    if old == new {
         return None;
     }
-    let new = Histogram::from_wire(new).ok()?;
-    match old.map(Histogram::from_wire) {
-        Some(Ok(old)) => Some(new.diff(&old)),
-        _ => Some(new),
-    }
+    Histogram::between(old, new?).ok()
 }
 
 fn counters_delta(new: &v1::WorkerCounters, old: &v1::WorkerCounters) -> v1::WorkerCounters {
