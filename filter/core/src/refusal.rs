@@ -14,6 +14,8 @@ use crate::stream::Reply;
 #[cfg(test)]
 mod tests;
 
+/// Tenths below which each is told from its neighbours by a float.
+const EXACT_TENTHS: f64 = 1e15;
 /// What stands in place of the reason when the policy hides the numbers.
 const HIDDEN: &str = "overloaded";
 
@@ -113,9 +115,15 @@ pub(crate) struct Number(pub(crate) f64);
 
 impl fmt::Display for Number {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let rounded = libm::round(self.0 * 10.0) / 10.0;
-        // Adding zero turns -0 into 0.
-        write!(f, "{}", rounded + 0.0)
+        let tenths = libm::round(self.0 * 10.0);
+        if tenths.abs() < EXACT_TENTHS {
+            // As a float would be written, which takes longer: every refusal has two of them twice.
+            let (sign, tenths) = (if tenths < 0.0 { "-" } else { "" }, tenths.abs() as u64);
+            write!(f, "{sign}{}", tenths / 10)?;
+            if tenths.is_multiple_of(10) { Ok(()) } else { write!(f, ".{}", tenths % 10) }
+        } else {
+            write!(f, "{}", tenths / 10.0)
+        }
     }
 }
 
@@ -125,14 +133,20 @@ struct Json<'a>(&'a str);
 impl fmt::Display for Json<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_char('"')?;
-        for character in self.0.chars() {
-            match character {
-                '"' => f.write_str("\\\"")?,
-                '\\' => f.write_str("\\\\")?,
-                character if character < ' ' => write!(f, "\\u{:04x}", u32::from(character))?,
-                character => f.write_char(character)?,
+        let mut rest = self.0;
+        while let Some(at) = rest.find(|character: char| matches!(character, '"' | '\\' | '\0'..' ')) {
+            let (plain, escaped) = rest.split_at(at);
+            f.write_str(plain)?;
+            let mut escaped = escaped.chars();
+            match escaped.next() {
+                Some('"') => f.write_str("\\\"")?,
+                Some('\\') => f.write_str("\\\\")?,
+                Some(character) => write!(f, "\\u{:04x}", u32::from(character))?,
+                None => {}
             }
+            rest = escaped.as_str();
         }
+        f.write_str(rest)?;
         f.write_char('"')
     }
 }

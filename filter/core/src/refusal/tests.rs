@@ -1,6 +1,8 @@
 use core::time::Duration;
 use std::string::String;
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::policy::fixture;
 use crate::reason::Source;
@@ -90,5 +92,14 @@ fn json_strings_are_escaped() {
 fn numbers_have_one_decimal_at_most() {
     for (number, text) in [(81.25, "81.3"), (75.0, "75"), (-0.04, "0"), (1e9, "1000000000")] {
         assert_eq!(format!("{}", Number(number)), text);
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_number_is_written_as_its_rounded_float_is(number in prop_oneof![-1e4..1e4, -1e18..1e18, proptest::num::f64::ANY]) {
+        let rounded = libm::round(number * 10.0) / 10.0;
+        // Adding zero turns -0 into 0.
+        prop_assert_eq!(format!("{}", Number(number)), format!("{}", rounded + 0.0));
     }
 }
