@@ -17,7 +17,7 @@ pub struct Setup {
     pub name: String,
     /// How long load arrives, in virtual time.
     pub duration: Duration,
-    /// How long the world runs on afterwards, so that what is in flight can end.
+    /// How long the world runs on afterwards at most, so that what is in flight can end.
     pub drain: Duration,
     /// Proxies.
     pub proxies: u16,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use std::{env, fs};
 
 use headgate_sim::scenarios::{STANDARD, standard};
-use headgate_sim::suite::{Algorithm, compare};
+use headgate_sim::suite::{Algorithm, compare, play};
 
 /// Load of a shortened scenario: long enough for the steps, faults and retries of most.
 const SHORT: Duration = Duration::from_secs(24);
@@ -39,4 +39,16 @@ fn the_world_is_as_it_was() {
         assert_eq!(now, then, "bless with HEADGATE_BLESS=1 if the world was meant to change");
     }
     assert_eq!(now.lines().count(), then.lines().count());
+}
+
+#[test]
+fn a_world_ends_with_its_last_request() {
+    let mut scenario = standard("steady-2x").expect("a standard scenario").expect("valid").shortened(Duration::from_secs(6));
+    let mut totals = |drain_s| {
+        scenario.setup.drain = Duration::from_secs(drain_s);
+        play(&scenario, Algorithm::Headgate, None, 1).expect("no invariant is broken").totals
+    };
+    let (short, long) = (totals(60), totals(600));
+    assert_eq!(short.sent, short.over, "everything is over within a minute");
+    assert_eq!(short, long, "nothing happens when everything is over");
 }

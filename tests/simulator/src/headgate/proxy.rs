@@ -5,13 +5,12 @@ use std::time::Duration;
 
 use headgate_core::discovery::NodeIdentity;
 use headgate_core::leader::{self, LeaderLease, LeaderStep};
-use headgate_core::lease::SLOTS;
 use headgate_core::session::{Effect, Link, Session};
 use headgate_core::shared::{Keys, Revisions};
 use headgate_core::time::Timestamp;
 
 use super::transit::{Direction, Message};
-use super::vm::{SharedData, Vm, blob};
+use super::vm::{SharedData, Vm};
 use crate::controller::Link as NetworkLink;
 
 /// Between two looks at the leader's lease.
@@ -52,7 +51,7 @@ impl Proxy {
             vms: Vec::new(),
             vms_made: 0,
             keys: Keys::new("headgate"),
-            shared: SharedData::new(),
+            shared: SharedData::default(),
             leading: None,
             streams_opened: 0,
         };
@@ -97,10 +96,8 @@ impl Proxy {
         let Some(leading) = self.leading.as_mut().filter(|leading| leading.worker == worker) else { return Vec::new() };
         let mut effects: Vec<Effect> = leading.session.on_tick(now).into_iter().collect();
         if leading.session.is_report_due(now) {
-            let (shared, keys) = (&self.shared, &self.keys);
-            let reports = (0..SLOTS).map_while(|slot| shared.get(&keys.report(slot)).cloned());
             let applied = self.vms[usize::from(worker)].worker.applied();
-            effects.push(leading.session.report(now, reports, applied));
+            effects.push(leading.session.report(now, self.shared.reports(), applied));
         }
         self.carry_out(now, effects, link)
     }
@@ -139,10 +136,10 @@ impl Proxy {
 
     fn look_at_lead(&mut self, now: Timestamp, worker: u16) {
         let owner = self.vms[usize::from(worker)].owner;
-        let lease = LeaderLease::decode(blob(&self.shared, &self.keys.lead));
+        let lease = LeaderLease::decode(self.shared.get(&self.keys.lead));
         match leader::step(now, owner, 1, lease.as_ref()) {
             LeaderStep::Hold(lease) | LeaderStep::TakeOver(lease) => {
-                self.shared.insert(self.keys.lead.clone(), lease.encode());
+                self.shared.set(&self.keys.lead, lease.encode());
                 if self.leading.as_ref().is_none_or(|leading| leading.worker != worker) {
                     self.leading = Some(self.begin(owner, worker));
                 }
@@ -153,7 +150,7 @@ impl Proxy {
 
     fn begin(&self, owner: u64, worker: u16) -> Leading {
         let node = NodeIdentity { id: Self::node_id(self.number), cluster: "sim".to_owned(), version: "0".to_owned() };
-        let (policies, limits) = (blob(&self.shared, &self.keys.policies), blob(&self.shared, &self.keys.limits));
+        let (policies, limits) = (self.shared.get(&self.keys.policies), self.shared.get(&self.keys.limits));
         Leading { session: Session::begin(node, owner, policies, limits), worker, streams: Vec::new() }
     }
 
@@ -183,13 +180,13 @@ impl Proxy {
     }
 
     fn share(&mut self, policies: Option<Vec<u8>>, limits: Option<Vec<u8>>) {
-        let raised = Revisions::raise(blob(&self.shared, &self.keys.revisions), policies.is_some(), limits.is_some());
+        let raised = Revisions::raise(self.shared.get(&self.keys.revisions), policies.is_some(), limits.is_some());
         if let Some(policies) = policies {
-            self.shared.insert(self.keys.policies.clone(), policies);
+            self.shared.set(&self.keys.policies, policies);
         }
         if let Some(limits) = limits {
-            self.shared.insert(self.keys.limits.clone(), limits);
+            self.shared.set(&self.keys.limits, limits);
         }
-        self.shared.insert(self.keys.revisions.clone(), raised);
+        self.shared.set(&self.keys.revisions, raised);
     }
 }

@@ -21,8 +21,39 @@ const IDLE_REPORT_EVERY: Duration = Duration::from_millis(400);
 /// Between two refreshes of the sub-leases when they do not suffice.
 const LEASE_AGAIN: Duration = Duration::from_millis(5);
 
-/// What the VMs of a proxy share: values by key.
-pub(super) type SharedData = BTreeMap<String, Vec<u8>>;
+/// What the VMs of a proxy share.
+#[derive(Default)]
+pub(super) struct SharedData {
+    values: BTreeMap<String, Vec<u8>>,
+    /// By slot, those under `Keys::report`: each is written ten times a second, under the same key.
+    reports: Vec<Vec<u8>>,
+}
+
+impl SharedData {
+    /// The value under a key; empty when there is none.
+    pub(super) fn get(&self, key: &str) -> &[u8] {
+        self.values.get(key).map_or(&[], Vec::as_slice)
+    }
+
+    pub(super) fn set(&mut self, key: &str, value: Vec<u8>) {
+        match self.values.get_mut(key) {
+            Some(known) => *known = value,
+            None => drop(self.values.insert(key.to_owned(), value)),
+        }
+    }
+
+    /// The reports up to the first slot without one.
+    pub(super) fn reports(&self) -> impl Iterator<Item = &[u8]> {
+        self.reports.iter().map(Vec::as_slice).take_while(|report| !report.is_empty())
+    }
+
+    fn set_report(&mut self, slot: usize, report: Vec<u8>) {
+        if self.reports.len() <= slot {
+            self.reports.resize(slot + 1, Vec::new());
+        }
+        self.reports[slot] = report;
+    }
+}
 
 /// One worker VM.
 pub(super) struct Vm {
@@ -81,12 +112,12 @@ impl Vm {
 
     /// Takes up what the leader has shared since the last look.
     fn take_up(&mut self, now: Timestamp, keys: &Keys, shared: &mut SharedData) {
-        let newest = Revisions::decode(blob(shared, &keys.revisions));
+        let newest = Revisions::decode(shared.get(&keys.revisions));
         if newest == self.seen {
             return;
         }
         let has_policies = newest.policies != self.seen.policies;
-        if has_policies && let Some(snapshot) = PolicySnapshot::decode(blob(shared, &keys.policies)) {
+        if has_policies && let Some(snapshot) = PolicySnapshot::decode(shared.get(&keys.policies)) {
             let policies = snapshot.policies.iter().filter_map(|wire| Policy::try_from_wire(wire).ok().map(Arc::new));
             self.worker.set_policies(now, policies.collect());
             if !self.permits.is_empty() {
@@ -94,7 +125,7 @@ impl Vm {
             }
         }
         if has_policies || newest.limits != self.seen.limits {
-            for pool in SharedLimits::decode(blob(shared, &keys.limits)).unwrap_or_default().pools {
+            for pool in SharedLimits::decode(shared.get(&keys.limits)).unwrap_or_default().pools {
                 if let Some(limits) = &pool.limits {
                     self.worker.set_limits(Timestamp::from_nanos(pool.at_ns), limits);
                 }
@@ -114,7 +145,7 @@ impl Vm {
         let policies: Vec<Arc<Policy>> = self.worker.policies().cloned().collect();
         for (index, policy) in policies.iter().enumerate() {
             let grant = Grant { permits_total: policy.concurrency().map(|concurrency| concurrency.max_in_flight) };
-            let held = refresh(now, self.owner, shared, keys.lease(policy.name()), self.worker.wants(index), grant);
+            let held = refresh(now, self.owner, shared, &keys.lease(policy.name()), self.worker.wants(index), grant);
             if let Some((_, Holding { permits, rate_share, workers })) = held {
                 self.worker.set_workers(index, workers);
                 self.worker.set_permits(index, permits.unwrap_or(u32::MAX), rate_share);
@@ -126,19 +157,14 @@ impl Vm {
 
     fn report(&self, now: Timestamp, keys: &Keys, shared: &mut SharedData) {
         let none = Grant { permits_total: None };
-        let Some((slot, _)) = refresh(now, self.owner, shared, keys.roster.clone(), Want::default(), none) else { return };
+        let Some((slot, _)) = refresh(now, self.owner, shared, &keys.roster, Want::default(), none) else { return };
         let report = self.worker.report(now, slot as u32);
-        shared.insert(keys.report(slot), report.encode_to_vec());
+        shared.set_report(slot, report.encode_to_vec());
     }
 }
 
-pub(super) fn blob<'a>(shared: &'a SharedData, key: &str) -> &'a [u8] {
-    shared.get(key).map_or(&[], Vec::as_slice)
-}
-
-fn refresh(now: Timestamp, owner: u64, shared: &mut SharedData, key: String, want: Want, grant: Grant) -> Option<(usize, Holding)> {
-    let record = shared.entry(key).or_default();
-    let (bytes, held) = shared::refresh_lease(record, now, owner, want, grant)?;
-    *record = bytes;
+fn refresh(now: Timestamp, owner: u64, shared: &mut SharedData, key: &str, want: Want, grant: Grant) -> Option<(usize, Holding)> {
+    let (bytes, held) = shared::refresh_lease(shared.get(key), now, owner, want, grant)?;
+    shared.set(key, bytes);
     Some(held)
 }

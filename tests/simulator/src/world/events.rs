@@ -35,14 +35,31 @@ pub(super) struct Events {
     /// Nanoseconds (56 bits, 2.3 years), order of scheduling (36 bits), kind (4 bits), argument (32 bits).
     heap: Vec<u128>,
     scheduled: u64,
+    /// Those to come by which clients send of themselves.
+    sending: u32,
 }
 
 const CHILDREN: usize = 4;
 
+// === impl Event ===
+
+impl Event {
+    /// Whether clients send by it of themselves: a retry is of a request that lives.
+    pub(super) fn sends(self) -> bool {
+        matches!(self, Self::Arrival(_) | Self::Thought(_) | Self::Population(_) | Self::Trace)
+    }
+}
+
 // === impl Events ===
 
 impl Events {
+    /// Whether clients send anything more, but for retries of what lives.
+    pub(super) fn has_senders(&self) -> bool {
+        self.sending > 0
+    }
+
     pub(super) fn push(&mut self, at: Timestamp, event: Event) {
+        self.sending += u32::from(event.sends());
         let (kind, argument) = encode(event);
         let order = self.scheduled & ((1 << 36) - 1);
         self.scheduled += 1;
@@ -61,6 +78,12 @@ impl Events {
     }
 
     pub(super) fn pop(&mut self) -> Option<(Timestamp, Event)> {
+        let (at, event) = self.pop_first()?;
+        self.sending -= u32::from(event.sends());
+        Some((at, event))
+    }
+
+    fn pop_first(&mut self) -> Option<(Timestamp, Event)> {
         let last = self.heap.pop()?;
         let Some(&first) = self.heap.first() else { return Some(decode(last)) };
         let len = self.heap.len();

@@ -124,7 +124,7 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Runs to the end of the drain.
+    /// Runs to the end of the drain, or of the load's time when nothing is left then that could happen to a request.
     ///
     /// # Errors
     /// The first broken invariant.
@@ -135,7 +135,7 @@ impl<'a> World<'a> {
         cast.controller.on_start(&mut ctx);
         self.apply_effects(&mut cast);
         while let Some((at, event)) = self.events.pop() {
-            if at > self.ends_at {
+            if at > self.ends_at || self.is_drained(at, event) {
                 break;
             }
             self.totals.events += 1;
@@ -146,6 +146,12 @@ impl<'a> World<'a> {
             self.check(&mut cast, is_monotonic)?;
         }
         Ok(self.totals)
+    }
+
+    /// Whether with `event` at `at` the load is over, no request lives and no client will send another.
+    fn is_drained(&self, at: Timestamp, event: Event) -> bool {
+        let sends = event.sends() || self.events.has_senders();
+        at >= Timestamp::ZERO + self.setup.duration && self.requests.len() == 0 && !sends
     }
 
     fn begin(&mut self) {
