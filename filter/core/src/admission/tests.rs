@@ -170,7 +170,7 @@ fn the_prefill_of_a_request_is_free_again_at_its_first_token() {
     assert_eq!(site.released(ms(50)), [(second, Got::Admitted)]);
     let report = site.report();
     assert_eq!(report.in_flight, Some(v1::Work { prefill_tokens: 1000, kv_tokens: 2 * KV, streams: 2 }));
-    assert_eq!((report.queue.unwrap().wait_us.unwrap().sum, report.service_ttft_us.unwrap().sum), (49_000, 49_000));
+    assert_eq!((report.queue.unwrap().wait_us.unwrap().sum(), report.service_ttft_us.unwrap().sum()), (49_000, 49_000));
 }
 
 #[test]

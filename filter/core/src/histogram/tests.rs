@@ -1,7 +1,11 @@
+use alloc::vec;
+use alloc::vec::Vec;
+
+use headgate_protos::v1;
+use proptest::prelude::*;
+
 use super::*;
 use crate::rng::Rng;
-use alloc::vec;
-use proptest::prelude::*;
 
 fn of(values: &[u64]) -> Histogram {
     let mut histogram = Histogram::new();
