@@ -4,13 +4,30 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use crate::request::Request;
 use crate::variant::{ADMITTING, DECOMPOSED, EMPTY_FILTER, NO_FILTER};
 
 /// Microseconds of CPU per request, by variant and in the order of the rounds.
 pub(crate) type Samples = BTreeMap<String, Vec<f64>>;
 
+/// What is written: the figures of the request that counts, and those of the others.
+#[derive(Serialize)]
+pub(crate) struct Report {
+    #[serde(flatten)]
+    first: Option<Figures>,
+    others: Vec<Figures>,
+}
+
+impl Report {
+    pub(crate) fn of(mut figures: Vec<Figures>) -> Self {
+        let others = figures.split_off(figures.len().min(1));
+        Self { first: figures.pop(), others }
+    }
+}
+
 #[derive(Serialize)]
 pub(crate) struct Figures {
+    request: Request,
     rounds: u32,
     cpu_us_per_request: BTreeMap<String, Spread>,
     /// What Headgate adds when admitting, over what the empty filter adds: median over the rounds. Absent when one was not measured.
@@ -42,13 +59,14 @@ struct Step {
 }
 
 impl Figures {
-    pub(crate) fn of(rounds: u32, samples: &Samples, idle: &Samples) -> Self {
+    pub(crate) fn of(request: Request, rounds: u32, samples: &Samples, idle: &Samples) -> Self {
         let spreads = samples.iter().filter_map(|(name, samples)| {
             let mut sorted = samples.clone();
             sorted.sort_by(f64::total_cmp);
             Some((name.clone(), Spread { median: median(samples)?, min: *sorted.first()?, max: *sorted.last()? }))
         });
         Self {
+            request,
             rounds,
             cpu_us_per_request: spreads.collect(),
             added_vs_empty: vs_empty(samples, ADMITTING),
@@ -59,7 +77,7 @@ impl Figures {
 
     pub(crate) fn print(&self) {
         let base = self.cpu_us_per_request.get(NO_FILTER).map_or(0.0, |spread| spread.median);
-        println!("CPU of the Envoy process per request, µs, {} rounds\n", self.rounds);
+        println!("\n{:?} request: CPU of the Envoy process, µs, {} rounds\n", self.request, self.rounds);
         println!("{:<22} {:>8} {:>8} {:>8} {:>8}", "", "median", "min", "max", "added");
         for (name, spread) in &self.cpu_us_per_request {
             println!("{name:<22} {:>8.2} {:>8.2} {:>8.2} {:>8.2}", spread.median, spread.min, spread.max, spread.median - base);
@@ -132,7 +150,7 @@ mod tests {
             ("floor_clocks", [15.0, 20.0, 15.0]),
             (ADMITTING, [16.0, 21.0, 16.0]),
         ]);
-        let figures = Figures::of(3, &samples, &Samples::new());
+        let figures = Figures::of(Request::Chat, 3, &samples, &Samples::new());
         assert_eq!(figures.added_vs_empty, Some(1.5));
         let steps: Vec<_> = figures.decomposition.iter().map(|step| (step.step_us, step.added_us, step.vs_empty)).collect();
         assert_eq!(steps, [(1.0, 1.0, 0.25), (1.5, 2.5, 0.625), (1.5, 4.0, 1.0), (1.0, 5.0, 1.25), (1.0, 6.0, 1.5)]);
@@ -141,7 +159,7 @@ mod tests {
     #[test]
     fn without_the_steps_there_is_no_decomposition() {
         let samples = samples(&[(NO_FILTER, [10.0; 3]), (EMPTY_FILTER, [14.0; 3]), (ADMITTING, [16.0; 3])]);
-        let figures = Figures::of(3, &samples, &Samples::new());
+        let figures = Figures::of(Request::Chat, 3, &samples, &Samples::new());
         assert!(figures.decomposition.is_empty());
         assert_eq!(figures.added_vs_empty, Some(1.5));
     }

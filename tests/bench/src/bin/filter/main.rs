@@ -10,8 +10,10 @@
 //! the smallest counts; one is long enough to hold every periodic work of the filters.
 
 mod figures;
+mod request;
 mod variant;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -20,7 +22,8 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use headgate_bench::affinity::pin;
 
-use crate::figures::{Figures, Samples};
+use crate::figures::{Figures, Report, Samples};
+use crate::request::Request;
 use crate::variant::{Cores, DECOMPOSED, Variant};
 
 /// Measurements of one process in its round.
@@ -40,6 +43,9 @@ struct Args {
     /// Measures these variants alone, for example no_filter,empty_filter,headgate_admitting.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
+    /// What the clients ask for; the first is the one that counts.
+    #[arg(long, value_delimiter = ',', default_values = ["chat", "models"])]
+    request: Vec<Request>,
     /// Measures what each thing that a filter must ask of Envoy adds: no filter, the empty one, filters that do nothing but one thing
     /// more than the one before, and Headgate admitting.
     #[arg(long, conflicts_with = "only")]
@@ -80,7 +86,7 @@ async fn run(args: &Args) -> Result<()> {
         (false, []) => !name.starts_with(variant::FLOOR),
         (false, only) => only.iter().any(|only| only == name),
     };
-    let (mut samples, mut idle) = (Samples::new(), Samples::new());
+    let (mut samples, mut idle) = (BTreeMap::<Request, Samples>::new(), Samples::new());
     for round in 1..=args.rounds {
         let mut variants = Variant::start_all(args.cores, is_wanted).await?;
         for Candidate { name, module } in &args.candidate {
@@ -98,22 +104,31 @@ async fn run(args: &Args) -> Result<()> {
                 idle.entry(variant.name.clone()).or_default().push(sample);
             }
         }
-        let mut least = vec![f64::INFINITY; variants.len()];
-        for _ in 0..TURNS {
-            for (variant, least) in variants.iter_mut().zip(&mut least) {
-                let sample = variant.measure(Duration::from_millis(args.round_ms)).await?;
-                *least = least.min(sample);
+        for request in &args.request {
+            let least = least(&mut variants, *request, Duration::from_millis(args.round_ms)).await?;
+            let samples = samples.entry(*request).or_default();
+            for (variant, least) in variants.iter().zip(least) {
+                samples.entry(variant.name.clone()).or_default().push(least);
             }
-        }
-        for (variant, least) in variants.iter().zip(least) {
-            samples.entry(variant.name.clone()).or_default().push(least);
         }
         eprintln!("round {round} of {}", args.rounds);
     }
-    let figures = Figures::of(args.rounds, &samples, &idle);
-    figures.print();
+    let of_request = |request: &Request| Some(Figures::of(*request, args.rounds, samples.get(request)?, &idle));
+    let figures: Vec<Figures> = args.request.iter().filter_map(of_request).collect();
+    figures.iter().for_each(Figures::print);
     if let Some(path) = &args.json {
-        fs::write(path, serde_json::to_string_pretty(&figures)?).with_context(|| format!("cannot write {}", path.display()))?;
+        fs::write(path, serde_json::to_string_pretty(&Report::of(figures))?).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
+}
+
+/// The least that each variant took for a request in its turns.
+async fn least(variants: &mut [Variant], request: Request, length: Duration) -> Result<Vec<f64>> {
+    let mut least = vec![f64::INFINITY; variants.len()];
+    for _ in 0..TURNS {
+        for (variant, least) in variants.iter_mut().zip(&mut least) {
+            *least = least.min(variant.measure(request, length).await?);
+        }
+    }
+    Ok(least)
 }

@@ -10,10 +10,15 @@ use headgate_test_support::control_plane::ControlPlaneOptions;
 use headgate_test_support::envoy::{AccessLog, Bootstrap, EnvoyOptions, Gradient, HttpFilter, Upstream, WasmFilter};
 use headgate_test_support::load::{Saturation, saturate};
 use headgate_test_support::{ControlPlaneProcess, EnvoyProcess, NvmlDevice, NvmlState, wait_until};
+use serde_json::json;
+
+use crate::request::Request;
 
 const CONNECTIONS: usize = 32;
 const WARM_UP: Duration = Duration::from_millis(300);
 const POLICY: &str = include_str!("../../../policy.yaml");
+/// A request is answered when its body is there: answered before, its connection would end with it.
+const BUFFERED_BYTES: u32 = 64 << 10;
 
 pub(crate) const NO_FILTER: &str = "no_filter";
 pub(crate) const EMPTY_FILTER: &str = "empty_filter";
@@ -23,10 +28,6 @@ pub(crate) const FLOOR: &str = "floor_";
 /// What a decomposition measures, in the order in which each adds to the one before, but for the empty filter.
 pub(crate) const DECOMPOSED: [&str; 7] =
     [NO_FILTER, "floor_context", "floor_callbacks", "floor_header_map", "floor_clocks", ADMITTING, EMPTY_FILTER];
-
-/// A chat request as an SDK sends it; the key is the tenant bronze's.
-const REQUEST: &str = "GET /v1/models HTTP/1.1\r\nhost: bench\r\nuser-agent: OpenAI/Python 1.99.0\r\naccept: application/json\r\n\
-    accept-encoding: gzip, deflate\r\nx-stainless-lang: python\r\nx-request-tag: 7f1c\r\nauthorization: Bearer demo-key-bronze\r\n\r\n";
 
 /// Who runs where. On a machine whose cores are threads in pairs, take two of different pairs.
 #[derive(clap::Args, Clone, Copy)]
@@ -58,6 +59,10 @@ pub(crate) struct Variant {
 fn bootstrap(filter: HttpFilter) -> Bootstrap {
     let mut bootstrap = Bootstrap::new(filter, Upstream::Direct);
     bootstrap.access_log = AccessLog::Off;
+    bootstrap.inner_filters.push(json!({
+        "name": "envoy.filters.http.buffer",
+        "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.buffer.v3.Buffer", "max_request_bytes": BUFFERED_BYTES},
+    }));
     bootstrap
 }
 
@@ -85,7 +90,7 @@ async fn headgate(cores: Cores, name: &str, answers: Answers, memory_used: f64, 
     let envoy = start(cores, bootstrap(HttpFilter::Wasm(filter)).with_control_plane(control.grpc())).await?;
     let address = envoy.address();
     wait_until("the filter's first decisions", Duration::from_secs(20), || async {
-        let seen = saturate(address, REQUEST.as_bytes(), 1, Duration::from_millis(20)).await?;
+        let seen = saturate(address, &Request::Models.bytes(), 1, Duration::from_millis(20)).await?;
         let status = control.status().await?;
         let is_in_force = status["proxies"][0]["policies"].as_array().is_some_and(|policies| !policies.is_empty());
         Ok((is_in_force && has_only(seen, answers)).then_some(()))
@@ -138,7 +143,10 @@ impl Variant {
 
     /// Until V8 has compiled what the filter runs.
     pub(crate) async fn warm_up(&self) -> Result<()> {
-        saturate(self.envoy.address(), REQUEST.as_bytes(), CONNECTIONS, WARM_UP).await.map(drop)
+        for request in Request::ALL {
+            saturate(self.envoy.address(), &request.bytes(), CONNECTIONS, WARM_UP).await?;
+        }
+        Ok(())
     }
 
     /// CPU time of the Envoy process while nobody asks it for anything, in milliseconds a second.
@@ -150,9 +158,9 @@ impl Variant {
     }
 
     /// CPU time of the Envoy process over the responses that it gave, in microseconds.
-    pub(crate) async fn measure(&mut self, length: Duration) -> Result<f64> {
+    pub(crate) async fn measure(&mut self, request: Request, length: Duration) -> Result<f64> {
         let before = self.envoy.process().cpu_time()?;
-        let seen = saturate(self.envoy.address(), REQUEST.as_bytes(), CONNECTIONS, length).await?;
+        let seen = saturate(self.envoy.address(), &request.bytes(), CONNECTIONS, length).await?;
         let after = self.envoy.process().cpu_time()?;
         if !has_only(seen, self.answers) {
             bail!("{}: {} admitted and {} refused: it measures something else", self.name, seen.admitted, seen.refused);
