@@ -79,7 +79,9 @@ enum BreakerSays {
 }
 
 /// Decides about a request and counts the decision.
-#[inline(never)]
+///
+/// What an admitted request needs is inlined up to the adapter, which is compiled for speed; everything else is a call, and for size.
+#[inline]
 pub(crate) fn admit(pool: &mut Pool, now: Timestamp, rng: &mut Rng, newcomer: &Newcomer<'_>) -> Admission {
     let classified = newcomer.classified;
     if let Some(state) = pool.state_mut(classified.class) {
@@ -106,22 +108,29 @@ pub(crate) fn admit(pool: &mut Pool, now: Timestamp, rng: &mut Rng, newcomer: &N
         }
         Err(cause) => {
             give_back(pool, now, passes);
-            pool.refund(charged.charges, charged.size);
-            let cap = max_retry_after(pool, classified.class);
-            let has_lease = pool.permits.total > 0;
-            let mut retry_after = ticket::jittered(LEASE_RETRY, cap, rng);
-            if let Some(state) = pool.state_mut(classified.class) {
-                state.count_refusal(cause.reason);
-                if has_lease || cause.reason != Reason::Concurrency {
-                    retry_after = state.clock.retry_after(now, state.in_force.drain_rps, cap, rng);
-                }
-            }
-            Admission::Refused { cause, retry_after }
+            refuse_by_class(pool, now, rng, classified.class, &charged, cause)
         }
     }
 }
 
+/// Refuses a request that its class may not start.
+#[inline(never)]
+fn refuse_by_class(pool: &mut Pool, now: Timestamp, rng: &mut Rng, class: ClassId, charged: &Charged, cause: Cause) -> Admission {
+    pool.refund(charged.charges, charged.size);
+    let cap = max_retry_after(pool, class);
+    let has_lease = pool.permits.total > 0;
+    let mut retry_after = ticket::jittered(LEASE_RETRY, cap, rng);
+    if let Some(state) = pool.state_mut(class) {
+        state.count_refusal(cause.reason);
+        if has_lease || cause.reason != Reason::Concurrency {
+            retry_after = state.clock.retry_after(now, state.in_force.drain_rps, cap, rng);
+        }
+    }
+    Admission::Refused { cause, retry_after }
+}
+
 /// The decision under overload control. A request that waits holds no pass of a breaker: when it starts, they are asked anew.
+#[inline(never)]
 fn admit_by_work(pool: &mut Pool, now: Timestamp, rng: &mut Rng, newcomer: &Newcomer<'_>, passes: Passes) -> Admission {
     let class = newcomer.classified.class;
     let has_permit = pool.has_permit(class);
@@ -162,6 +171,7 @@ fn admit_by_work(pool: &mut Pool, now: Timestamp, rng: &mut Rng, newcomer: &Newc
 }
 
 /// Refuses a request for which a quota has not enough left.
+#[inline(never)]
 fn lacks_quota(pool: &mut Pool, now: Timestamp, rng: &mut Rng, class: ClassId, lack: Lack) -> Admission {
     let Lack { cause, drain_rps } = lack;
     count_refusal(pool, class, cause.reason);
@@ -268,6 +278,7 @@ pub(crate) fn abandon(pool: &mut Pool, ticket: Ticket) {
 }
 
 /// Counts a request that starts now.
+#[inline]
 fn count_start(pool: &mut Pool, class: ClassId) {
     let in_flight = pool.in_flight().saturating_add(1);
     pool.demand.note_in_flight(in_flight);
@@ -288,7 +299,13 @@ fn micros(span: Duration) -> u64 {
     u64::try_from(span.as_micros()).unwrap_or(u64::MAX)
 }
 
+#[inline]
 fn ask_breakers(pool: &mut Pool, now: Timestamp, rng: &mut Rng) -> BreakerSays {
+    if pool.breakers.is_none() { BreakerSays::Go(Passes::default()) } else { ask_each_breaker(pool, now, rng) }
+}
+
+#[inline(never)]
+fn ask_each_breaker(pool: &mut Pool, now: Timestamp, rng: &mut Rng) -> BreakerSays {
     let (Some(breakers), Some(config)) = (&mut pool.breakers, pool.policy.breaker()) else { return BreakerSays::Go(Passes::default()) };
     let pass = match breakers.pool.admit(config, now, rng) {
         Gate::Open(pass) => pass,
@@ -307,6 +324,7 @@ fn ask_breakers(pool: &mut Pool, now: Timestamp, rng: &mut Rng) -> BreakerSays {
 }
 
 /// An open breaker takes the request: the fallback, or a refusal until its countdown is over.
+#[inline(never)]
 fn shut(pool: &mut Pool, class: ClassId, rng: &mut Rng, opened: Opened, recovery: Duration) -> Admission {
     let Opened { value, threshold } = opened;
     let cause = Cause { reason: Reason::BreakerOpen, value, threshold, term: None, source: Source::Policy };
@@ -324,6 +342,7 @@ fn max_retry_after(pool: &Pool, class: ClassId) -> Duration {
 }
 
 /// Whether the class may start one more request.
+#[inline]
 fn ask_class(pool: &mut Pool, now: Timestamp, classified: Classified) -> Result<(), Cause> {
     if let Some(state) = pool.state_mut(classified.class) {
         let admits = match state.in_force.action {
@@ -335,19 +354,22 @@ fn ask_class(pool: &mut Pool, now: Timestamp, classified: Classified) -> Result<
             return Err(state.in_force.cause);
         }
     }
-    if pool.has_permit(classified.class) {
-        return Ok(());
-    }
+    if pool.has_permit(classified.class) { Ok(()) } else { Err(lacks_permit(pool, classified.class)) }
+}
+
+#[inline(never)]
+fn lacks_permit(pool: &mut Pool, class: ClassId) -> Cause {
     pool.demand.note_blocked();
     // At least as many are in flight as the class could use, so the value is never below the threshold.
-    let (value, threshold) = (f64::from(pool.in_flight()), f64::from(pool.permits.usable_by(classified.class.index())));
-    if let Some(bucket) = pool.state_mut(classified.class).and_then(|state| state.bucket.as_mut()) {
+    let (value, threshold) = (f64::from(pool.in_flight()), f64::from(pool.permits.usable_by(class.index())));
+    if let Some(bucket) = pool.state_mut(class).and_then(|state| state.bucket.as_mut()) {
         bucket.put_back();
     }
-    Err(Cause { reason: Reason::Concurrency, value, threshold, term: None, source: Source::Policy })
+    Cause { reason: Reason::Concurrency, value, threshold, term: None, source: Source::Policy }
 }
 
 /// Returns what a request held that was not admitted after all, so that no probe is lost.
+#[inline(never)]
 fn give_back(pool: &mut Pool, now: Timestamp, passes: Passes) {
     let (Some(breakers), Some(config)) = (&mut pool.breakers, pool.policy.breaker()) else { return };
     let Passes { pool: pass, dependency, is_direct: _ } = passes;

@@ -45,6 +45,7 @@ impl Classified {
 ///
 /// `claim_slots` has for each of [`Policy::claims`] its position in the request's verified claims. Of several identities the most
 /// specific decides: the certificate before the JWT before the API key.
+#[inline]
 pub fn classify(policy: &Policy, request: &RequestInfo<'_>, claim_slots: &[usize], cache: &mut KeyCache) -> Classified {
     let rules = policy.classification();
     let tenant = tenant_by_certificate(policy, request)
@@ -63,10 +64,12 @@ pub fn classify(policy: &Policy, request: &RequestInfo<'_>, claim_slots: &[usize
     Classified { class, tenant, denied_claim, cost_tokens: prompt_tokens.saturating_add(DEFAULT_OUTPUT_TOKENS) }
 }
 
+#[inline]
 fn tenant_by_certificate(policy: &Policy, request: &RequestInfo<'_>) -> Option<TenantId> {
     policy.identities.spiffe.find(0, request.identity.spiffe?)
 }
 
+#[inline]
 fn tenant_by_claim(policy: &Policy, request: &RequestInfo<'_>, claim_slots: &[usize]) -> Option<TenantId> {
     claim_slots.iter().enumerate().find_map(|(claim, slot)| {
         let got = request.identity.jwt_claims.get(*slot).copied().flatten()?;
@@ -74,6 +77,7 @@ fn tenant_by_claim(policy: &Policy, request: &RequestInfo<'_>, claim_slots: &[us
     })
 }
 
+#[inline]
 fn tenant_by_key(policy: &Policy, request: &RequestInfo<'_>, cache: &mut KeyCache) -> Option<TenantId> {
     if policy.identities.api_keys.is_empty() {
         return None;
@@ -81,6 +85,7 @@ fn tenant_by_key(policy: &Policy, request: &RequestInfo<'_>, cache: &mut KeyCach
     request.api_keys.iter().flatten().find_map(|key| tenant_of_key(policy, key, cache))
 }
 
+#[inline]
 fn tenant_of_key(policy: &Policy, key: &[u8], cache: &mut KeyCache) -> Option<TenantId> {
     if key.is_empty() || key.len() > MAX_KEY_BYTES {
         return None;
@@ -101,18 +106,31 @@ fn tenant_of_new_key(policy: &Policy, key: &[u8], cache: &mut KeyCache) -> Optio
 
 /// The class named in the priority header. None when the header is absent, names no class, or stands there with different values: a
 /// proxy in front may have added its own, and which one counts must not depend on the order.
+#[inline]
 fn claimed_class(policy: &Policy, headers: &HeaderView<'_>) -> Option<ClassId> {
     let name = policy.classification().priority_header.as_bytes();
-    let mut values = headers.all(name).map(<[u8]>::trim_ascii);
-    let first = values.next()?;
-    if values.any(|other| !other.eq_ignore_ascii_case(first)) {
+    claim(policy, headers.first(name)?, headers)
+}
+
+/// The class that `first`, the first value of the priority header, names.
+#[inline(never)]
+fn claim(policy: &Policy, first: &[u8], headers: &HeaderView<'_>) -> Option<ClassId> {
+    let first = first.trim_ascii();
+    let mut values = headers.all(policy.classification().priority_header.as_bytes());
+    if values.any(|other| !other.trim_ascii().eq_ignore_ascii_case(first)) {
         return None;
     }
     policy.classes().iter().position(|class| class.name.as_bytes().eq_ignore_ascii_case(first)).map(ClassId::new)
 }
 
 /// The class after every cap that matches.
+#[inline]
 fn lowered(class: ClassId, rules: &Classification, request: &RequestInfo<'_>) -> ClassId {
+    if rules.caps.is_empty() { class } else { capped(class, rules, request) }
+}
+
+#[inline(never)]
+fn capped(class: ClassId, rules: &Classification, request: &RequestInfo<'_>) -> ClassId {
     rules.caps.iter().filter(|cap| cap.class > class && matches(cap, rules, request)).map(|cap| cap.class).max().unwrap_or(class)
 }
 

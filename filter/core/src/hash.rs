@@ -1,5 +1,7 @@
 //! A fast hash that chooses places in tables. Whatever is found there is compared in full.
 
+use crate::words::tail;
+
 /// Hashes eight bytes at a time, each mixed by the first half of SplitMix64's finalizer, from `seed`.
 #[inline(always)]
 pub(crate) fn hash(seed: u64, bytes: &[u8]) -> u32 {
@@ -10,11 +12,4 @@ pub(crate) fn hash(seed: u64, bytes: &[u8]) -> u32 {
     };
     let whole = words.iter().fold(seed ^ bytes.len() as u64, |hash, word| mix(hash, u64::from_le_bytes(*word)));
     (mix(whole, tail(bytes)) >> 32) as u32
-}
-
-/// The last eight bytes as a number, or all of fewer. Of bytes of another length it may be the same.
-#[inline(always)]
-pub(crate) fn tail(bytes: &[u8]) -> u64 {
-    let short = || bytes.iter().fold(0, |word, byte| word << 8 | u64::from(*byte));
-    bytes.last_chunk::<8>().map_or_else(short, |last| u64::from_le_bytes(*last))
 }

@@ -39,6 +39,7 @@ pub struct Histogram {
 }
 
 /// Bucket of a value: `v` below 128, else `128·(e − 6) + (v >> (e − 7)) − 128` with `e = floor(log2 v)`.
+#[inline]
 fn bucket_of(value: u64) -> (usize, usize) {
     let value = value.min(MAX_VALUE);
     if value < PAGE_LEN as u64 {
@@ -65,6 +66,7 @@ impl Histogram {
     }
 
     /// Counts one sample.
+    #[inline]
     pub fn record(&mut self, value: u64) {
         let (page, slot) = bucket_of(value);
         self.add(page, slot, 1);
@@ -173,6 +175,7 @@ impl Histogram {
         self.sum = newer.sum.saturating_sub(older.sum);
     }
 
+    #[inline]
     fn add(&mut self, page: usize, slot: usize, count: u64) {
         let Some(page) = self.pages.get_mut(page) else { return };
         page.get_or_insert_with(Page::empty).add(slot, count);
@@ -187,14 +190,24 @@ impl Histogram {
 }
 
 impl Page {
+    #[cold]
     fn empty() -> Box<Self> {
         Box::new(Self { counts: [0; PAGE_LEN], occupied: 0 })
     }
 
     /// Adds samples, at least one, to a bucket.
+    #[inline]
     fn add(&mut self, slot: usize, count: u64) {
         let Some(bucket) = self.counts.get_mut(slot) else { return };
+        let is_first = *bucket == 0;
         *bucket = bucket.saturating_add(count);
+        if is_first {
+            self.occupy(slot);
+        }
+    }
+
+    #[cold]
+    fn occupy(&mut self, slot: usize) {
         self.occupied |= 1 << slot;
     }
 

@@ -12,6 +12,7 @@ use headgate_protos::v1;
 
 use crate::histogram::{Histogram, HistogramError};
 use crate::time::Timestamp;
+use crate::words::same;
 
 #[cfg(test)]
 mod tests;
@@ -122,6 +123,7 @@ impl Latencies {
     }
 
     /// Counts one sample, in microseconds.
+    #[inline]
     pub fn record(&mut self, metric: Metric, micros: u64) {
         if let Some(histogram) = self.histograms.get_mut(metric.index()) {
             histogram.record(micros);
@@ -256,11 +258,12 @@ impl Models {
     }
 
     /// Where a request for `model` counts; its place, if it gets one by it. Bytes that are no text, and none, are "other".
+    #[inline]
     pub(crate) fn seat(&mut self, model: Option<&[u8]>) -> Seated {
         let other = Seated { place: Place::OTHER, vacated: None };
         let Some(model) = model.filter(|model| (1..=MAX_MODEL_BYTES).contains(&model.len())) else { return other };
         for holder in &mut self.holders {
-            if holder.model.as_bytes() == model {
+            if same(holder.model.as_bytes(), model) {
                 holder.credit = holder.credit.map(|credit| credit.saturating_add(1));
                 return Seated { place: holder.place, vacated: None };
             }
@@ -294,6 +297,7 @@ impl Models {
     }
 
     /// Name of the model that holds `place`; empty for "other".
+    #[inline]
     fn name(&self, place: Place) -> &str {
         self.holders.iter().find(|holder| holder.place == place).map_or("", |holder| &holder.model)
     }
@@ -305,17 +309,26 @@ impl Models {
 }
 
 impl ClassLatencies {
-    /// Counts one sample. A request whose model has lost its place meanwhile counts as "other".
-    pub(crate) fn record(&mut self, models: &Models, place: Place, metric: Metric, micros: u64) {
+    /// Counts samples of one request. One whose model has lost its place meanwhile counts as "other".
+    #[inline]
+    pub(crate) fn record(&mut self, models: &Models, place: Place, samples: &[(Metric, u64)]) {
         let place = if models.name(place).is_empty() { Place::OTHER } else { place };
-        match self.by_place.iter_mut().find(|(held, _)| *held == place) {
-            Some((_, latencies)) => latencies.record(metric, micros),
-            None => {
-                let mut latencies = Latencies::new();
-                latencies.record(metric, micros);
-                self.by_place.push((place, latencies));
-            }
+        if let Some(latencies) = self.at(place) {
+            samples.iter().for_each(|(metric, micros)| latencies.record(*metric, *micros));
         }
+    }
+
+    /// The latencies at `place`, which there are always: without samples they are made.
+    #[inline]
+    fn at(&mut self, place: Place) -> Option<&mut Latencies> {
+        let held = self.by_place.iter().position(|(held, _)| *held == place).unwrap_or_else(|| self.open(place));
+        self.by_place.get_mut(held).map(|(_, latencies)| latencies)
+    }
+
+    #[cold]
+    fn open(&mut self, place: Place) -> usize {
+        self.by_place.push((place, Latencies::new()));
+        self.by_place.len() - 1
     }
 
     /// The model at `place` has lost it: its latencies go to "other".

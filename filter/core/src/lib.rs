@@ -2,6 +2,9 @@
 //!
 //! No host, no clock, no I/O and no randomness but seeded: every entry point takes `now`, effects are returned as data. The filter,
 //! the control plane and every simulation run this code, so that a decision is made the same way everywhere.
+//!
+//! In the filter all of this is compiled for size but what is `#[inline]`, which is compiled with the adapter: the way of an admitted
+//! request. What it calls seldom, and what ticks and messages call, is `#[inline(never)]` and stays here.
 #![no_std]
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
@@ -57,4 +60,5 @@ pub mod stream;
 pub mod throttle;
 pub mod ticket;
 pub mod time;
+mod words;
 pub mod worker;

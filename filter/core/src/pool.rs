@@ -263,6 +263,7 @@ impl Pool {
     }
 
     /// Position of a class's state.
+    #[inline]
     pub(crate) fn state_index(&self, class: ClassId) -> usize {
         self.class_states.get(class.index()).copied().unwrap_or(usize::MAX)
     }
@@ -273,20 +274,25 @@ impl Pool {
         positions.filter_map(|position| self.states.get(*position))
     }
 
+    #[inline]
     pub(crate) fn state_mut(&mut self, class: ClassId) -> Option<&mut ClassState> {
         let position = self.state_index(class);
         self.states.get_mut(position)
     }
 
+    #[inline]
     pub(crate) fn in_flight(&self) -> u32 {
         self.states.iter().fold(0, |sum, state| sum.saturating_add(state.in_flight))
     }
 
     /// Whether the concurrency bound, if there is one, leaves room for one more request of `class`.
+    #[inline]
     pub(crate) fn has_permit(&self, class: ClassId) -> bool {
-        if self.policy.concurrency().is_none() {
-            return true;
-        }
+        self.policy.concurrency().is_none() || self.has_permit_of_bound(class)
+    }
+
+    #[inline(never)]
+    fn has_permit_of_bound(&self, class: ClassId) -> bool {
         let mut in_flight = [0; MAX_CLASSES];
         let mut known = 0_u32;
         for (slot, state) in in_flight.iter_mut().zip(self.class_states()) {

@@ -1,5 +1,7 @@
 //! What the decision needs of a request: borrowed bytes, never text, since a client may send anything.
 
+use crate::words::{begins_with, same};
+
 /// Longest API key that is looked up, in bytes; a longer credential names nobody.
 pub const MAX_KEY_BYTES: usize = 4096;
 
@@ -29,6 +31,7 @@ impl<'a> HeaderView<'a> {
     ///
     /// Source: proxy-wasm ABI v0.2.1, "serialized maps". Nothing is copied, so one host call and no allocation read all headers.
     #[must_use]
+    #[inline]
     pub fn from_serialized(bytes: &'a [u8]) -> Option<Self> {
         let (count, rest) = bytes.split_first_chunk::<4>()?;
         let size_bytes = usize::try_from(u32::from_le_bytes(*count)).ok()?.checked_mul(8)?;
@@ -44,14 +47,16 @@ impl<'a> HeaderView<'a> {
 
     /// All headers in their order.
     #[must_use]
+    #[inline]
     pub const fn iter(&self) -> HeaderIter<'a> {
         HeaderIter(self.0)
     }
 
     /// Value of the first header `name` (lower case).
     #[must_use]
+    #[inline]
     pub fn first(&self, name: &[u8]) -> Option<&'a [u8]> {
-        self.all(name).next()
+        self.iter().next_named(name)
     }
 
     /// Values of every header `name` (lower case), in their order.
@@ -76,15 +81,16 @@ pub struct HeaderIter<'a>(Source<'a>);
 
 impl<'a> HeaderIter<'a> {
     /// Value of the next header `name`. Of the others it looks at the lengths alone.
+    #[inline(never)]
     fn next_named(&mut self, name: &[u8]) -> Option<&'a [u8]> {
-        let Source::Serialized { sizes, bodies } = self.0 else { return self.find(|(key, _)| *key == name).map(|(_, value)| value) };
+        let Source::Serialized { sizes, bodies } = self.0 else { return self.find(|(key, _)| same(key, name)).map(|(_, value)| value) };
         let mut start = 0_usize;
         for (index, pair) in sizes.iter().enumerate() {
             // All lengths together are within `bodies`, as `from_serialized` has seen.
             let (name_len, value_len) = lengths(*pair);
             let value_start = start + name_len as usize + 1;
             let end = value_start + value_len as usize;
-            if name_len as usize == name.len() && bodies.get(start..value_start - 1) == Some(name) {
+            if name_len as usize == name.len() && bodies.get(start..value_start - 1).is_some_and(|found| same(found, name)) {
                 let (value, after) = (bodies.get(value_start..end)?, bodies.get(end + 1..)?);
                 self.0 = Source::Serialized { sizes: sizes.get(index + 1..)?, bodies: after };
                 return Some(value);
@@ -152,11 +158,14 @@ pub enum ApiFormat {
 impl ApiFormat {
     /// The format of `path` (query included).
     #[must_use]
+    #[inline]
     pub fn of_path(path: &[u8]) -> Self {
-        let Some(rest) = path.strip_prefix(b"/v1/") else { return Self::Plain };
-        match rest.strip_prefix(b"messages") {
-            Some([] | [b'/' | b'?', ..]) => Self::Anthropic,
-            _ => Self::OpenAi,
+        match path {
+            [b'/', b'v', b'1', b'/', rest @ ..] if begins_with(rest, b"messages") && matches!(rest.get(8), None | Some(b'/' | b'?')) => {
+                Self::Anthropic
+            }
+            [b'/', b'v', b'1', b'/', ..] => Self::OpenAi,
+            _ => Self::Plain,
         }
     }
 }
@@ -193,6 +202,7 @@ pub const OWN_HEADER_PREFIX: &[u8] = b"x-headgate-";
 impl<'a> RequestInfo<'a> {
     /// The request with these headers, found in one pass.
     #[must_use]
+    #[inline]
     pub fn new(headers: HeaderView<'a>, identity: VerifiedIdentity<'a>) -> Self {
         let mut info = Self { identity, headers, is_readable: true, ..Self::unreadable() };
         for (name, value) in &headers {
@@ -203,6 +213,7 @@ impl<'a> RequestInfo<'a> {
 
     /// A request whose headers could not be read: an unknown client's, on the path `/`.
     #[must_use]
+    #[inline]
     pub const fn unreadable() -> Self {
         Self {
             method: b"",
@@ -223,28 +234,32 @@ impl<'a> RequestInfo<'a> {
         let [bearer, x_api_key, api_key] = &mut self.api_keys;
         // By length first: most names have none of these.
         match name.len() {
-            5 if name == b":path" => self.path = value,
-            7 if name == b":method" => self.method = value,
-            7 if name == b"api-key" => *api_key = api_key.or(Some(value)),
-            9 if name == b"x-api-key" => *x_api_key = x_api_key.or(Some(value)),
-            10 if name == b":authority" => self.host = value,
-            13 if name == b"authorization" && bearer.is_none() => *bearer = bearer_token(value),
-            14 if name == b"content-length" => self.content_length = decimal(value),
-            21 if name == b"x-envoy-attempt-count" => self.is_retry |= decimal(value).is_some_and(|attempt| attempt > 1),
-            23 if name == b"x-stainless-retry-count" => self.is_retry |= decimal(value).is_some_and(|retries| retries > 0),
-            11.. if name.starts_with(OWN_HEADER_PREFIX) => self.has_forged_headers = true,
+            5 if same(name, b":path") => self.path = value,
+            7 if same(name, b":method") => self.method = value,
+            7 if same(name, b"api-key") => *api_key = api_key.or(Some(value)),
+            9 if same(name, b"x-api-key") => *x_api_key = x_api_key.or(Some(value)),
+            10 if same(name, b":authority") => self.host = value,
+            13 if same(name, b"authorization") && bearer.is_none() => *bearer = bearer_token(value),
+            14 if same(name, b"content-length") => self.content_length = decimal(value),
+            21 if same(name, b"x-envoy-attempt-count") => self.is_retry |= decimal(value).is_some_and(|attempt| attempt > 1),
+            23 if same(name, b"x-stainless-retry-count") => self.is_retry |= decimal(value).is_some_and(|retries| retries > 0),
+            11.. if begins_with(name, OWN_HEADER_PREFIX) => self.has_forged_headers = true,
             _ => {}
         }
     }
 }
 
 /// The token of `Bearer TOKEN`; the scheme's case does not matter (RFC 9110 section 11.1).
+#[inline]
 fn bearer_token(value: &[u8]) -> Option<&[u8]> {
-    let (scheme, token) = value.split_at_checked(7)?;
-    if scheme.eq_ignore_ascii_case(b"bearer ") { Some(token.trim_ascii()) } else { None }
+    let ([letters @ .., b' '], token) = value.split_first_chunk::<7>()? else { return None };
+    // One bit tells a letter from its other case, and no other byte becomes a small letter by it.
+    let is_bearer = letters.iter().zip(b"bearer").all(|(byte, letter)| byte | 0x20 == *letter);
+    if is_bearer { Some(token.trim_ascii()) } else { None }
 }
 
 /// A number of decimal digits only; `None` on anything else or on overflow.
+#[inline]
 fn decimal(text: &[u8]) -> Option<u64> {
     if text.is_empty() {
         return None;

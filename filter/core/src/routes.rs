@@ -4,6 +4,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::policy::{Policy, Route};
+use crate::words::begins_with;
 
 #[derive(Debug)]
 struct Entry {
@@ -28,11 +29,18 @@ impl RouteTable {
     }
 
     /// Index of the policy.
+    #[inline]
     pub(crate) fn find(&self, path: &[u8], authority: &[u8]) -> Option<usize> {
-        let is_host = |own: &String| without_port(authority).eq_ignore_ascii_case(own.as_bytes());
-        let found = self.0.iter().find(|entry| path.starts_with(entry.path_prefix.as_bytes()) && entry.host.as_ref().is_none_or(is_host));
-        found.map(|entry| entry.policy)
+        let is_of = |entry: &&Entry| {
+            begins_with(path, entry.path_prefix.as_bytes()) && entry.host.as_ref().is_none_or(|own| is_host(authority, own))
+        };
+        self.0.iter().find(is_of).map(|entry| entry.policy)
     }
+}
+
+#[inline(never)]
+fn is_host(authority: &[u8], own: &str) -> bool {
+    without_port(authority).eq_ignore_ascii_case(own.as_bytes())
 }
 
 fn entry(policy: usize, route: &Route) -> Entry {

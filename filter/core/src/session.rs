@@ -76,9 +76,10 @@ pub struct Session {
 impl Session {
     /// Begins with the blobs that an earlier leader has shared; what cannot be read is asked for anew.
     #[must_use]
+    #[inline(never)]
     pub fn begin(node: NodeIdentity, seed: u64, policies: &[u8], limits: &[u8]) -> Self {
         let mut discovery = DiscoveryClient::new(node.clone(), seed);
-        let SharedLimits { pools } = SharedLimits::decode(limits).unwrap_or_default();
+        let SharedLimits { pools } = SharedLimits::read(limits);
         let received_at = |pool: &ReceivedLimits| Some((pool.limits.as_ref()?.pool.clone(), Timestamp::from_nanos(pool.at_ns)));
         let mut known = BTreeMap::new();
         known.extend(pools.iter().filter_map(received_at));
@@ -119,6 +120,7 @@ impl Session {
     }
 
     /// An [`Effect::Open`] was carried out. A cluster that is not there yet is a reason for failure like any other.
+    #[inline(never)]
     pub fn on_open(&mut self, now: Timestamp, link: Link, is_open: bool) -> Vec<Effect> {
         if !is_open {
             self.on_close(now, link);
@@ -152,6 +154,7 @@ impl Session {
     }
 
     /// A message has come.
+    #[inline(never)]
     pub fn on_message(&mut self, now: Timestamp, link: Link, message: &[u8]) -> Vec<Effect> {
         match link {
             Link::Reports => {
@@ -200,6 +203,7 @@ impl Session {
     ///
     /// They go in as they are: a report has thousands of numbers, and to decode and encode them all anew ten times a second would be
     /// most of what the leader does.
+    #[inline(never)]
     pub fn report(&mut self, now: Timestamp, workers: impl Iterator<Item = impl AsRef<[u8]>>, policies: Vec<v1::AppliedPolicy>) -> Effect {
         self.reported_at = now;
         self.sequence += 1;

@@ -141,6 +141,22 @@ pub struct SharedLimits {
     pub pools: Vec<ReceivedLimits>,
 }
 
+impl SharedLimits {
+    /// Reads them; none of what cannot be read.
+    #[must_use]
+    #[inline(never)]
+    pub fn read(bytes: &[u8]) -> Self {
+        Self::decode(bytes).unwrap_or_default()
+    }
+}
+
+/// A worker's report as it stands in its slot.
+#[must_use]
+#[inline(never)]
+pub fn encode_report(report: &v1::WorkerReport) -> Vec<u8> {
+    report.encode_to_vec()
+}
+
 /// Limits and when they came: a VM that reads them late must not take them for fresh.
 #[derive(Clone, PartialEq, Message)]
 pub struct ReceivedLimits {

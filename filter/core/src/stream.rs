@@ -18,6 +18,7 @@ use crate::time::Timestamp;
 use crate::worker::{Collected, Decided, PoolRef, Worker};
 
 mod effect;
+mod events;
 mod flight;
 mod in_band;
 mod load;
@@ -26,8 +27,8 @@ mod summary;
 #[cfg(test)]
 mod tests;
 
-use effect::{continue_with, degraded_header, direct_header, divert, forged_headers, without_dependency_header};
-use flight::{Body, Flight};
+use effect::{continue_with, degrade, direct_header, divert, forged_headers};
+use flight::Flight;
 use shadow::Shadow;
 pub use summary::{Decision, Summary};
 
@@ -207,58 +208,20 @@ impl Stream {
         self.id
     }
 
-    /// Takes one event and says what to do. Once the request is over, every later event changes nothing.
-    pub fn handle(&mut self, worker: &mut Worker, now: Timestamp, event: Event<'_>) -> Outcome {
-        if let Some(shadow) = &mut self.shadow {
-            shadow.observe(worker, now, event);
-        }
-        match (&mut self.phase, event) {
-            (Phase::Fresh, Event::RequestHeaders(request)) => self.decide(worker, now, request),
-            (Phase::InFlight(flight), Event::ResponseHeaders { status, failed_dependency }) => {
-                let ttft = flight.on_headers(worker, now, status, failed_dependency);
-                self.note_ttft(ttft);
-                without_dependency_header(failed_dependency)
-            }
-            (Phase::InFlight(flight), Event::ResponseBody { len, end_of_stream }) => {
-                let body = if end_of_stream { Body::Ends } else { Body::GoesOn };
-                flight.count_pieces(u32::from(len > 0), len as u64);
-                let ttft = if len > 0 || end_of_stream { flight.on_first_byte(worker, now, body) } else { None };
-                self.note_ttft(ttft);
-                Outcome::Continue
-            }
-            (Phase::InFlight(flight), Event::Log { endpoint, end }) => {
-                let ttft = flight.on_end(worker, now, endpoint, end);
-                self.note_ttft(ttft);
-                self.phase = Phase::Done;
-                Outcome::Continue
-            }
-            (Phase::Waiting(wait), Event::Log { .. }) => {
-                worker.abandon(wait.pool, wait.ticket, now);
-                self.phase = Phase::Done;
-                Outcome::Continue
-            }
-            (Phase::Fresh, Event::Log { .. }) => {
-                self.phase = Phase::Done;
-                Outcome::Continue
-            }
-            (Phase::Fresh | Phase::Waiting(_) | Phase::Done, Event::ResponseHeaders { failed_dependency, .. }) => {
-                without_dependency_header(failed_dependency)
-            }
-            (Phase::InFlight(_) | Phase::Waiting(_), Event::RequestHeaders(_))
-            | (Phase::Fresh | Phase::Waiting(_), Event::ResponseBody { .. })
-            | (Phase::Done, Event::RequestHeaders(_) | Event::ResponseBody { .. } | Event::Log { .. }) => Outcome::Continue,
-        }
+    /// Makes it a request of which nothing is known yet, which the adapter calls `id`, in the place where it is.
+    #[inline]
+    pub fn restart(&mut self, id: u32) {
+        self.id = id;
+        self.clear();
     }
 
-    /// Counts `pieces` more of the response's body, with `bytes` in all; the first came with [`Event::ResponseBody`]. From them and the end
-    /// of the response follow the length of the output and the time between tokens, under overload control.
-    pub fn count_pieces(&mut self, pieces: u32, bytes: u64) {
-        if let Phase::InFlight(flight) = &mut self.phase {
-            flight.count_pieces(pieces, bytes);
-        }
-        if let Some(shadow) = &mut self.shadow {
-            shadow.count_pieces(pieces, bytes);
-        }
+    /// Forgets the request and keeps its name.
+    #[inline]
+    pub fn clear(&mut self) {
+        // Each by itself: a new value would be made elsewhere and moved here, by a call.
+        self.phase = Phase::Fresh;
+        self.record = None;
+        self.shadow = None;
     }
 
     /// Whether the request is held: it waits for [`Stream::release`].
@@ -296,12 +259,14 @@ impl Stream {
 
     /// Whether there is more to see of the request: it waits, or it was admitted and is not over.
     #[must_use]
+    #[inline]
     pub fn is_open(&self) -> bool {
         matches!(self.phase, Phase::InFlight(_) | Phase::Waiting(_)) || self.shadow.as_ref().is_some_and(|shadow| shadow.is_open())
     }
 
     /// Whether the first byte of its response's body would say something.
     #[must_use]
+    #[inline]
     pub fn awaits_first_byte(&self) -> bool {
         matches!(&self.phase, Phase::InFlight(flight) if flight.awaits_first_byte())
             || self.shadow.as_ref().is_some_and(|shadow| shadow.awaits_first_byte())
@@ -309,6 +274,7 @@ impl Stream {
 
     /// Whether the status of its response is known, or of no interest.
     #[must_use]
+    #[inline]
     pub fn has_status(&self) -> bool {
         !matches!(&self.phase, Phase::InFlight(flight) if !flight.has_status())
             && self.shadow.as_ref().is_none_or(|shadow| shadow.has_status())
@@ -344,12 +310,7 @@ impl Stream {
         }
     }
 
-    fn note_ttft(&mut self, ttft: Option<Duration>) {
-        if let Some(record) = &mut self.record {
-            record.ttft = record.ttft.or(ttft);
-        }
-    }
-
+    #[inline]
     fn decide(&mut self, worker: &mut Worker, now: Timestamp, request: &RequestInfo<'_>) -> Outcome {
         self.phase = Phase::Done;
         let mut headers = forged_headers(request);
@@ -373,6 +334,7 @@ impl Stream {
     }
 
     /// Puts a decision into effect.
+    #[inline]
     fn carry_out(&mut self, now: Timestamp, asked: &Asked<'_>, admission: Admission, mut headers: Vec<HeaderOp>) -> (Verdict, Outcome) {
         let Asked { pool, state, arrival, policy, format } = *asked;
         match admission {
@@ -390,10 +352,7 @@ impl Stream {
                 (Verdict::Refused { cause, retry_after }, Outcome::Reply(reply))
             }
             Admission::Diverted { cause } => (Verdict::Diverted { cause }, divert(policy, &cause, headers)),
-            Admission::Degraded { cause, rung } => {
-                headers.extend(policy.overload().and_then(|config| degraded_header(&config.ladder.get(rung)?.kind)));
-                (Verdict::Diverted { cause }, continue_with(headers))
-            }
+            Admission::Degraded { cause, rung } => (Verdict::Diverted { cause }, degrade(policy, rung, headers)),
         }
     }
 }

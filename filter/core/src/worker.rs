@@ -101,6 +101,7 @@ impl Worker {
 
     /// Puts `policies` in force. Counters, breakers, buckets, limits and permits of a policy whose name persists are kept. A new
     /// policy with `concurrency` admits nothing before [`Worker::set_permits`].
+    #[inline(never)]
     pub fn set_policies(&mut self, now: Timestamp, policies: Vec<Arc<Policy>>) {
         self.now = self.now.max(now);
         let mut former = core::mem::take(&mut self.pools);
@@ -160,6 +161,7 @@ impl Worker {
 
     /// Takes limits of a pool that came at `received_at`, which may be some time ago; an older epoch than the one held is ignored while
     /// that is in its time. False when no policy protects the pool: the caller offers them again after [`Worker::set_policies`].
+    #[inline(never)]
     pub fn set_limits(&mut self, received_at: Timestamp, wire: &v1::Limits) -> bool {
         self.now = self.now.max(received_at);
         let mut is_known = false;
@@ -227,6 +229,7 @@ impl Worker {
     /// To read it is the dearest host call of a request. With a breaker in force every status is read. Without one, failures only
     /// enter the count of failed requests and keep the drain honest: one response in 16 is looked at, and after a
     /// failure of any kind all of the next 10 s, so that of a lasting failure all but the first few are counted.
+    #[inline]
     pub fn looks_at_status(&mut self, now: Timestamp) -> bool {
         let has_breaker = self.pools.iter().any(|pool| pool.breakers.is_some());
         let is_watched = self.failed_at.is_some_and(|at| now.since(at) < STATUS_WATCH);
@@ -254,6 +257,7 @@ impl Worker {
     }
 
     /// Moves everything on that moves with time: breakers, the worker's own levels, expiry of limits. Every 10 to 100 ms.
+    #[inline(never)]
     pub fn on_tick(&mut self, now: Timestamp) {
         self.now = self.now.max(now);
         for pool in &mut self.pools {
@@ -264,6 +268,7 @@ impl Worker {
 
     /// Cumulative state for the control plane, as slot `slot` of the proxy.
     #[must_use]
+    #[inline(never)]
     pub fn report(&self, now: Timestamp, slot: u32) -> v1::WorkerReport {
         v1::WorkerReport {
             slot,
@@ -275,6 +280,7 @@ impl Worker {
     }
 
     /// Decides about a request; `None` when no policy governs it.
+    #[inline]
     pub(crate) fn decide(&mut self, now: Timestamp, stream: u32, request: &RequestInfo<'_>) -> Option<Decided> {
         if !request.is_readable {
             self.counters.unreadable += 1;
@@ -315,13 +321,21 @@ impl Worker {
     }
 
     /// The pool of a request; `None` when its policy has gone.
+    #[inline]
     pub(crate) fn pool_mut(&mut self, pool: PoolRef) -> Option<&mut Pool> {
         let index = self.index_of(pool)?;
         self.pools.get_mut(index)
     }
 
+    #[inline]
     fn index_of(&self, pool: PoolRef) -> Option<usize> {
         let is_there = self.pools.get(pool.index).is_some_and(|there| there.uid == pool.uid);
-        if is_there { Some(pool.index) } else { self.pools.iter().position(|other| other.uid == pool.uid) }
+        if is_there { Some(pool.index) } else { self.moved(pool.uid) }
+    }
+
+    /// Where a pool is whose place has changed.
+    #[cold]
+    fn moved(&self, uid: u64) -> Option<usize> {
+        self.pools.iter().position(|other| other.uid == uid)
     }
 }

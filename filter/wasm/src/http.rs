@@ -35,13 +35,15 @@ pub(crate) struct Exchange {
 impl Exchange {
     /// Decides on the request whose headers are being read. False: there is nothing more to see of it.
     pub(crate) fn open(&mut self, context: u32, worker: &mut Worker, reads: &Reads, now: Timestamp, line: &mut String) -> (bool, Action) {
-        *self = Self { stream: Stream::identified(context), ..Self::default() };
+        self.stream.restart(context);
+        (self.has_ended, self.ended_at, self.resumed) = (false, None, Resumed::default());
         let bytes = host::request_headers().unwrap_or_default();
         let spiffe = if reads.needs.spiffe { host::property("connection\0uri_san_peer_certificate").ok() } else { None };
         let claims: Vec<_> = reads.needs.claim_paths.iter().map(|path| host::property(path).ok()).collect();
         let claims: Vec<_> = claims.iter().map(Option::as_deref).collect();
         let identity = VerifiedIdentity { spiffe: spiffe.as_deref(), jwt_claims: &claims };
-        let info = HeaderView::from_serialized(&bytes).map_or(RequestInfo::unreadable(), |headers| RequestInfo::new(headers, identity));
+        let headers = HeaderView::from_serialized(&bytes);
+        let info = headers.map_or_else(RequestInfo::unreadable, |headers| RequestInfo::new(headers, identity));
         #[cfg(feature = "fault-injection")]
         crate::fault::trap_if_asked(&info.headers);
         let mut action = match self.stream.handle(worker, now, Event::RequestHeaders(&info)) {
@@ -134,7 +136,7 @@ impl Exchange {
         {
             let _ = host::set_filter_state("headgate", line.as_bytes());
         }
-        self.stream = Stream::new();
+        self.stream.clear();
     }
 }
 

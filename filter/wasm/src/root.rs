@@ -16,7 +16,6 @@ use headgate_core::shared::{self, Keys, Revisions, SharedLimits};
 use headgate_core::time::Timestamp;
 use headgate_core::worker::Worker;
 use headgate_protos::plugin::{AccessLog, PluginConfig};
-use prost::Message;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -188,6 +187,7 @@ impl Instance {
     }
 
     /// Takes up what the leader has shared since the last look.
+    #[inline(never)]
     fn take_up(&mut self, now: Timestamp) {
         let blob = |key: &str| host::shared(key).map(|(bytes, _)| bytes).unwrap_or_default();
         let newest = Revisions::decode(&blob(&self.keys.revisions));
@@ -198,7 +198,7 @@ impl Instance {
             self.apply_policies(now);
         }
         if has_policies || newest.limits != self.seen.limits {
-            for pool in SharedLimits::decode(&*blob(&self.keys.limits)).unwrap_or_default().pools {
+            for pool in SharedLimits::read(&blob(&self.keys.limits)).pools {
                 // False: no policy protects the pool yet; the next policies bring the limits up again.
                 let _ = pool.limits.map(|limits| self.worker.set_limits(Timestamp::from_nanos(pool.at_ns), &limits));
             }
@@ -212,6 +212,7 @@ impl Instance {
     }
 
     /// Refreshes this VM's sub-leases.
+    #[inline(never)]
     fn lease(&mut self, now: Timestamp) {
         self.leased_at = now;
         self.permits.clear();
@@ -228,7 +229,7 @@ impl Instance {
         let refresh = |bytes: &[u8]| shared::refresh_lease(bytes, now, self.owner, Want::default(), Grant { permits_total: None });
         let Some((slot, _)) = host::update_shared(&self.keys.roster, refresh) else { return };
         let report = self.worker.report(now, slot as u32);
-        let _ = host::set_shared(&self.keys.report(slot), &report.encode_to_vec(), 0);
+        let _ = host::set_shared(&self.keys.report(slot), &shared::encode_report(&report), 0);
         if now.since(self.flushed_at) < FLUSH_EVERY {
             return;
         }

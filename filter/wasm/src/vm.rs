@@ -63,6 +63,11 @@ impl Vm {
         if self.instances.len() == 1 {
             return Some(0);
         }
+        self.instance_by_name()
+    }
+
+    #[inline(never)]
+    fn instance_by_name(&self) -> Option<usize> {
         let plugin = plugin();
         self.roots.iter().rev().find(|known| known.plugin == plugin).map(|known| known.instance)
     }
@@ -83,9 +88,14 @@ impl Vm {
     /// Continues requests that have waited, at the end of a callback about a request that was itself continued as `by`. Nothing else may be
     /// asked of the host afterwards: it takes it for one of these requests.
     fn resume(&mut self, by: Resumed) {
-        let Some(resumed) = by.next(self.tick).filter(|_| self.instances.iter().any(|instance| instance.worker.has_released())) else {
-            return;
-        };
+        if self.instances.iter().any(|instance| instance.worker.has_released()) {
+            self.resume_released(by);
+        }
+    }
+
+    #[inline(never)]
+    fn resume_released(&mut self, by: Resumed) {
+        let Some(resumed) = by.next(self.tick) else { return };
         let now = host::now();
         let Self { instances, streams, line, .. } = self;
         for instance in instances {

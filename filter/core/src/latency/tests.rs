@@ -10,7 +10,7 @@ fn ask(models: &mut Models, class: &mut ClassLatencies, asked: &[&str]) {
         if let Some(vacated) = vacated {
             class.vacate(vacated);
         }
-        class.record(models, place, Metric::Total, 1);
+        class.record(models, place, &[(Metric::Total, 1)]);
     }
 }
 
@@ -50,12 +50,12 @@ fn who_is_asked_for_most_keeps_its_place_among_names_that_nobody_repeats() {
 fn a_model_that_lost_its_place_is_among_the_others_and_so_is_a_request_that_was_under_way() {
     let (mut models, mut class) = (Models::default(), ClassLatencies::default());
     let under_way = models.seat(Some(b"first")).place;
-    class.record(&models, under_way, Metric::Total, 1);
+    class.record(&models, under_way, &[(Metric::Total, 1)]);
     for turn in 0..=LEARNED_PLACES {
         ask(&mut models, &mut class, &[&format!("a-{turn}"), &format!("b-{turn}")]);
     }
     assert!(models.name(under_way).is_empty(), "it was asked for once");
-    class.record(&models, under_way, Metric::Total, 1);
+    class.record(&models, under_way, &[(Metric::Total, 1)]);
     let others = counts(&models, &class).first().cloned().unwrap();
     assert_eq!(others.0, "");
     assert!(others.1 >= 2, "{others:?}");
@@ -93,7 +93,7 @@ proptest! {
             if let Some(vacated) = seated.vacated {
                 class.vacate(vacated);
             }
-            class.record(&models, seated.place, Metric::Ttft, micros);
+            class.record(&models, seated.place, &[(Metric::Ttft, micros)]);
             truth.record(Metric::Ttft, micros);
         }
         let mut sum = Latencies::new();

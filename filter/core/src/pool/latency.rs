@@ -42,6 +42,7 @@ impl LatencyBook {
 
 impl Pool {
     /// Where a request for `model` counts.
+    #[inline]
     pub(crate) fn seat(&mut self, model: Option<&[u8]>) -> Place {
         let seated = self.latency.models.seat(model);
         if let Some(vacated) = seated.vacated {
@@ -60,11 +61,10 @@ impl Pool {
     }
 
     /// Counts latencies of a request of the class whose state is at `state`.
+    #[inline]
     pub(crate) fn record_latencies(&mut self, state: usize, place: Place, samples: &[(Metric, u64)]) {
         let Some(ClassState { series, .. }) = self.states.get_mut(state) else { return };
-        for (metric, micros) in samples {
-            series.latencies.record(&self.latency.models, place, *metric, *micros);
-        }
+        series.latencies.record(&self.latency.models, place, samples);
     }
 
     /// All latencies, when it is time to report them.
@@ -81,6 +81,7 @@ impl Pool {
         if streams.is_empty() { None } else { Some(v1::LatencyReport { streams }) }
     }
 
+    #[cold]
     fn vacate(&mut self, place: Place) {
         self.states.iter_mut().for_each(|state| state.series.latencies.vacate(place));
     }

@@ -216,10 +216,13 @@ impl QuotaBook {
 
 impl Pool {
     /// Charges a request to the quotas that it falls under.
+    #[inline]
     pub(crate) fn charge(&mut self, now: Timestamp, newcomer: &Newcomer<'_>) -> Result<Charged, Lack> {
-        if self.policy.quotas().is_empty() {
-            return Ok(Charged::default());
-        }
+        if self.policy.quotas().is_empty() { Ok(Charged::default()) } else { self.charge_quotas(now, newcomer) }
+    }
+
+    #[inline(never)]
+    fn charge_quotas(&mut self, now: Timestamp, newcomer: &Newcomer<'_>) -> Result<Charged, Lack> {
         let classified = newcomer.classified;
         let size = match (&self.overload, self.policy.overload()) {
             (Some(load), Some(config)) => {
@@ -235,6 +238,7 @@ impl Pool {
     }
 
     /// Settles a request that no overload control settles, by what was counted of its response.
+    #[inline(never)]
     pub(crate) fn settle(&mut self, charged: Charged, tally: &Tally, is_whole: bool) {
         let Charged { charges, size, .. } = charged;
         let (usage, counted) = (tally.usage(), tally.counted(&self.quotas.yields));

@@ -39,6 +39,18 @@ fn one_pass_finds_what_the_decision_needs() {
 }
 
 #[test]
+fn a_bearer_token_has_its_scheme_in_any_case_and_nothing_else() {
+    for value in [&b"Bearer k"[..], b"bearer k", b"BEARER k", b"bEaReR  k "] {
+        assert_eq!(bearer_token(value), Some(&b"k"[..]), "{value:?}");
+    }
+    // A byte and 0x20: what becomes a space or a letter by it without being one.
+    for value in [&b"Bearer\0k"[..], b"Bearerk", b"Bearer", b"\x22earer k", b"Basic k", b" bearer k", b"Bearer\tk", b""] {
+        assert_eq!(bearer_token(value), None, "{value:?}");
+    }
+    assert_eq!(bearer_token(b"Bearer "), Some(&b""[..]));
+}
+
+#[test]
 fn the_error_format_follows_the_path() {
     let cases: [(&[u8], ApiFormat); 8] = [
         (b"/v1/chat/completions", ApiFormat::OpenAi),

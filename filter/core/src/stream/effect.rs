@@ -13,8 +13,14 @@ use crate::request::{OWN_HEADER_PREFIX, RequestInfo};
 /// Header on which Envoy routes to another pool.
 const POOL_HEADER: &str = "x-headgate-pool";
 
-/// What a rung of the ladder does to a request.
-pub(super) fn degraded_header(kind: &RungKind) -> Option<HeaderOp> {
+/// What the rung of the ladder at this position does to a request.
+#[inline(never)]
+pub(super) fn degrade(policy: &Policy, rung: usize, mut headers: Vec<HeaderOp>) -> Outcome {
+    headers.extend(policy.overload().and_then(|config| degraded_header(&config.ladder.get(rung)?.kind)));
+    continue_with(headers)
+}
+
+fn degraded_header(kind: &RungKind) -> Option<HeaderOp> {
     match kind {
         RungKind::SwitchModel(pool) => Some(HeaderOp::Set { name: POOL_HEADER, value: pool.clone() }),
         RungKind::CacheFirst => Some(only_if_cached()),
@@ -30,6 +36,7 @@ fn only_if_cached() -> HeaderOp {
 // Apart from here on: what few requests need is kept out of the code of those that are just admitted.
 
 /// Removal of every header that only Headgate may set, once for each name.
+#[inline]
 pub(super) fn forged_headers(request: &RequestInfo<'_>) -> Vec<HeaderOp> {
     if request.has_forged_headers { removals(request) } else { Vec::new() }
 }
@@ -42,19 +49,29 @@ fn removals(request: &RequestInfo<'_>) -> Vec<HeaderOp> {
     names.into_iter().map(|name| HeaderOp::Remove { name: Vec::from(name) }).collect()
 }
 
+#[inline]
 pub(super) fn continue_with(headers: Vec<HeaderOp>) -> Outcome {
     if headers.is_empty() { Outcome::Continue } else { Outcome::ContinueWith(headers) }
 }
 
+#[inline]
 pub(super) fn without_dependency_header(failed_dependency: Option<&[u8]>) -> Outcome {
-    match failed_dependency {
-        None => Outcome::Continue,
-        Some(_) => Outcome::ContinueWith(alloc::vec![HeaderOp::Remove { name: Vec::from(FAILED_DEPENDENCY_HEADER.as_bytes()) }]),
-    }
+    if failed_dependency.is_none() { Outcome::Continue } else { dependency_header_removed() }
 }
 
+#[inline(never)]
+fn dependency_header_removed() -> Outcome {
+    Outcome::ContinueWith(alloc::vec![HeaderOp::Remove { name: Vec::from(FAILED_DEPENDENCY_HEADER.as_bytes()) }])
+}
+
+#[inline]
 pub(super) fn direct_header(passes: Passes) -> Option<HeaderOp> {
-    if passes.is_direct { Some(HeaderOp::Set { name: "x-headgate-fallback", value: String::from("direct") }) } else { None }
+    if passes.is_direct { Some(direct()) } else { None }
+}
+
+#[inline(never)]
+fn direct() -> HeaderOp {
+    HeaderOp::Set { name: "x-headgate-fallback", value: String::from("direct") }
 }
 
 /// What the fallback of an open breaker does with the request.

@@ -80,6 +80,7 @@ pub(super) enum Body {
 }
 
 impl Flight {
+    #[inline]
     pub(super) fn new(pool: PoolRef, state: usize, arrival: Arrival, now: Timestamp, passes: Passes, dues: Dues) -> Self {
         let (load, bill) = match dues {
             Dues::Work(held) => (Some(Load::new(now, held)), None),
@@ -100,18 +101,21 @@ impl Flight {
         }
     }
 
+    #[inline]
     pub(super) fn count_pieces(&mut self, pieces: u32, bytes: u64) {
         if let Some(tally) = self.tally() {
             tally.count_pieces(pieces, bytes);
         }
     }
 
+    #[inline]
     fn tally(&mut self) -> Option<&mut Tally> {
         let of_load = self.load.as_mut().map(|load| &mut load.tally);
         of_load.or_else(|| self.bill.as_mut().map(|bill| &mut bill.tally))
     }
 
     /// Whether the ends of the body's pieces are to be handed over.
+    #[inline]
     pub(super) fn looks_at_pieces(&self) -> bool {
         self.load.as_ref().is_some_and(Load::looks_at_pieces)
             || self.bill.as_ref().is_some_and(|bill| bill.charged.settles == Some(Pieces::AreRead))
@@ -126,6 +130,7 @@ impl Flight {
     /// The latest time after which the response's headers were surely written; `None` when that is too long ago to say anything of the
     /// engine's load. Headers may leave at any time between the request and the first byte of the body, but where the whole body comes at
     /// once they come with it.
+    #[inline(never)]
     fn headers_made_after(&self, now: Timestamp, seen: LoadSeen) -> Option<Timestamp> {
         let came_whole = self.first_byte_at.filter(|at| seen == LoadSeen::AtEnd && now.since(*at) <= WHOLE_WITHIN);
         let at = came_whole.unwrap_or(self.admitted_at);
@@ -133,15 +138,15 @@ impl Flight {
     }
 
     /// Where a load that the response's headers tell is booked, and after what time it was made; `None` when nobody asks for it.
+    #[inline]
     pub(super) fn load_book<'a>(
         &self,
         worker: &'a mut Worker,
         now: Timestamp,
         seen: LoadSeen,
     ) -> Option<(&'a mut EndpointLoads, Timestamp)> {
-        let made_after = self.headers_made_after(now, seen)?;
         let pool = worker.pool_mut(self.pool).filter(|pool| pool.policy.orca())?;
-        Some((&mut pool.engine_loads, made_after))
+        Some((&mut pool.engine_loads, self.headers_made_after(now, seen)?))
     }
 
     /// Whether nothing of the body has come.
@@ -156,6 +161,7 @@ impl Flight {
 
     /// Takes the response's status; a breaker hears of it at once, not when the last token is out. The time to first token, if that
     /// had come and only its status was missing.
+    #[inline]
     pub(super) fn on_headers(
         &mut self,
         worker: &mut Worker,
@@ -188,6 +194,7 @@ impl Flight {
 
     /// Takes the first byte of the body; the time to first token when this is it. An adapter that learns the status only at the end
     /// must not hold a stream's first token back until then: a body that goes on is taken for a good one.
+    #[inline]
     pub(super) fn on_first_byte(&mut self, worker: &mut Worker, now: Timestamp, body: Body) -> Option<Duration> {
         if self.first_byte != FirstByte::Awaited {
             return None;
@@ -197,10 +204,9 @@ impl Flight {
         let pool = worker.pool_mut(self.pool)?;
         let state = pool.states.get_mut(self.state)?;
         state.waiting = state.waiting.saturating_sub(1);
-        if let (Some(load), Some(overload)) = (&mut self.load, &mut pool.overload)
-            && load.is_of(overload)
+        if let Some(load) = &mut self.load
+            && load.on_first_byte(pool)
         {
-            load.on_first_byte(overload);
             worker.answer_waiting(self.pool, now);
         }
         let is_known = self.response != Response::None || body == Body::GoesOn;
@@ -208,6 +214,7 @@ impl Flight {
     }
 
     /// Counts the first byte that came at `at`, unless the response is known to hold no tokens.
+    #[inline]
     fn count_first_byte(&mut self, worker: &mut Worker, at: Timestamp) -> Option<Duration> {
         self.first_byte = FirstByte::Settled;
         if !matches!(self.response, Response::Good | Response::None) {
@@ -220,15 +227,14 @@ impl Flight {
         pool.ttft_us.record(ttft_us);
         let queue_us = self.admitted_at.micros_since(self.arrival.at);
         pool.record_latencies(self.state, self.arrival.place, &[(Metric::Ttft, ttft_us), (Metric::Queue, queue_us)]);
-        if let (Some(load), Some(overload)) = (&mut self.load, &mut pool.overload)
-            && load.is_of(overload)
-        {
-            load.on_first_token(overload, at);
+        if let Some(load) = &mut self.load {
+            load.on_first_token(pool, at);
         }
         Some(at.since(self.arrival.at))
     }
 
     /// Takes the end; the time to first token when no body came.
+    #[inline]
     pub(super) fn on_end(&mut self, worker: &mut Worker, now: Timestamp, endpoint: Option<&[u8]>, end: StreamEnd) -> Option<Duration> {
         let ending = self.ending(end);
         let ttft = if ending == Ending::Completed { self.on_first_byte(worker, now, Body::GoesOn) } else { None };
@@ -254,6 +260,7 @@ impl Flight {
         ttft
     }
 
+    #[inline]
     fn record_end(&self, worker: &mut Worker, now: Timestamp, tpot: Option<Duration>) {
         let Some(pool) = worker.pool_mut(self.pool) else { return };
         let total = (Metric::Total, now.micros_since(self.arrival.at));
@@ -265,7 +272,13 @@ impl Flight {
     }
 
     /// Gives the work back, and to those who wait; the time between tokens, if the response came token by token.
+    #[inline]
     fn give_work_back(&mut self, worker: &mut Worker, now: Timestamp, ending: Ending) -> Option<Duration> {
+        if self.load.is_none() && self.bill.is_none() { None } else { self.settle_work(worker, now, ending) }
+    }
+
+    #[inline(never)]
+    fn settle_work(&mut self, worker: &mut Worker, now: Timestamp, ending: Ending) -> Option<Duration> {
         let pool = worker.pool_mut(self.pool)?;
         if let Some(Bill { charged, tally }) = self.bill.take() {
             pool.settle(charged, &tally, ending == Ending::Completed);
@@ -288,6 +301,7 @@ impl Flight {
         tpot
     }
 
+    #[inline]
     fn ending(&self, end: StreamEnd) -> Ending {
         match (self.response, end) {
             (Response::Failure, _) | (_, StreamEnd::ByUpstream) | (Response::None, StreamEnd::Complete) => Ending::Failed,
@@ -296,6 +310,7 @@ impl Flight {
         }
     }
 
+    #[inline]
     fn count(&self, state: &mut ClassState, now: Timestamp, ending: Ending) {
         state.in_flight = state.in_flight.saturating_sub(1);
         if self.first_byte == FirstByte::Awaited {
@@ -311,9 +326,20 @@ impl Flight {
         }
     }
 
-    /// Gives the passes back with the verdict, once. A failure that a dependency caused is that dependency's alone.
+    /// Gives the passes back with the verdict, once.
+    #[inline]
     fn settle(&mut self, pool: &mut Pool, now: Timestamp, verdict: Verdict, culprit: Option<&[u8]>) {
-        let Some(Passes { pool: pass, dependency, is_direct }) = self.passes.take() else { return };
+        if let Some(passes) = self.passes.take()
+            && pool.breakers.is_some()
+        {
+            Self::settle_passes(passes, pool, now, verdict, culprit);
+        }
+    }
+
+    /// Gives passes back with the verdict. A failure that a dependency caused is that dependency's alone.
+    #[inline(never)]
+    fn settle_passes(passes: Passes, pool: &mut Pool, now: Timestamp, verdict: Verdict, culprit: Option<&[u8]>) {
+        let Passes { pool: pass, dependency, is_direct } = passes;
         let (Some(breakers), Some(config)) = (&mut pool.breakers, pool.policy.breaker()) else { return };
         let pool_verdict = if culprit.is_some() { Verdict::Unknown } else { verdict };
         if let Some(pass) = pass {
@@ -337,6 +363,7 @@ impl Flight {
         }
     }
 
+    #[inline]
     fn settle_endpoint(&self, pool: &mut Pool, now: Timestamp, endpoint: Option<&[u8]>, verdict: Verdict) {
         let (Some(breakers), Some(config)) = (&mut pool.breakers, pool.policy.breaker()) else { return };
         if let Some(endpoint) = endpoint

@@ -12,6 +12,7 @@ use crate::worker::Worker;
 impl Stream {
     /// Whether [`Stream::note_tail`] is to be called with each piece of the response's body.
     #[must_use]
+    #[inline]
     pub fn looks_at_pieces(&self) -> bool {
         matches!(&self.phase, Phase::InFlight(flight) if flight.looks_at_pieces())
     }
@@ -26,11 +27,13 @@ impl Stream {
     /// Whether the load that the response's headers may tell would say something now: to be asked after the first byte of the body, and
     /// before [`super::Event::Log`].
     #[must_use]
+    #[inline]
     pub fn wants_load(&self, worker: &mut Worker, now: Timestamp, seen: LoadSeen) -> bool {
         matches!(&self.phase, Phase::InFlight(flight) if flight.load_book(worker, now, seen).is_some())
     }
 
     /// Looks at the end of a piece of the response's body, which `read` gives, at most so many bytes of it, if anybody asks for it.
+    #[inline]
     pub fn look_at_piece<T: Deref<Target = [u8]>>(&mut self, read: impl FnOnce(usize) -> T) {
         if self.looks_at_pieces() {
             self.note_tail(&read(TAIL_BYTES));
@@ -38,6 +41,7 @@ impl Stream {
     }
 
     /// Takes the load that the engine tells in the response's headers, if it is asked for; `read` finds endpoint, header and value.
+    #[inline]
     pub fn learn_load<T: Deref<Target = [u8]>>(
         &self,
         worker: &mut Worker,

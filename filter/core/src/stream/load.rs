@@ -6,6 +6,7 @@ use crate::admission::Held;
 use crate::budget::Size;
 use crate::in_band::Tally;
 use crate::policy::OverloadConfig;
+use crate::pool::Pool;
 use crate::pool::overload::PoolOverload;
 use crate::pool::quotas::Charges;
 use crate::time::Timestamp;
@@ -53,14 +54,20 @@ impl Load {
         (self.held.charges, self.held.reservation.size, Size { prompt, output })
     }
 
-    /// The first piece of the body has come, which need not be a token: either way the prompt is done with.
-    pub(super) fn on_first_byte(&mut self, load: &mut PoolOverload) {
+    /// The first piece of the body has come, which need not be a token: either way the prompt is done with. False where nothing is held.
+    #[inline(never)]
+    pub(super) fn on_first_byte(&mut self, pool: &mut Pool) -> bool {
+        let Some(load) = pool.overload.as_mut().filter(|load| self.is_of(load)) else { return false };
         self.held.reservation.on_first_token(&mut load.flow);
+        true
     }
 
     /// The first token came at `at`.
-    pub(super) fn on_first_token(&mut self, load: &mut PoolOverload, at: Timestamp) {
-        if self.first_token_at.is_none() {
+    #[inline(never)]
+    pub(super) fn on_first_token(&mut self, pool: &mut Pool, at: Timestamp) {
+        if let Some(load) = pool.overload.as_mut().filter(|load| self.is_of(load))
+            && self.first_token_at.is_none()
+        {
             self.first_token_at = Some(at);
             let service_us = micros(at.since(self.admitted_at));
             load.flow.service_ttft_us.record(service_us);

@@ -35,6 +35,7 @@ enum Phase {
 
 impl Shadow {
     /// Follows `decided`, the decision of a policy that only watches.
+    #[inline(never)]
     pub(super) fn of(decided: Decided, now: Timestamp) -> Self {
         let Decided { pool, policy, state, classified, admission, place, has_candidate: _ } = decided;
         let arrival = Arrival { at: now, place };
@@ -43,6 +44,7 @@ impl Shadow {
     }
 
     /// The decision of the candidate that watches beside `pool`, if there is one. `serves`: whether the policy in force serves the request.
+    #[inline(never)]
     pub(super) fn beside(
         worker: &mut Worker,
         now: Timestamp,
@@ -67,6 +69,7 @@ impl Shadow {
     }
 
     /// Takes what happened to the request.
+    #[inline(never)]
     pub(super) fn observe(&mut self, worker: &mut Worker, now: Timestamp, event: Event<'_>) {
         self.collect(worker, now);
         let is_last = matches!(event, Event::Log { .. });
@@ -92,6 +95,7 @@ impl Shadow {
         }
     }
 
+    #[inline(never)]
     pub(super) fn count_pieces(&mut self, pieces: u32, bytes: u64) {
         if let Phase::InFlight(flight) = &mut self.phase {
             flight.count_pieces(pieces, bytes);

@@ -50,11 +50,13 @@ impl Worker {
 
     /// Whether any stream has an answer that was not collected, as far as is known without looking.
     #[must_use]
+    #[inline]
     pub fn has_released(&self) -> bool {
         !self.released.is_empty()
     }
 
     /// Work of a pool has become free: whoever waits for it and fits is answered.
+    #[inline(never)]
     pub(crate) fn answer_waiting(&mut self, pool: PoolRef, now: Timestamp) {
         self.now = self.now.max(now);
         let now = self.now;

@@ -37,7 +37,7 @@ impl Vm {
         if let Some(vacated) = seated.vacated {
             self.class.vacate(vacated);
         }
-        self.class.record(&self.models, seated.place, Metric::Total, micros);
+        self.class.record(&self.models, seated.place, &[(Metric::Total, micros)]);
         self.truth.record(Metric::Total, micros);
     }
 
