@@ -16,8 +16,9 @@ use crate::rng::Rng;
 use crate::time::Timestamp;
 
 /// Time in which what was served counts half: at least, and at most. The longer, the more exactly tenants get the same; the shorter, the
-/// less a tenant that comes back after a pause takes from the others until it has caught up.
-const HALF_LIFE_S: (f64, f64) = (10.0, 30.0);
+/// less a tenant that comes back after a pause takes from the others until it has caught up, which is about as many requests as
+/// [`REQUESTS`] whatever the half-life.
+const HALF_LIFE_S: (f64, f64) = (10.0, 120.0);
 /// Requests of each tenant that a half-life should see: with fewer, who was served last is chance.
 const REQUESTS: f64 = 8.0;
 /// Memory of the rate of requests.
@@ -155,8 +156,11 @@ impl Usage {
 
     /// Cohort of a tenant by its rank in the class: 0 the least served. Tenants that were served alike are spread over the cohorts
     /// between their neighbours by a keyed hash that changes every hour.
-    pub(crate) fn cohort(&self, now: Timestamp, class: usize, tenant: u16) -> u8 {
+    ///
+    /// `beyond` is the work of this request beyond that of a usual one: the rank is that of what the tenant would have been served with it.
+    pub(crate) fn cohort(&self, now: Timestamp, class: usize, tenant: u16, beyond: f64) -> u8 {
         let (Some(ranks), counter) = (self.ranks.get(class), self.served(class, tenant)) else { return 0 };
+        let counter = if beyond == 0.0 { counter } else { counter + beyond * self.growth(now) };
         if ranks.is_empty() {
             return scaled(self.spread(now, tenant));
         }
@@ -241,12 +245,23 @@ mod tests {
             usage.serve(at(0), 0, tenant, f64::from(tenant + 1) * 100.0);
         }
         usage.on_tick(at(0));
-        let cohorts: Vec<u8> = (0..64).map(|tenant| usage.cohort(at(0), 0, tenant)).collect();
+        let cohorts: Vec<u8> = (0..64).map(|tenant| usage.cohort(at(0), 0, tenant, 0.0)).collect();
         assert!(cohorts.is_sorted() && cohorts[0] < 2 && cohorts[63] >= 126, "{cohorts:?}");
-        // Sixty-four tenants have been served once in twenty seconds: a half-life is half a minute, and what was served counts two thirds.
-        usage.serve(at(20), 0, 0, 5300.0);
+        // Sixty-four tenants have been served once in twenty seconds: a half-life is two minutes, and what was served counts nine tenths.
+        usage.serve(at(20), 0, 0, 6400.0);
         usage.on_tick(at(20));
-        assert!(usage.cohort(at(20), 0, 0) >= 126);
+        assert!(usage.cohort(at(20), 0, 0, 0.0) >= 126);
+    }
+
+    #[test]
+    fn a_long_request_ranks_behind_a_short_one_of_a_tenant_that_was_served_as_much() {
+        let mut usage = Usage::new(at(0), 1, 64, 7);
+        for tenant in 0..64_u16 {
+            usage.serve(at(0), 0, tenant, f64::from(tenant + 1) * 100.0);
+        }
+        usage.on_tick(at(0));
+        let cohort = |beyond| usage.cohort(at(0), 0, 32, beyond);
+        assert_eq!([cohort(-1000.0), cohort(0.0), cohort(1000.0)].map(|cohort| cohort / 20), [2, 3, 4], "ten tenants lie within 1,000");
     }
 
     #[test]
@@ -256,7 +271,7 @@ mod tests {
             usage.serve(at(0), 0, tenant, 500.0);
         }
         usage.on_tick(at(0));
-        let cohorts = |now| (0..1000).map(|tenant| usage.cohort(now, 0, tenant)).collect::<Vec<_>>();
+        let cohorts = |now| (0..1000).map(|tenant| usage.cohort(now, 0, tenant, 0.0)).collect::<Vec<_>>();
         let mut in_half = [0; 2];
         for cohort in cohorts(at(1)) {
             in_half[usize::from(cohort / 64)] += 1;
@@ -276,7 +291,7 @@ mod tests {
         }
         let now = at(400_000);
         let (one, two) = (usage.served(0, 0) / usage.growth(now), usage.served(0, 1) / usage.growth(now));
-        assert!(one.is_finite() && (two / one - 2.0).abs() < 1e-6 && (1.0..1.2).contains(&one), "{one} {two}");
+        assert!(one.is_finite() && (two / one - 2.0).abs() < 1e-6 && (12.7..12.9).contains(&one), "{one} {two}");
     }
 
     #[test]
@@ -293,7 +308,7 @@ mod tests {
         };
         assert!((9.0..11.0).contains(&half_life_s(4, 1)), "10 requests per second of 4 tenants: the least");
         assert!((19.0..21.5).contains(&half_life_s(25, 1)), "of 25 tenants: 8 · 25 / 10 s");
-        assert!((29.0..31.0).contains(&half_life_s(1000, 1)), "of 1,000 tenants: the most");
+        assert!((117.0..123.0).contains(&half_life_s(1000, 1)), "of 1,000 tenants: the most");
     }
 
     #[test]

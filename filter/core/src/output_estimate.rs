@@ -55,6 +55,11 @@ impl Estimates {
         Size { prompt: libm::ceil(prompt) as u32, output: libm::ceil(output).max(1.0) as u32 }
     }
 
+    /// Mean prompt of a class, in tokens; `None` until it is known.
+    pub(crate) fn usual_prompt(&self, class: usize) -> Option<f64> {
+        self.prompts.get(class).and_then(Mean::known)
+    }
+
     /// Learns the length of a prompt.
     pub(crate) fn note_prompt(&mut self, class: usize, tokens: u32) {
         if let Some(mean) = self.prompts.get_mut(class) {

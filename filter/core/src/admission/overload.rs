@@ -147,7 +147,8 @@ fn size_up(load: &mut PoolOverload, config: &OverloadConfig, now: Timestamp, new
         load.estimates.note_prompt(index, size.prompt);
     }
     let tenant = load.usage.index(newcomer.classified.tenant);
-    let by_rank = if config.fair_tenants { load.usage.cohort(now, index, tenant) } else { load.usage.cohort_by_hash(now, tenant) };
+    let beyond = f64::from(size.prompt) - load.estimates.usual_prompt(index).unwrap_or(f64::from(size.prompt));
+    let by_rank = if config.fair_tenants { load.usage.cohort(now, index, tenant, beyond) } else { load.usage.cohort_by_hash(now, tenant) };
     let cohort = if newcomer.request.is_retry { by_rank.saturating_add(RETRY_PENALTY).min(COHORTS as u8 - 1) } else { by_rank };
     let (work, level) = (size.work_tokens(config.output_weight), Level::new(class, cohort));
     if newcomer.request.is_retry {

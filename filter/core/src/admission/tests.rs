@@ -174,6 +174,25 @@ fn the_prefill_of_a_request_is_free_again_at_its_first_token() {
 }
 
 #[test]
+fn of_a_tenant_that_is_cut_off_in_part_short_requests_pass_first() {
+    let least_cut = |length: &[u8]| {
+        (256..=384).find(|cut| {
+            let mut site = Site::new(policy(|_, _| {}));
+            for now in 1..=20 {
+                let sent = site.send(ms(now), "low").0;
+                site.log(ms(now), sent, StreamEnd::Complete);
+            }
+            site.worker.on_tick(ms(200));
+            site.limit(ms(200), |limits| (limits.cut_level, limits.cut_fraction) = (*cut, 0.0));
+            site.worker.on_tick(ms(220));
+            site.send_with(ms(221), "low", &[(b"content-length", length)]).1 == Got::Admitted
+        })
+    };
+    let (short, usual, long) = (least_cut(b"400"), least_cut(b"4000"), least_cut(b"40000"));
+    assert!(short <= usual && usual < long && long.is_some(), "{short:?} {usual:?} {long:?}");
+}
+
+#[test]
 fn what_cannot_make_its_deadline_is_refused_at_once() {
     let mut site = Site::new(policy(|overload, _| overload.ttft_slo_ms = Some(1000)));
     site.limit(ms(0), |limits| {
