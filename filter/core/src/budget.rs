@@ -37,8 +37,9 @@ pub(crate) struct Lack {
 }
 
 /// The first budget that has no room for `work` besides `in_flight`. One request fits always, or a budget that is smaller than a
-/// request would never be tried again. Prefill may pass its budget by one request: a worker's part of it is a few prompts at most, and a
-/// prompt too many costs a moment, while a KV cache too small costs every request in it.
+/// request would never be tried again. Prefill is rounded: a worker's part of it is a few prompts at most, so a prompt is admitted when
+/// that brings what is in flight closer to the budget than leaving it out, `used + prompt / 2 ≤ budget`. On average a budget is met that
+/// way, where one that is never passed would leave half a prompt of every worker unused, and one that may be passed would exceed it by that.
 pub(crate) fn lack(in_flight: Work, work: Work, budgets: &Budgets) -> Option<Lack> {
     if in_flight.streams == 0 {
         return None;
@@ -50,7 +51,7 @@ pub(crate) fn lack(in_flight: Work, work: Work, budgets: &Budgets) -> Option<Lac
         (Term::Decode, in_flight.streams, sum.streams, budgets.streams),
     ];
     kinds.into_iter().find_map(|(term, used, value, budget)| {
-        let reached = if term == Term::Prefill { used.saturating_add(1) } else { value };
+        let reached = if term == Term::Prefill { used.midpoint(value) } else { value };
         let budget = budget.filter(|budget| used > 0 && reached > *budget)?;
         Some(Lack { term, value, budget })
     })
@@ -129,8 +130,8 @@ mod tests {
         assert_eq!(lack(SIZE.work(), SIZE.work(), &budgets(240)), None);
         assert_eq!(lack(SIZE.work(), SIZE.work(), &budgets(239)), Some(Lack { term: Term::Kv, value: 240, budget: 239 }));
         let prefill = |tokens| Budgets { prefill_tokens: Some(tokens), ..Budgets::UNBOUNDED };
-        assert_eq!(lack(SIZE.work(), SIZE.work(), &prefill(101)), None, "one prompt may pass the budget");
-        assert_eq!(lack(SIZE.work(), SIZE.work(), &prefill(100)), Some(Lack { term: Term::Prefill, value: 200, budget: 100 }));
+        assert_eq!(lack(SIZE.work(), SIZE.work(), &prefill(150)), None, "200 are as near to 150 as 100");
+        assert_eq!(lack(SIZE.work(), SIZE.work(), &prefill(149)), Some(Lack { term: Term::Prefill, value: 200, budget: 149 }));
         let decoding = Work { prefill_tokens: 0, ..SIZE.work() };
         assert_eq!(lack(decoding, SIZE.work(), &prefill(50)), None, "nobody else's prompt waits");
     }

@@ -32,14 +32,18 @@ const MOST_SHARE: f64 = 0.9;
 
 /// Steps whose prompts are in flight at once: one is computed while the next one's come.
 const STEPS: f64 = 2.0;
-/// Correction of the model of a step: integral gain a second on the relative error (critically damped with the second that the time
-/// between tokens is averaged over), and its bounds: that of the model's own error, and below it room to make good what was too much.
-const TRIM_PER_S: f64 = 0.5;
+/// Correction of the model of a step: integral gain a second on the relative error (what is to come being predicted, the second over which
+/// the time between tokens is averaged is no delay in the loop), and its bounds: that of the model's own error, and below it room to make good what was too much.
+const TRIM_PER_S: f64 = 1.0;
 const TRIM: (f64, f64) = (0.1, 1.8);
 /// Memory of what a step takes without prompts: it changes with the batch, slowly.
 const DECODE_MEMORY_S: f64 = 2.0;
 /// Memory that is as late as the time between tokens is: its own memory of a second, and the age of what the engines said.
 const LAG_S: f64 = 1.2;
+/// Memory of how full the budget is while work waits for it, and bounds on that: short, since a rise of the load shows at once in what is in
+/// flight. Only what is too full is corrected: a budget that grows is not full before limits and reports have gone round.
+const FILL_MEMORY_S: f64 = 0.5;
+const FILL: (f64, f64) = (1.0, 1.6);
 /// How far what is in flight now may correct the time between tokens.
 const AHEAD: (f64, f64) = (0.5, 4.0);
 
@@ -52,7 +56,10 @@ pub(super) struct PrefillBudget {
     /// What the model said of a step, as late as what is measured.
     lagged_s: f64,
     seconds_per_token: Option<f64>,
-    bound: Option<f64>,
+    /// Tokens that are to be in flight.
+    wanted: Option<f64>,
+    /// What is in flight over what was handed out, while work waits for it.
+    fill: f64,
 }
 
 /// What the budget needs to know of a tick.
@@ -60,6 +67,8 @@ pub(super) struct PrefillBudget {
 pub(super) struct PrefillInput {
     /// Prefill tokens in flight.
     pub(super) in_flight: f64,
+    /// The budget in force, in tokens; `None`: there is none.
+    pub(super) in_force: Option<f64>,
     /// Engines behind the pool; at least 1.
     pub(super) engines: f64,
     /// Seconds of prefill for a token on one engine, fitted.
@@ -76,19 +85,24 @@ pub(super) struct PrefillInput {
 
 impl PrefillBudget {
     pub(super) fn new() -> Self {
-        Self { measured: 0.0, rate: 0.0, trim: 1.0, decode_s: 0.0, lagged_s: 0.0, seconds_per_token: None, bound: None }
+        Self { measured: 0.0, rate: 0.0, trim: 1.0, decode_s: 0.0, lagged_s: 0.0, seconds_per_token: None, wanted: None, fill: 1.0 }
     }
 
-    /// The bound in tokens; `None` before the first step.
+    /// The bound in tokens that is handed out; `None` before the first step.
+    ///
+    /// It is `wanted / fill`: the classes that may pass it, whole prompts, and shares of workers that do not fill alike make that what is in
+    /// flight is not what was handed out. How far shows at once, long before the time between tokens does.
     pub(super) fn bound(&self) -> Option<f64> {
-        self.bound
+        Some(self.wanted? / self.fill)
     }
 
     pub(super) fn step(&mut self, tick: &Tick, input: &PrefillInput) {
         let now = tick.finished.prefill_tokens as f64 / tick.seconds;
         self.measured += weight(tick.seconds, RATE_MEMORY_S) * (now - self.measured);
-        let binds =
-            self.bound.is_some_and(|bound| input.in_flight >= BINDS * bound || (input.is_short && input.in_flight >= SHORT_BINDS * bound));
+        self.follow_fill(tick, input);
+        let binds = self
+            .wanted
+            .is_some_and(|wanted| input.in_flight >= BINDS * wanted || (input.is_short && input.in_flight >= SHORT_BINDS * wanted));
         if self.measured > self.rate {
             self.rate += weight(tick.seconds, RISE_S) * (self.measured - self.rate);
         } else if binds {
@@ -106,7 +120,13 @@ impl PrefillBudget {
         };
         let by_tpot = self.within_tpot(tick, input, binds).unwrap_or(f64::INFINITY);
         let by_tpot = by_tpot.max(LEAST_TOKENS_OF_STEPS * input.engines);
-        self.bound = Some(bound.max(LEAST_TOKENS * input.engines).min(by_tpot));
+        self.wanted = Some(bound.max(LEAST_TOKENS * input.engines).min(by_tpot));
+    }
+
+    fn follow_fill(&mut self, tick: &Tick, input: &PrefillInput) {
+        let Some(in_force) = input.in_force.filter(|in_force| input.is_short && *in_force > 0.0) else { return };
+        self.fill += weight(tick.seconds, FILL_MEMORY_S) * (input.in_flight / in_force - self.fill);
+        self.fill = self.fill.clamp(FILL.0, FILL.1);
     }
 
     /// Seconds of prefill for a token on one engine, as fitted but no more than the engines can have taken; `None` until it is known.

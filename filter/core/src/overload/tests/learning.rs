@@ -45,6 +45,7 @@ fn answers_in_one_piece_are_known_for_such_at_once() {
 fn prefill_input() -> PrefillInput {
     PrefillInput {
         in_flight: 0.0,
+        in_force: None,
         engines: 2.0,
         seconds_per_token: Some(1e-3),
         ttft_slo_s: 2.0,
@@ -83,6 +84,18 @@ fn prompts_that_come_at_once_lower_the_budget_before_the_time_between_tokens_sho
     assert!(with_as_many > before, "below its aim it grows: {before} {with_as_many}");
     let with_more = prefilled(&mut budget, 100..105, 16_000.0, 0.085);
     assert!(with_more < 0.9 * before, "{before} {with_more}");
+}
+
+#[test]
+fn of_a_budget_that_fills_to_more_than_itself_as_much_less_is_handed_out() {
+    let handed_out = |in_force| {
+        let mut budget = PrefillBudget::new();
+        let input = PrefillInput { in_flight: 4000.0, in_force, is_short: true, ..prefill_input() };
+        (0..100).for_each(|number| budget.step(&tick(number), &input));
+        budget.bound().unwrap()
+    };
+    let part = handed_out(Some(3200.0)) / handed_out(None);
+    assert!((part - 3200.0 / 4000.0).abs() < 1e-6, "{part}");
 }
 
 #[test]
