@@ -105,9 +105,10 @@ async fn run(args: &Args) -> Result<()> {
             }
         }
         for request in &args.request {
-            let least = least(&mut variants, *request, Duration::from_millis(args.round_ms)).await?;
+            let mut taking: Vec<&mut Variant> = variants.iter_mut().filter(|variant| variant.takes(*request)).collect();
+            let least = least(&mut taking, *request, Duration::from_millis(args.round_ms)).await?;
             let samples = samples.entry(*request).or_default();
-            for (variant, least) in variants.iter().zip(least) {
+            for (variant, least) in taking.iter().zip(least) {
                 samples.entry(variant.name.clone()).or_default().push(least);
             }
         }
@@ -123,7 +124,7 @@ async fn run(args: &Args) -> Result<()> {
 }
 
 /// The least that each variant took for a request in its turns.
-async fn least(variants: &mut [Variant], request: Request, length: Duration) -> Result<Vec<f64>> {
+async fn least(variants: &mut [&mut Variant], request: Request, length: Duration) -> Result<Vec<f64>> {
     let mut least = vec![f64::INFINITY; variants.len()];
     for _ in 0..TURNS {
         for (variant, least) in variants.iter_mut().zip(&mut least) {
