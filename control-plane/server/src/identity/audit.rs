@@ -57,8 +57,8 @@ pub enum Outcome {
 /// What is recorded of an attempt.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Entry<'a> {
-    /// What was attempted: `policy.apply`, `policy.rollback`, `policy.delete`, `policy.promote`, `policy.abort`, `policy.advance`, `policy.complete`, `access`,
-    /// `authentication`, `limit`, `message`.
+    /// What was attempted: `policy.apply`, `policy.rollback`, `policy.delete`, `policy.promote`, `policy.abort`, `policy.advance`,
+    /// `policy.complete`, `access`, `authentication`, `limit`, `message`.
     pub action: &'a str,
     /// What came of it.
     pub outcome: Outcome,

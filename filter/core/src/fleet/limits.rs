@@ -52,8 +52,8 @@ impl LimitsTable {
 // === impl PoolLimits ===
 
 impl PoolLimits {
-    /// The proxy's part of the limits: rates, drains and budgets scaled by its share, that of a candidate's books included; bursts too, but never
-    /// below one request, without which a positive rate would admit nothing.
+    /// The proxy's part of the limits: rates, drains and budgets scaled by its share, that of a candidate's books included; bursts too, but
+    /// never below one request, without which a positive rate would admit nothing.
     pub fn for_node(&self, node_id: &str) -> v1::Limits {
         let share = self.shares.get(node_id).copied().unwrap_or(self.newcomer);
         let mut limits = self.fleet.clone();

@@ -33,7 +33,8 @@ const MOST_SHARE: f64 = 0.9;
 /// Steps whose prompts are in flight at once: one is computed while the next one's come.
 const STEPS: f64 = 2.0;
 /// Correction of the model of a step: integral gain a second on the relative error (what is to come being predicted, the second over which
-/// the time between tokens is averaged is no delay in the loop), and its bounds: that of the model's own error, and below it room to make good what was too much.
+/// the time between tokens is averaged is no delay in the loop), and its bounds: that of the model's own error, and below it room to make
+/// good what was too much.
 const TRIM_PER_S: f64 = 1.0;
 const TRIM: (f64, f64) = (0.1, 1.8);
 /// Memory of what a step takes without prompts: it changes with the batch, slowly.

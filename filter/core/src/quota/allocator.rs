@@ -132,7 +132,8 @@ impl Allocator {
         let reserve = reserve * capacity;
         plan::aim(&mut seats, &self.terms, capacity - reserve - elsewhere);
         let savable = self.savable(now);
-        let others = savable - self.most_burst_of(now, true);
+        let is_seated = self.seated(now);
+        let others = savable - self.most_burst_of(now, |holder| !is_seated(holder));
         plan::save(&mut seats, &self.terms, others.min(savable * (1.0 - KEPT)));
         let free = capacity * (1.0 + overbook) - elsewhere - committed;
         plan::decide(&mut seats, Supply { free, reserve }, capacity);
@@ -164,7 +165,7 @@ impl Allocator {
         let even = self.terms.capacity / (self.holders.len() as f64).max(1.0);
         for holder in self.holders.values() {
             let most = holder.most(now);
-            if is_seated(holder, now) {
+            if is_seated(holder) {
                 let asked = holder.asked().iter().sum();
                 seats.push(Seat { most, granted: holder.granted(now), asked, wants: holder.wants(even), ..Seat::default() });
             } else {
@@ -175,9 +176,9 @@ impl Allocator {
     }
 
     /// Who is heard and can be granted something.
-    fn seated(&self, now: Timestamp) -> impl Fn(&Holder, Timestamp) -> bool + use<> {
+    fn seated(&self, now: Timestamp) -> impl Fn(&Holder) -> bool + use<> {
         let (fence, is_learning) = (self.fence, !self.learning(now).is_zero());
-        move |holder, now| now.since(holder.heard_at) < LIVE && holder.is_ready(fence, is_learning)
+        move |holder| now.since(holder.heard_at) < LIVE && holder.is_ready(fence, is_learning)
     }
 
     /// What those may save who are known by now.
@@ -186,11 +187,9 @@ impl Allocator {
         self.terms.capacity * self.terms.burst_s - inherited
     }
 
-    /// The most that the holders may save, or those of them that are not heard.
-    fn most_burst_of(&self, now: Timestamp, only_silent: bool) -> f64 {
-        let is_seated = self.seated(now);
-        let holders = self.holders.values().filter(|holder| !only_silent || !is_seated(holder, now));
-        holders.map(|holder| holder.most_burst(now, self.terms.burst_s)).sum()
+    /// The most that those holders may save.
+    fn most_burst_of(&self, now: Timestamp, is_of_them: impl Fn(&Holder) -> bool) -> f64 {
+        self.holders.values().filter(|holder| is_of_them(holder)).map(|holder| holder.most_burst(now, self.terms.burst_s)).sum()
     }
 
     fn known_safe(&self) -> f64 {
@@ -203,9 +202,9 @@ impl Allocator {
         let inherited = self.inherited.map_or(0.0, |inherited| inherited.safe(now, &self.terms));
         let mut safe_left = self.terms.safe * self.terms.capacity - inherited - self.known_safe();
         let burst_s = self.terms.burst_s;
-        let mut savable_left = self.savable(now) - self.most_burst_of(now, false);
+        let mut savable_left = self.savable(now) - self.most_burst_of(now, |_| true);
         let is_seated = self.seated(now);
-        let seated = self.holders.iter_mut().filter(|(_, holder)| is_seated(holder, now));
+        let seated = self.holders.iter_mut().filter(|(_, holder)| is_seated(holder));
         let mut issues = Vec::new();
         for ((key, holder), seat) in seated.zip(seats) {
             let granted = seat.moved.unwrap_or(seat.granted);

@@ -10,7 +10,6 @@ use headgate_core::policy::Policy;
 use headgate_core::shared::{self, Keys, Revisions, SharedLimits};
 use headgate_core::time::Timestamp;
 use headgate_core::worker::Worker;
-use prost::Message as _;
 
 /// Time between two ticks.
 pub(super) const TICK: Duration = Duration::from_millis(20);
@@ -125,7 +124,7 @@ impl Vm {
             }
         }
         if has_policies || newest.limits != self.seen.limits {
-            for pool in SharedLimits::decode(shared.get(&keys.limits)).unwrap_or_default().pools {
+            for pool in SharedLimits::read(shared.get(&keys.limits)).pools {
                 if let Some(limits) = &pool.limits {
                     self.worker.set_limits(Timestamp::from_nanos(pool.at_ns), limits);
                 }
@@ -158,8 +157,7 @@ impl Vm {
     fn report(&self, now: Timestamp, keys: &Keys, shared: &mut SharedData) {
         let none = Grant { permits_total: None };
         let Some((slot, _)) = refresh(now, self.owner, shared, &keys.roster, Want::default(), none) else { return };
-        let report = self.worker.report(now, slot as u32);
-        shared.set_report(slot, report.encode_to_vec());
+        shared.set_report(slot, shared::encode_report(&self.worker.report(now, slot as u32)));
     }
 }
 
