@@ -10,7 +10,6 @@ use client::connect;
 use envoy_types::pb::envoy::service::accesslog::v3::StreamAccessLogsMessage;
 use envoy_types::pb::envoy::service::accesslog::v3::access_log_service_client::AccessLogServiceClient;
 use envoy_types::pb::envoy::service::accesslog::v3::stream_access_logs_message::Identifier;
-use headgate::config::RawConfig;
 use headgate::serve::Running;
 use headgate_protos::discovery::DeltaDiscoveryRequest;
 use headgate_protos::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
@@ -56,20 +55,6 @@ struct Bench {
     running: Running,
 }
 
-fn raw(folder: &std::path::Path, authority: &Authority, issuer: &TokenIssuer, access: &str) -> RawConfig {
-    let (certificate, key) = authority.server().write(folder, "server");
-    fs::write(folder.join("ca.pem"), &authority.pem).unwrap();
-    fs::write(folder.join("keys.json"), issuer.jwks()).unwrap();
-    fs::write(folder.join("access.yaml"), access).unwrap();
-    RawConfig {
-        tls_cert: Some(certificate),
-        tls_key: Some(key),
-        client_ca: Some(folder.join("ca.pem")),
-        access: Some(folder.join("access.yaml")),
-        ..running::flags(&folder.join("data"))
-    }
-}
-
 fn now_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
@@ -101,7 +86,7 @@ fn bearing<T>(token: &str, message: T) -> Request<T> {
 impl Bench {
     async fn new(access: &str) -> Self {
         let (folder, authority, issuer) = (tempfile::tempdir().unwrap(), Authority::new("authority"), TokenIssuer::new());
-        let running = running::serve(raw(folder.path(), &authority, &issuer, access)).await;
+        let running = running::serve(issuer.flags(folder.path(), &authority, access)).await;
         Self { folder, authority, issuer, running }
     }
 
@@ -449,7 +434,7 @@ async fn a_stream_ends_with_its_token_and_new_rules_hold_for_new_calls() {
 #[tokio::test]
 async fn no_log_at_any_level_has_a_token_or_a_key() {
     let (folder, authority, issuer) = (tempfile::tempdir().unwrap(), Authority::new("authority"), TokenIssuer::new());
-    let raw = raw(folder.path(), &authority, &issuer, ACCESS);
+    let raw = issuer.flags(folder.path(), &authority, ACCESS);
     let file = |path: &Option<std::path::PathBuf>| path.as_ref().unwrap().to_str().unwrap().to_owned();
     let mut child = Command::new(env!("CARGO_BIN_EXE_headgate"))
         .args(["serve", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--no-nvml", "--log-format", "json"])

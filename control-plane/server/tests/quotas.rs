@@ -146,6 +146,15 @@ async fn twenty_proxies_use_a_strict_quota_wherever_demand_goes_and_never_pass_i
     running.stop().await;
 }
 
+/// Waits until so many requests have passed.
+async fn passes(world: &World, count: usize) {
+    let began = Instant::now();
+    while world.passed.lock().unwrap().len() < count {
+        assert!(began.elapsed() < PHASE, "{count} requests have not passed within {PHASE:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 /// A proxy of which nobody has heard before has a lease soon after a restart, while others still hold what an earlier control plane gave.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_proxy_waits_for_no_lease_to_end_after_a_restart() {
@@ -161,7 +170,7 @@ async fn a_new_proxy_waits_for_no_lease_to_end_after_a_restart() {
     }
     let holders = |status: &serde_json::Value| status["pools"][0]["quotas"][0]["largest"].as_array().map_or(0, Vec::len);
     running::status_with(&running, PHASE, |status| holders(status) == 4).await;
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    passes(&old, 80).await;
     old.cut.store(true, Ordering::SeqCst);
     running.stop().await;
     let running = running::serve(RawConfig { grpc: Some(address), ..running::flags(directory.path()) }).await;
@@ -169,10 +178,7 @@ async fn a_new_proxy_waits_for_no_lease_to_end_after_a_restart() {
     let began = Instant::now();
     let proxy = Proxy::new(19, began, connect(&running).await);
     proxies.spawn(Demand { index: 19, world: new.clone(), proxy, due: 0.0 }.run());
-    while new.passed.lock().unwrap().is_empty() {
-        assert!(began.elapsed() < PHASE, "nothing has passed");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    passes(&new, 1).await;
     println!("its first request passed {:?} after the restart", began.elapsed());
     // The others come back within 1.5 s, and say then what they hold.
     assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());

@@ -13,7 +13,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use authority::Authority;
 use bytes::Bytes;
 use client::connect;
-use headgate::config::RawConfig;
 use headgate::identity::rpcs::{Need, rpc_of};
 use headgate_core::rng::Rng;
 use headgate_protos::discovery::{DeltaDiscoveryRequest, DiscoveryRequest};
@@ -211,23 +210,19 @@ fn body(rng: &mut Rng, method: &Method, max_bytes: usize) -> Vec<u8> {
     }
 }
 
-fn first_frame(bytes: &[u8], method: &Method, max_bytes: usize) -> Frame {
+/// The first frame of a body, and whether there is something after it, by the length that it says it has: that may be bad or long in its turn.
+fn first_frame(bytes: &[u8], method: &Method, max_bytes: usize) -> (Frame, bool) {
     let Some((&[flag, a, b, c, d], rest)) = bytes.split_first_chunk::<5>() else {
-        return if bytes.is_empty() { Frame::Nothing } else { Frame::Bad };
+        return (if bytes.is_empty() { Frame::Nothing } else { Frame::Bad }, false);
     };
     let length = u32::from_be_bytes([a, b, c, d]) as usize;
-    match rest.get(..length) {
+    let frame = match rest.get(..length) {
         _ if length > max_bytes => Frame::Long,
         Some(message) if flag == 0 && (method.reads)(message) => Frame::Good,
         None if flag == 0 && rest.is_empty() => Frame::Nothing,
         _ => Frame::Bad,
-    }
-}
-
-/// Whether there is something after the first frame, by the length that it says it has: that may be bad or long in its turn.
-fn has_more(bytes: &[u8]) -> bool {
-    let Some((&[_, a, b, c, d], rest)) = bytes.split_first_chunk::<5>() else { return false };
-    rest.len() > u32::from_be_bytes([a, b, c, d]) as usize
+    };
+    (frame, rest.len() > length)
 }
 
 // === Calls ===
@@ -303,8 +298,7 @@ impl World {
             let rpc = rpc_of(method.path);
             let max_bytes = rpc.map_or(64 << 10, |rpc| rpc.max_message_bytes);
             let bytes = body(&mut rng, method, max_bytes);
-            let (refusal, frame) = (who.refusal(rpc.map(|rpc| rpc.need)), first_frame(&bytes, method, max_bytes));
-            let more = has_more(&bytes);
+            let (refusal, (frame, has_more)) = (who.refusal(rpc.map(|rpc| rpc.need)), first_frame(&bytes, method, max_bytes));
             let (channel, token) = &self.channels[&who];
             let shown = format!("{who:?} {} {frame:?} {:02x?}", method.path, &bytes[..bytes.len().min(64)]);
             match call(channel.clone(), method.path, token.as_deref(), bytes).await {
@@ -312,7 +306,7 @@ impl World {
                     *seen.statuses.entry((who, code.map(i32::from))).or_default() += 1;
                     let is_known = rpc.is_some() && !method.path.ends_with("Nonsense");
                     seen.recorded += u64::from(refusal.is_some() || code == Some(Code::Internal) || frame == Frame::Long && is_known);
-                    if let Some(why) = judge(refusal, (frame, more), is_known, method.is_stream, code) {
+                    if let Some(why) = judge(refusal, (frame, has_more), is_known, method.is_stream, code) {
                         seen.wrong.insert(format!("{why}, not {code:?}: {shown}"));
                     }
                 }
@@ -323,32 +317,21 @@ impl World {
     }
 }
 
-/// Refusals that the audit log has, those that it counted only included, by action.
+/// Refusals that the audit log has, those that it counted only included, and their actions.
 fn refusals(folder: &Path) -> (u64, BTreeSet<String>) {
     let text = fs::read_to_string(folder.join("data/audit.jsonl")).unwrap();
-    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    let refused: Vec<Value> = lines.filter(|line| line["outcome"] == "refused").collect();
-    let counted: u64 = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).unwrap()["left_out"].as_u64()).sum();
-    let actions = refused.iter().filter_map(|line| line["action"].as_str().map(str::to_owned)).collect();
-    (refused.len() as u64 + counted, actions)
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let refused = lines.iter().filter(|line| line["outcome"] == "refused");
+    let actions: Vec<&str> = refused.filter_map(|line| line["action"].as_str()).collect();
+    let counted: u64 = lines.iter().filter_map(|line| line["left_out"].as_u64()).sum();
+    (actions.len() as u64 + counted, actions.into_iter().map(str::to_owned).collect())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_comes_is_refused_with_its_status_and_nothing_breaks() {
     let inputs = std::env::var("HEADGATE_INPUTS").map_or(DEFAULT_INPUTS, |text| text.parse().unwrap());
     let (folder, authority, issuer) = (tempfile::tempdir().unwrap(), Authority::new("authority"), TokenIssuer::new());
-    let (certificate, key) = authority.server().write(folder.path(), "server");
-    fs::write(folder.path().join("ca.pem"), &authority.pem).unwrap();
-    fs::write(folder.path().join("keys.json"), issuer.jwks()).unwrap();
-    fs::write(folder.path().join("access.yaml"), ACCESS).unwrap();
-    let running = running::serve(RawConfig {
-        tls_cert: Some(certificate),
-        tls_key: Some(key),
-        client_ca: Some(folder.path().join("ca.pem")),
-        access: Some(folder.path().join("access.yaml")),
-        ..running::flags(&folder.path().join("data"))
-    })
-    .await;
+    let running = running::serve(issuer.flags(folder.path(), &authority, ACCESS)).await;
     let mut channels = BTreeMap::new();
     for who in EVERYBODY {
         let identity = who.certificate().map(|name| authority.client(name));

@@ -1,10 +1,17 @@
-//! An issuer of tokens for tests.
+//! An issuer of tokens for tests, and a control plane that believes it.
+
+use std::fs;
+use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use headgate::config::RawConfig;
 use ring::rand::SystemRandom;
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use serde_json::{Value, json};
+
+use crate::authority::Authority;
+use crate::running;
 
 /// Signs tokens with Ed25519.
 pub(crate) struct TokenIssuer {
@@ -22,6 +29,21 @@ impl TokenIssuer {
     pub(crate) fn jwks(&self) -> String {
         let x = URL_SAFE_NO_PAD.encode(self.key.public_key().as_ref());
         json!({"keys": [{"kty": "OKP", "crv": "Ed25519", "kid": "k", "use": "sig", "alg": "EdDSA", "x": x}]}).to_string()
+    }
+
+    /// Flags of a control plane with TLS that believes this issuer and `authority`, by the rules `access`; its files are in `folder`.
+    pub(crate) fn flags(&self, folder: &Path, authority: &Authority, access: &str) -> RawConfig {
+        let (certificate, key) = authority.server().write(folder, "server");
+        fs::write(folder.join("ca.pem"), &authority.pem).unwrap();
+        fs::write(folder.join("keys.json"), self.jwks()).unwrap();
+        fs::write(folder.join("access.yaml"), access).unwrap();
+        RawConfig {
+            tls_cert: Some(certificate),
+            tls_key: Some(key),
+            client_ca: Some(folder.join("ca.pem")),
+            access: Some(folder.join("access.yaml")),
+            ..running::flags(&folder.join("data"))
+        }
     }
 
     /// A token with these claims.
