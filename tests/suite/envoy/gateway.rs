@@ -1,7 +1,7 @@
 //! Gateway mode on a real Envoy that was started with nothing but a bootstrap.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
@@ -13,6 +13,7 @@ use headgate_test_support::authority::Authority;
 use headgate_test_support::control_plane::ControlPlaneOptions;
 use headgate_test_support::http_client::{self, Response};
 use headgate_test_support::inference_sim::InferenceSimProcess;
+use headgate_test_support::ports::free_address;
 use headgate_test_support::{ControlPlaneProcess, EnvoyProcess, EnvoyVersion, NvmlDevice, NvmlState, wait_until};
 use headgate_tests::mesh::PATIENCE;
 use headgate_tests::upstream::Upstream;
@@ -157,9 +158,9 @@ pub(crate) fn pool(name: &str, endpoints: &[Value]) -> Value {
     )
 }
 
-/// On a port that was free a moment ago: a document has to name one.
+/// On a port of its own: a document has to name one.
 pub(crate) fn entry(options: Value) -> Result<Value> {
-    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+    let port = free_address()?.port();
     let mut spec = json!({"address": "127.0.0.1", "port": port, "nodeCluster": "gateway"});
     if let (Some(spec), Value::Object(options)) = (spec.as_object_mut(), options) {
         spec.extend(options);

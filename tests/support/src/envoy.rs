@@ -102,7 +102,7 @@ impl EnvoyProcess {
         let mut process = Process::spawn("envoy", &mut command, &folder.path().join("log"))?;
         let admin = admin_address(&mut process, &admin_file).await?;
         wait_ready(&mut process, admin).await?;
-        let listener = listener_address(admin).await?;
+        let listener = listener_address(admin).await.with_context(|| format!("its last lines:\n{}", process.tail()))?;
         Ok(Self { process, version, admin, listener, access_log, _folder: folder })
     }
 

@@ -1,6 +1,6 @@
 //! A cluster of real etcds on loopback.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -10,6 +10,7 @@ use tempfile::TempDir;
 
 use crate::artefact;
 use crate::http_client;
+use crate::ports::free_address;
 use crate::process::Process;
 use crate::wait::wait_until;
 
@@ -36,7 +37,7 @@ impl EtcdCluster {
     /// When etcd is not installed, or the cluster is not healthy within 20 s.
     pub async fn start(n: usize) -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        let addresses: Vec<(SocketAddr, SocketAddr)> = free_addresses(2 * n)?.chunks(2).map(|pair| (pair[0], pair[1])).collect();
+        let addresses: Vec<(SocketAddr, SocketAddr)> = (0..n).map(|_| Ok((free_address()?, free_address()?))).collect::<Result<_>>()?;
         let mut members = Vec::new();
         for (index, (client, peer)) in addresses.iter().enumerate() {
             let process = spawn(&folder, index, *client, &addresses)?;
@@ -113,10 +114,4 @@ fn spawn(folder: &TempDir, index: usize, client: SocketAddr, addresses: &[(Socke
     command.args(["--listen-peer-urls", &url(peer), "--initial-advertise-peer-urls", &url(peer)]);
     command.args(["--initial-cluster", &cluster.join(","), "--initial-cluster-state", "new", "--log-level", "warn"]);
     Process::spawn(&name(index), &mut command, &folder.path().join(format!("{}.log", name(index))))
-}
-
-/// Addresses that are free now. Held together until all are known, so that none comes twice.
-fn free_addresses(n: usize) -> Result<Vec<SocketAddr>> {
-    let listeners: Vec<TcpListener> = (0..n).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).collect::<Result<_, _>>()?;
-    Ok(listeners.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?)
 }

@@ -14,6 +14,7 @@ pub mod inference_sim;
 pub mod link;
 pub mod load;
 pub mod nvml;
+pub mod ports;
 pub mod process;
 pub mod replicas;
 pub mod user_files;
