@@ -58,13 +58,18 @@ fn memory(now: Timestamp, used_percent: u64) -> impl Fn(&str, &GpuMemoryConfig) 
 }
 
 fn step(controls: &mut Controls, now_ms: u64, used_percent: u64) -> Option<LimitsTable> {
+    step_able(controls, now_ms, used_percent, 1.0)
+}
+
+/// The same while a part of the devices can be trusted with work.
+fn step_able(controls: &mut Controls, now_ms: u64, used_percent: u64, able: f64) -> Option<LimitsTable> {
     let now = Timestamp::from_millis(now_ms);
     controls.step(
         now,
         &StepInputs {
             loads: &loads(now),
             gpu_memory: &memory(now, used_percent),
-            capacity: &|_, _| 1.0,
+            capacity: &|_, _| able,
             engines: &|_| None,
             shares: &shares,
         },
@@ -118,6 +123,22 @@ fn a_crossing_is_pushed_in_the_very_step_that_sees_it() {
     let actions: Vec<v1::ClassAction> = limits.classes.iter().map(v1::ClassLimit::action).collect();
     assert_eq!(actions, [v1::ClassAction::Admit, v1::ClassAction::Throttle, v1::ClassAction::Refuse]);
     assert_eq!(limits.classes[2].because(), v1::LevelKind::GpuMemory);
+}
+
+#[test]
+fn devices_that_can_do_half_have_clients_come_at_half_the_rate_at_once() {
+    let [whole, half] = [1.0, 0.5].map(|able| {
+        let mut controls = started();
+        run(&mut controls, 0, 3000, 95);
+        step_able(&mut controls, 3500, 95, able).unwrap().for_node("node", "pool").unwrap()
+    });
+    for (whole, half) in whole.classes.iter().zip(&half.classes).filter(|(whole, _)| whole.action() != v1::ClassAction::Admit) {
+        // What was usual has already moved a little: half a second of twenty.
+        let is_half = |half: f64, whole: f64| (0.5..0.52).contains(&(half / whole));
+        assert!(is_half(half.drain_rps, whole.drain_rps), "{}: {} of {}", whole.class, half.drain_rps, whole.drain_rps);
+        assert!(whole.rate_rps == 0.0 || is_half(half.rate_rps, whole.rate_rps), "{}", whole.class);
+    }
+    assert_eq!(whole.classes[2].action(), v1::ClassAction::Refuse);
 }
 
 #[test]

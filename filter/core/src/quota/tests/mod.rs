@@ -60,6 +60,11 @@ impl Proxy {
         self.held.allowance(now + self.ahead, self.burst_s).rates.iter().sum()
     }
 
+    /// What it may save.
+    fn savable(&self, now: Timestamp) -> f64 {
+        self.held.allowance(now + self.ahead, self.burst_s).burst
+    }
+
     fn ask(&mut self, class: usize, requests: u32, cost: f64) -> u32 {
         self.asked[class].0 += f64::from(requests) * cost;
         self.asked[class].1 += f64::from(requests);

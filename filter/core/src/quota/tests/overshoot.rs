@@ -68,6 +68,7 @@ struct World {
     least: f64,
     began: Timestamp,
     granted_ever: f64,
+    savable_ever: f64,
 }
 
 impl World {
@@ -88,6 +89,7 @@ impl World {
             least: 0.0,
             began: now,
             granted_ever: 0.0,
+            savable_ever: 0.0,
         }
     }
 
@@ -174,6 +176,9 @@ impl World {
         let in_force: f64 = self.proxies.iter().map(|proxy| proxy.in_force(self.now)).sum();
         assert!(in_force <= limit, "{in_force} of {limit} in force");
         self.granted_ever = self.granted_ever.max(in_force);
+        let savable: f64 = self.proxies.iter().map(|proxy| proxy.savable(self.now)).sum();
+        assert!(savable <= self.terms.capacity * self.terms.burst_s + 1e-6, "{savable} can be saved");
+        self.savable_ever = self.savable_ever.max(savable);
         // What is owed is paid before anything else passes; what was paid until now counts now.
         self.proxies.iter_mut().for_each(|proxy| proxy.settle(self.now));
         let owed: f64 = self.proxies.iter().map(|proxy| proxy.purse.debt()).sum();
@@ -214,6 +219,7 @@ fn the_model_reaches_the_capacity() {
     // What the properties say is worth something only where the capacity is at stake.
     let world = run(terms(CAPACITY), &[Act::Calm(PROXIES, 30)]);
     assert!(world.granted_ever > 0.98 * CAPACITY, "{}", world.granted_ever);
+    assert!(world.savable_ever > 0.9 * CAPACITY, "{}", world.savable_ever);
     let acts = [Act::Calm(PROXIES, 30), Act::NewLeader, Act::Calm(PROXIES, 90), Act::RestartProxy(0), Act::Calm(1, 90)];
     let world = run(terms(CAPACITY), &acts);
     let now: f64 = world.proxies.iter().map(|proxy| proxy.in_force(world.now)).sum();
