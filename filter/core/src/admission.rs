@@ -34,6 +34,8 @@ pub(crate) struct Newcomer<'a> {
     /// The adapter's name for its stream.
     pub(crate) stream: u32,
     pub(crate) classified: Classified,
+    /// Position of its class's state in the pool.
+    pub(crate) state: usize,
     pub(crate) request: &'a RequestInfo<'a>,
     /// What it has been charged of quotas.
     pub(crate) charged: Charged,
@@ -84,7 +86,7 @@ enum BreakerSays {
 #[inline]
 pub(crate) fn admit(pool: &mut Pool, now: Timestamp, rng: &mut Rng, newcomer: &Newcomer<'_>) -> Admission {
     let classified = newcomer.classified;
-    if let Some(state) = pool.state_mut(classified.class) {
+    if let Some(state) = pool.states.get_mut(newcomer.state) {
         state.offered += 1;
     }
     let passes = match ask_breakers(pool, now, rng) {
@@ -101,9 +103,9 @@ pub(crate) fn admit(pool: &mut Pool, now: Timestamp, rng: &mut Rng, newcomer: &N
     if pool.overload.is_some() {
         return admit_by_work(pool, now, rng, &Newcomer { charged, ..*newcomer }, passes);
     }
-    match ask_class(pool, now, classified) {
+    match ask_class(pool, now, newcomer.state, classified.class) {
         Ok(()) => {
-            count_start(pool, classified.class);
+            count_start(pool, newcomer.state);
             Admission::Admitted(passes, Dues::Charged(charged))
         }
         Err(cause) => {
@@ -143,7 +145,7 @@ fn admit_by_work(pool: &mut Pool, now: Timestamp, rng: &mut Rng, newcomer: &Newc
     };
     match ruling {
         Some(Ruling::Admit(held)) => {
-            count_start(pool, class);
+            count_start(pool, newcomer.state);
             Admission::Admitted(passes, Dues::Work(held))
         }
         Some(Ruling::Wait(ticket)) => {
@@ -164,7 +166,7 @@ fn admit_by_work(pool: &mut Pool, now: Timestamp, rng: &mut Rng, newcomer: &Newc
         }
         // A policy without overload control, or without the class, rules nothing.
         None => {
-            count_start(pool, class);
+            count_start(pool, newcomer.state);
             Admission::Admitted(passes, Dues::Charged(newcomer.charged))
         }
     }
@@ -221,8 +223,8 @@ fn answer(pool: &mut Pool, now: Timestamp, rng: &mut Rng, next: Option<Next>) ->
     match next? {
         Next::Nothing => None,
         Next::Start(ticket, waiting, held) => {
-            count_start(pool, waiting.class);
             let state = pool.state_index(waiting.class);
+            count_start(pool, state);
             let load = pool.overload.as_mut()?;
             load.counts.released += 1;
             load.flow.queue_wait_us.record(micros(now.since(waiting.arrived)));
@@ -277,12 +279,12 @@ pub(crate) fn abandon(pool: &mut Pool, ticket: Ticket) {
     }
 }
 
-/// Counts a request that starts now.
+/// Counts a request that starts now, by the state at `state`.
 #[inline]
-fn count_start(pool: &mut Pool, class: ClassId) {
+fn count_start(pool: &mut Pool, state: usize) {
     let in_flight = pool.in_flight().saturating_add(1);
     pool.demand.note_in_flight(in_flight);
-    if let Some(state) = pool.state_mut(class) {
+    if let Some(state) = pool.states.get_mut(state) {
         state.admitted += 1;
         state.in_flight += 1;
         state.waiting += 1;
@@ -341,10 +343,10 @@ fn max_retry_after(pool: &Pool, class: ClassId) -> Duration {
     pool.policy.class(class).map_or(Duration::from_secs(1), |class| class.max_retry_after)
 }
 
-/// Whether the class may start one more request.
+/// Whether the class, whose state is at `state`, may start one more request.
 #[inline]
-fn ask_class(pool: &mut Pool, now: Timestamp, classified: Classified) -> Result<(), Cause> {
-    if let Some(state) = pool.state_mut(classified.class) {
+fn ask_class(pool: &mut Pool, now: Timestamp, state: usize, class: ClassId) -> Result<(), Cause> {
+    if let Some(state) = pool.states.get_mut(state) {
         let admits = match state.in_force.action {
             ClassAction::Admit => true,
             ClassAction::Throttle { .. } => state.bucket.as_mut().is_some_and(|bucket| bucket.take(now)),
@@ -354,7 +356,7 @@ fn ask_class(pool: &mut Pool, now: Timestamp, classified: Classified) -> Result<
             return Err(state.in_force.cause);
         }
     }
-    if pool.has_permit(classified.class) { Ok(()) } else { Err(lacks_permit(pool, classified.class)) }
+    if pool.has_permit(class) { Ok(()) } else { Err(lacks_permit(pool, class)) }
 }
 
 #[inline(never)]

@@ -66,14 +66,16 @@ impl<T: Default> Contexts<T> {
 
     /// Gives the slot of [`Contexts::vacant`] to `context`. A state that it already had is lost.
     pub fn keep(&mut self, context: u32) {
-        let Some(slot) = self.free.pop() else { return };
-        self.remove(context);
         if self.len.saturating_mul(2) >= self.index.len() {
             self.grow();
         }
-        if let Some(place) = self.place_of(context).and_then(|at| self.index.get_mut(at)) {
-            *place = Place { context, slot };
+        let Some(slot) = self.free.pop() else { return };
+        let Some(place) = self.place_of(context).and_then(|at| self.index.get_mut(at)) else { return };
+        let former = core::mem::replace(place, Place { context, slot }).slot;
+        if former == NOWHERE {
             self.len += 1;
+        } else {
+            self.free.push(former);
         }
     }
 

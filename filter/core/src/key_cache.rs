@@ -52,8 +52,14 @@ impl KeyCache {
     #[inline]
     pub fn get(&self, key: &[u8]) -> Option<Option<TenantId>> {
         let hash = hash(self.seed, key) as usize;
-        let find = |set: Option<&Set>| set?.iter().flatten().find(|entry| same(&entry.key, key)).map(|entry| entry.tenant);
-        find(self.known.get(hash % KNOWN_SETS)).or_else(|| find(self.strangers.get(hash % STRANGER_SETS)))
+        for set in [self.known.get(hash % KNOWN_SETS), self.strangers.get(hash % STRANGER_SETS)] {
+            for entry in set.into_iter().flatten().flatten() {
+                if same(&entry.key, key) {
+                    return Some(entry.tenant);
+                }
+            }
+        }
+        None
     }
 
     /// Remembers whose `key` is.

@@ -12,10 +12,11 @@ pub struct HeaderView<'a>(Source<'a>);
 #[derive(Debug, Clone, Copy)]
 enum Source<'a> {
     Pairs(&'a [(&'a [u8], &'a [u8])]),
-    /// Lengths of each name and value, and their bytes.
+    /// Lengths of each name and value, their bytes, and the [`mark`]s of all names.
     Serialized {
         sizes: &'a [[u8; 8]],
         bodies: &'a [u8],
+        marks: u64,
     },
 }
 
@@ -37,12 +38,17 @@ impl<'a> HeaderView<'a> {
         let size_bytes = usize::try_from(u32::from_le_bytes(*count)).ok()?.checked_mul(8)?;
         let (sizes, bodies) = rest.split_at_checked(size_bytes)?;
         let (sizes, _) = sizes.as_chunks::<8>();
-        // 2^32 headers of 2^33 bytes each do not overflow.
-        let needed = sizes.iter().fold(0_u64, |total, pair| {
+        let (mut needed, mut marks) = (0_u64, 0);
+        for pair in sizes {
             let (name, value) = lengths(*pair);
-            total + u64::from(name) + u64::from(value) + 2
-        });
-        if needed > bodies.len() as u64 { None } else { Some(Self(Source::Serialized { sizes, bodies })) }
+            // Of a map that does not fit, which is not read, this may be any byte.
+            if let Some(third) = bodies.get(needed as usize + 2) {
+                marks |= mark(name, *third);
+            }
+            // 2^32 headers of 2^33 bytes each do not overflow.
+            needed += u64::from(name) + u64::from(value) + 2;
+        }
+        if needed > bodies.len() as u64 { None } else { Some(Self(Source::Serialized { sizes, bodies, marks })) }
     }
 
     /// All headers in their order.
@@ -52,17 +58,89 @@ impl<'a> HeaderView<'a> {
         HeaderIter(self.0)
     }
 
-    /// Value of the first header `name` (lower case).
+    /// Value of the first header `name` (lower case). It is looked for only if there may be one.
     #[must_use]
     #[inline]
     pub fn first(&self, name: &[u8]) -> Option<&'a [u8]> {
-        self.iter().next_named(name)
+        match self.0 {
+            Source::Pairs(_) => self.all(name).next(),
+            Source::Serialized { sizes, bodies, marks } if name.get(2).is_none_or(|third| marks & mark(name.len() as u32, *third) != 0) => {
+                first_in(sizes, bodies, name)
+            }
+            Source::Serialized { .. } => None,
+        }
     }
 
     /// Values of every header `name` (lower case), in their order.
     pub fn all(&self, name: &[u8]) -> impl Iterator<Item = &'a [u8]> {
-        let mut left = self.iter();
-        core::iter::from_fn(move || left.next_named(name))
+        self.iter().filter(move |(found, _)| *found == name).map(|(_, value)| value)
+    }
+}
+
+/// The bit of a name with this length and third byte, out of 64: of the names that a request does not have it has few.
+#[inline(always)]
+fn mark(len: u32, third: u8) -> u64 {
+    1 << ((u32::from(third).wrapping_mul(5) ^ len) % 64)
+}
+
+/// Value of the first header `name` of a serialized map. Of the others it looks at the lengths alone.
+#[inline(never)]
+fn first_in<'a>(sizes: &[[u8; 8]], bodies: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    let (wanted, mut start) = (name.len() as u32, 0);
+    for pair in sizes {
+        let both = u64::from_le_bytes(*pair);
+        if both as u32 == wanted {
+            let (found, after) = bodies.get(start..)?.split_at_checked(name.len())?;
+            if same(found, name) {
+                return after.get(1..)?.get(..(both >> 32) as usize);
+            }
+        }
+        // No overflow: all lengths together are within `bodies`, as `from_serialized` has seen.
+        start += (both as u32 as usize) + (both >> 32) as usize + 2;
+    }
+    None
+}
+
+/// A header of a serialized map, and all that follows it. All headers together are within it, as [`HeaderView::from_serialized`] has seen.
+#[derive(Clone, Copy)]
+struct Span<'a> {
+    rest: &'a [u8],
+    name_len: usize,
+    value_len: usize,
+}
+
+impl<'a> Span<'a> {
+    #[inline(always)]
+    fn new(rest: &'a [u8], lengths: (u32, u32)) -> Self {
+        Self { rest, name_len: lengths.0 as usize, value_len: lengths.1 as usize }
+    }
+
+    /// What follows it.
+    #[inline(always)]
+    fn rest(self) -> Option<&'a [u8]> {
+        self.rest.get(self.name_len + self.value_len + 2..)
+    }
+
+    #[inline(always)]
+    fn name_and_value(self) -> Option<(&'a [u8], &'a [u8])> {
+        let (name, after) = self.rest.split_at_checked(self.name_len)?;
+        Some((name, after.get(1..)?.get(..self.value_len)?))
+    }
+
+    /// Whether it has the length of a name that is [`Known`], and may be it.
+    #[inline(always)]
+    fn may_be_known(self) -> bool {
+        const LENGTHS: u32 = 1 << 5 | 1 << 7 | 1 << 9 | 1 << 10 | 1 << 13 | 1 << 14 | 1 << 21 | 1 << 23;
+        self.name_len < 32 && LENGTHS >> self.name_len & 1 == 1
+    }
+
+    /// Whether its name begins as those do that only Headgate may set: its first eight bytes tell it from nearly every other.
+    #[inline(always)]
+    fn is_own(self) -> bool {
+        const FIRST: u64 = u64::from_le_bytes(*b"x-headga");
+        self.name_len >= OWN_HEADER_PREFIX.len()
+            && self.rest.first_chunk::<8>().is_some_and(|first| u64::from_le_bytes(*first) == FIRST)
+            && self.rest.starts_with(OWN_HEADER_PREFIX)
     }
 }
 
@@ -79,34 +157,9 @@ impl<'a> IntoIterator for &HeaderView<'a> {
 #[derive(Debug, Clone)]
 pub struct HeaderIter<'a>(Source<'a>);
 
-impl<'a> HeaderIter<'a> {
-    /// Value of the next header `name`. Of the others it looks at the lengths alone.
-    #[inline(never)]
-    fn next_named(&mut self, name: &[u8]) -> Option<&'a [u8]> {
-        let Source::Serialized { sizes, bodies } = self.0 else { return self.find(|(key, _)| same(key, name)).map(|(_, value)| value) };
-        let mut start = 0_usize;
-        for (index, pair) in sizes.iter().enumerate() {
-            // All lengths together are within `bodies`, as `from_serialized` has seen.
-            let (name_len, value_len) = lengths(*pair);
-            let value_start = start + name_len as usize + 1;
-            let end = value_start + value_len as usize;
-            if name_len as usize == name.len() && bodies.get(start..value_start - 1).is_some_and(|found| same(found, name)) {
-                let (value, after) = (bodies.get(value_start..end)?, bodies.get(end + 1..)?);
-                self.0 = Source::Serialized { sizes: sizes.get(index + 1..)?, bodies: after };
-                return Some(value);
-            }
-            start = end + 1;
-        }
-        self.0 = Source::Pairs(&[]);
-        None
-    }
-}
-
 impl<'a> Iterator for HeaderIter<'a> {
     type Item = (&'a [u8], &'a [u8]);
 
-    // Inlined into each of its few loops: a call for each header of each request is a third of what a decision costs.
-    #[inline(always)]
     fn next(&mut self) -> Option<Self::Item> {
         match &mut self.0 {
             Source::Pairs(pairs) => {
@@ -114,14 +167,11 @@ impl<'a> Iterator for HeaderIter<'a> {
                 *pairs = rest;
                 Some(*first)
             }
-            Source::Serialized { sizes, bodies } => {
+            Source::Serialized { sizes, bodies, .. } => {
                 let (first, rest) = sizes.split_first()?;
-                let (name_len, value_len) = lengths(*first);
-                let (name, after) = bodies.split_at_checked(name_len as usize)?;
-                let (value, after) = after.get(1..)?.split_at_checked(value_len as usize)?;
-                *sizes = rest;
-                *bodies = after.get(1..)?;
-                Some((name, value))
+                let span = Span::new(bodies, lengths(*first));
+                (*sizes, *bodies) = (rest, span.rest()?);
+                span.name_and_value()
             }
         }
     }
@@ -158,7 +208,6 @@ pub enum ApiFormat {
 impl ApiFormat {
     /// The format of `path` (query included).
     #[must_use]
-    #[inline]
     pub fn of_path(path: &[u8]) -> Self {
         match path {
             [b'/', b'v', b'1', b'/', rest @ ..] if begins_with(rest, b"messages") && matches!(rest.get(8), None | Some(b'/' | b'?')) => {
@@ -205,8 +254,20 @@ impl<'a> RequestInfo<'a> {
     #[inline]
     pub fn new(headers: HeaderView<'a>, identity: VerifiedIdentity<'a>) -> Self {
         let mut info = Self { identity, headers, is_readable: true, ..Self::unreadable() };
-        for (name, value) in &headers {
-            info.note(name, value);
+        match headers.0 {
+            Source::Pairs(_) => info.note_all(),
+            Source::Serialized { sizes, mut bodies, .. } => {
+                for pair in sizes {
+                    let span = Span::new(bodies, lengths(*pair));
+                    info.has_forged_headers |= span.is_own();
+                    if span.may_be_known()
+                        && let Some((name, value)) = span.name_and_value()
+                    {
+                        info.note(name, value);
+                    }
+                    bodies = span.rest().unwrap_or_default();
+                }
+            }
         }
         info
     }
@@ -229,32 +290,74 @@ impl<'a> RequestInfo<'a> {
         }
     }
 
-    #[inline(always)]
+    /// Takes what there is in pairs, which no host hands over.
+    #[inline(never)]
+    fn note_all(&mut self) {
+        for (name, value) in &self.headers {
+            self.has_forged_headers |= name.starts_with(OWN_HEADER_PREFIX);
+            self.note(name, value);
+        }
+    }
+
+    #[inline]
     fn note(&mut self, name: &'a [u8], value: &'a [u8]) {
         let [bearer, x_api_key, api_key] = &mut self.api_keys;
-        // By length first: most names have none of these.
-        match name.len() {
-            5 if same(name, b":path") => self.path = value,
-            7 if same(name, b":method") => self.method = value,
-            7 if same(name, b"api-key") => *api_key = api_key.or(Some(value)),
-            9 if same(name, b"x-api-key") => *x_api_key = x_api_key.or(Some(value)),
-            10 if same(name, b":authority") => self.host = value,
-            13 if same(name, b"authorization") && bearer.is_none() => *bearer = bearer_token(value),
-            14 if same(name, b"content-length") => self.content_length = decimal(value),
-            21 if same(name, b"x-envoy-attempt-count") => self.is_retry |= decimal(value).is_some_and(|attempt| attempt > 1),
-            23 if same(name, b"x-stainless-retry-count") => self.is_retry |= decimal(value).is_some_and(|retries| retries > 0),
-            11.. if begins_with(name, OWN_HEADER_PREFIX) => self.has_forged_headers = true,
-            _ => {}
+        match Known::of(name) {
+            None => {}
+            Some(Known::Path) => self.path = value,
+            Some(Known::Method) => self.method = value,
+            Some(Known::Authority) => self.host = value,
+            Some(Known::Authorization) => *bearer = bearer.or_else(|| bearer_token(value)),
+            Some(Known::XApiKey) => *x_api_key = x_api_key.or(Some(value)),
+            Some(Known::ApiKey) => *api_key = api_key.or(Some(value)),
+            Some(Known::ContentLength) => self.content_length = decimal(value),
+            Some(Known::AttemptsBefore(first)) => self.is_retry |= decimal(value).is_some_and(|count| count > first),
         }
+    }
+}
+
+/// A header that [`RequestInfo`] tells of.
+#[derive(Clone, Copy)]
+enum Known {
+    Path,
+    Method,
+    Authority,
+    Authorization,
+    XApiKey,
+    ApiKey,
+    ContentLength,
+    /// A count of attempts or retries, and what it is with the first attempt.
+    AttemptsBefore(u64),
+}
+
+impl Known {
+    /// By length first, so that there is one name to compare with.
+    #[inline]
+    fn of(name: &[u8]) -> Option<Self> {
+        let (known, text): (Self, &[u8]) = match name.len() {
+            5 => (Self::Path, b":path"),
+            7 if name.first() == Some(&b':') => (Self::Method, b":method"),
+            7 => (Self::ApiKey, b"api-key"),
+            9 => (Self::XApiKey, b"x-api-key"),
+            10 => (Self::Authority, b":authority"),
+            13 => (Self::Authorization, b"authorization"),
+            14 => (Self::ContentLength, b"content-length"),
+            21 => (Self::AttemptsBefore(1), b"x-envoy-attempt-count"),
+            23 => (Self::AttemptsBefore(0), b"x-stainless-retry-count"),
+            _ => return None,
+        };
+        if same(name, text) { Some(known) } else { None }
     }
 }
 
 /// The token of `Bearer TOKEN`; the scheme's case does not matter (RFC 9110 section 11.1).
 #[inline]
 fn bearer_token(value: &[u8]) -> Option<&[u8]> {
-    let ([letters @ .., b' '], token) = value.split_first_chunk::<7>()? else { return None };
+    let ([b, e, a, r, more @ .., b' '], token) = value.split_first_chunk::<7>()? else { return None };
+    let [second_e, second_r] = more;
     // One bit tells a letter from its other case, and no other byte becomes a small letter by it.
-    let is_bearer = letters.iter().zip(b"bearer").all(|(byte, letter)| byte | 0x20 == *letter);
+    let letters = u64::from_le_bytes([*b, *e, *a, *r, *second_e, *second_r, 0, 0]);
+    let is_bearer = letters | 0x2020_2020_2020 == u64::from_le_bytes(*b"bearer\0\0");
     if is_bearer { Some(token.trim_ascii()) } else { None }
 }
 
@@ -264,10 +367,16 @@ fn decimal(text: &[u8]) -> Option<u64> {
     if text.is_empty() {
         return None;
     }
-    text.iter().try_fold(0_u64, |number, byte| {
+    let mut number = 0_u64;
+    for byte in text {
         let digit = byte.wrapping_sub(b'0');
-        if digit > 9 { None } else { number.checked_mul(10)?.checked_add(u64::from(digit)) }
-    })
+        // Compared, since a multiplication that is checked for overflow is one of 128 bits in wasm: a call.
+        if digit > 9 || number > u64::MAX / 10 {
+            return None;
+        }
+        number = (number * 10).checked_add(u64::from(digit))?;
+    }
+    Some(number)
 }
 
 #[cfg(test)]

@@ -31,10 +31,12 @@ impl RouteTable {
     /// Index of the policy.
     #[inline]
     pub(crate) fn find(&self, path: &[u8], authority: &[u8]) -> Option<usize> {
-        let is_of = |entry: &&Entry| {
-            begins_with(path, entry.path_prefix.as_bytes()) && entry.host.as_ref().is_none_or(|own| is_host(authority, own))
-        };
-        self.0.iter().find(is_of).map(|entry| entry.policy)
+        for Entry { path_prefix, host, policy } in &self.0 {
+            if begins_with(path, path_prefix.as_bytes()) && host.as_ref().is_none_or(|own| is_host(authority, own)) {
+                return Some(*policy);
+            }
+        }
+        None
     }
 }
 

@@ -160,7 +160,6 @@ struct Asked<'a> {
     state: usize,
     arrival: Arrival,
     policy: &'a Policy,
-    format: ApiFormat,
 }
 
 // A decision allocates nothing, so what is in flight is in no box.
@@ -243,8 +242,8 @@ impl Stream {
             Collected::Decided { state, admission } => {
                 self.phase = Phase::Done;
                 let Some(policy) = self.record.as_ref().map(|record| Arc::clone(&record.policy)) else { return Outcome::Continue };
-                let asked = Asked { pool: wait.pool, state, arrival: wait.arrival, policy: &policy, format: wait.format };
-                self.carry_out(now, &asked, admission, Vec::new())
+                let asked = Asked { pool: wait.pool, state, arrival: wait.arrival, policy: &policy };
+                self.carry_out(now, &asked, admission, Vec::new(), || wait.format)
             }
         };
         if !matches!(decision, Verdict::Admitted) {
@@ -324,8 +323,8 @@ impl Stream {
         if policy.orca() {
             headers.extend(in_band::load_request(request));
         }
-        let asked = Asked { pool, state, arrival: Arrival { at: now, place }, policy: &policy, format: ApiFormat::of_path(request.path) };
-        let (decision, outcome) = self.carry_out(now, &asked, admission, headers);
+        let asked = Asked { pool, state, arrival: Arrival { at: now, place }, policy: &policy };
+        let (decision, outcome) = self.carry_out(now, &asked, admission, headers, || ApiFormat::of_path(request.path));
         self.record = Some(Record { policy, classified, decision, ttft: None });
         if has_candidate {
             self.shadow = Shadow::beside(worker, now, self.id, pool, request, decision.serves()).map(Box::new);
@@ -333,10 +332,17 @@ impl Stream {
         outcome
     }
 
-    /// Puts a decision into effect.
+    /// Puts a decision into effect. `format` is that of an answer which refuses the request.
     #[inline]
-    fn carry_out(&mut self, now: Timestamp, asked: &Asked<'_>, admission: Admission, mut headers: Vec<HeaderOp>) -> (Verdict, Outcome) {
-        let Asked { pool, state, arrival, policy, format } = *asked;
+    fn carry_out(
+        &mut self,
+        now: Timestamp,
+        asked: &Asked<'_>,
+        admission: Admission,
+        mut headers: Vec<HeaderOp>,
+        format: impl FnOnce() -> ApiFormat,
+    ) -> (Verdict, Outcome) {
+        let Asked { pool, state, arrival, policy } = *asked;
         match admission {
             Admission::Admitted(passes, dues) => {
                 headers.extend(direct_header(passes));
@@ -344,11 +350,11 @@ impl Stream {
                 (Verdict::Admitted, continue_with(headers))
             }
             Admission::Waiting(ticket) => {
-                self.phase = Phase::Waiting(Wait { pool, ticket, arrival, format });
+                self.phase = Phase::Waiting(Wait { pool, ticket, arrival, format: format() });
                 (Verdict::Waiting, Outcome::Wait(headers))
             }
             Admission::Refused { cause, retry_after } => {
-                let reply = refusal::refuse(policy, &cause, retry_after, format);
+                let reply = refusal::refuse(policy, &cause, retry_after, format());
                 (Verdict::Refused { cause, retry_after }, Outcome::Reply(reply))
             }
             Admission::Diverted { cause } => (Verdict::Diverted { cause }, divert(policy, &cause, headers)),

@@ -307,12 +307,13 @@ impl Worker {
         let pool = self.pools.get_mut(index)?;
         let classified = classify(&pool.policy, request, &pool.claim_slots, &mut pool.keys);
         let place = pool.seat(request.headers.first(pool.policy.classification().model_header.as_bytes()));
-        let admission =
-            admission::admit(pool, self.now, &mut self.rng, &Newcomer { stream, classified, request, charged: Charged::default() });
+        let state = pool.state_index(classified.class);
+        let newcomer = Newcomer { stream, classified, state, request, charged: Charged::default() };
+        let admission = admission::admit(pool, self.now, &mut self.rng, &newcomer);
         Some(Decided {
             pool: PoolRef { index, uid: pool.uid },
             policy: Arc::clone(&pool.policy),
-            state: pool.state_index(classified.class),
+            state,
             classified,
             admission,
             place,

@@ -77,6 +77,17 @@ proptest! {
     }
 
     #[test]
+    fn the_first_header_of_a_name_is_found(names in prop::collection::vec("[a-c-]{0,4}", 0..20), wanted in "[a-c-]{0,4}") {
+        let values: Vec<_> = (0..names.len() as u8).map(|value| [value]).collect();
+        let headers: Vec<(&[u8], &[u8])> = names.iter().zip(&values).map(|(name, value)| (name.as_bytes(), &value[..])).collect();
+        let bytes = serialized(&headers);
+        let expected = names.iter().position(|name| *name == wanted).map(|at| [at as u8]);
+        let view = HeaderView::from_serialized(&bytes).unwrap();
+        prop_assert_eq!(view.first(wanted.as_bytes()), expected.as_ref().map(|value| &value[..]));
+        prop_assert_eq!(view.all(wanted.as_bytes()).next(), view.first(wanted.as_bytes()));
+    }
+
+    #[test]
     fn no_bytes_whatsoever_break_the_reader(bytes in prop::collection::vec(prop_oneof![Just(0_u8), Just(1), any::<u8>()], 0..200)) {
         if let Some(view) = HeaderView::from_serialized(&bytes) {
             let info = RequestInfo::new(view, VerifiedIdentity::default());
