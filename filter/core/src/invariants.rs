@@ -166,7 +166,7 @@ impl Site {
     }
 
     /// Refusals in the worker's report, by reason.
-    fn counted(&self) -> BTreeMap<String, u64> {
+    fn counted(&mut self) -> BTreeMap<String, u64> {
         let mut counted = BTreeMap::new();
         for class in &self.worker.report(ms(self.now_ms), 0).pools[0].classes {
             for entry in &class.refused {

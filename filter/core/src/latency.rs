@@ -123,7 +123,6 @@ impl Latencies {
     }
 
     /// Counts one sample, in microseconds.
-    #[inline]
     pub fn record(&mut self, metric: Metric, micros: u64) {
         if let Some(histogram) = self.histograms.get_mut(metric.index()) {
             histogram.record(micros);
@@ -297,7 +296,6 @@ impl Models {
     }
 
     /// Name of the model that holds `place`; empty for "other".
-    #[inline]
     fn name(&self, place: Place) -> &str {
         self.holders.iter().find(|holder| holder.place == place).map_or("", |holder| &holder.model)
     }
@@ -310,7 +308,6 @@ impl Models {
 
 impl ClassLatencies {
     /// Counts samples of one request. One whose model has lost its place meanwhile counts as "other".
-    #[inline]
     pub(crate) fn record(&mut self, models: &Models, place: Place, samples: &[(Metric, u64)]) {
         let place = if models.name(place).is_empty() { Place::OTHER } else { place };
         if let Some(latencies) = self.at(place) {
@@ -319,7 +316,6 @@ impl ClassLatencies {
     }
 
     /// The latencies at `place`, which there are always: without samples they are made.
-    #[inline]
     fn at(&mut self, place: Place) -> Option<&mut Latencies> {
         let held = self.by_place.iter().position(|(held, _)| *held == place).unwrap_or_else(|| self.open(place));
         self.by_place.get_mut(held).map(|(_, latencies)| latencies)

@@ -22,10 +22,12 @@ use crate::throttle::TokenBucket;
 use crate::ticket::TicketClock;
 use crate::time::Timestamp;
 
+pub(crate) mod journal;
 pub(crate) mod latency;
 pub(crate) mod overload;
 pub(crate) mod quotas;
 
+use journal::Journal;
 use latency::{ClassSeries, LatencyBook};
 use overload::PoolOverload;
 use quotas::QuotaBook;
@@ -149,6 +151,7 @@ pub(crate) struct Pool {
     pub(crate) limits: Option<HeldLimits>,
     pub(crate) demand: Demand,
     pub(crate) ttft_us: Histogram,
+    journal: Journal,
     pub(crate) latency: LatencyBook,
     /// What the endpoints said of their loads.
     pub(crate) engine_loads: EndpointLoads,
@@ -178,6 +181,7 @@ impl Pool {
             limits: None,
             demand: Demand::default(),
             ttft_us: Histogram::new(),
+            journal: Journal::default(),
             latency: LatencyBook::default(),
             engine_loads: EndpointLoads::default(),
             overload: PoolOverload::new(now, &policy, 0),
@@ -244,6 +248,7 @@ impl Pool {
 
     /// Finds or makes the state of each class; states of former classes go when their last request has.
     fn map_classes(&mut self) {
+        self.count_noted();
         let policy = Arc::clone(&self.policy);
         let is_former = |state: &ClassState| !policy.classes().iter().any(|class| class.name == state.name);
         for (class, slot) in policy.classes().iter().zip(&mut self.class_states) {
@@ -283,6 +288,12 @@ impl Pool {
     #[inline]
     pub(crate) fn in_flight(&self) -> u32 {
         self.states.iter().fold(0, |sum, state| sum.saturating_add(state.in_flight))
+    }
+
+    /// Whether a response says something to its class alone, and to no breaker, overload control or book of engines' loads.
+    #[inline]
+    pub(crate) fn hears_of_no_response(&self) -> bool {
+        self.breakers.is_none() && self.overload.is_none() && !self.policy.orca()
     }
 
     /// Whether the concurrency bound, if there is one, leaves room for one more request of `class`.
@@ -339,6 +350,7 @@ impl Pool {
         self.demand.roll(now, offered, in_flight);
         if now.since(self.controlled_at) >= CONTROL_TICK {
             self.controlled_at = now;
+            self.count_noted();
             self.control(now);
         }
         self.enforce(now);

@@ -269,7 +269,8 @@ impl Worker {
     /// Cumulative state for the control plane, as slot `slot` of the proxy.
     #[must_use]
     #[inline(never)]
-    pub fn report(&self, now: Timestamp, slot: u32) -> v1::WorkerReport {
+    pub fn report(&mut self, now: Timestamp, slot: u32) -> v1::WorkerReport {
+        self.pools.iter_mut().for_each(Pool::count_noted);
         v1::WorkerReport {
             slot,
             vm_epoch: self.seed,

@@ -42,8 +42,7 @@ impl Exchange {
         let claims: Vec<_> = reads.needs.claim_paths.iter().map(|path| host::property(path).ok()).collect();
         let claims: Vec<_> = claims.iter().map(Option::as_deref).collect();
         let identity = VerifiedIdentity { spiffe: spiffe.as_deref(), jwt_claims: &claims };
-        let headers = HeaderView::from_serialized(&bytes);
-        let info = headers.map_or_else(RequestInfo::unreadable, |headers| RequestInfo::new(headers, identity));
+        let info = read(&bytes, identity);
         #[cfg(feature = "fault-injection")]
         crate::fault::trap_if_asked(&info.headers);
         let mut action = match self.stream.handle(worker, now, Event::RequestHeaders(&info)) {
@@ -76,7 +75,7 @@ impl Exchange {
 
     /// The request is gone without a log.
     pub(crate) fn abandon(&mut self, worker: &mut Worker, now: Timestamp) {
-        self.stream.handle(worker, now, Event::Log { endpoint: None, end: StreamEnd::ByClient });
+        self.stream.observe(worker, now, Event::Log { endpoint: None, end: StreamEnd::ByClient });
         self.end(None);
     }
 
@@ -98,7 +97,7 @@ impl Exchange {
         if end_of_stream {
             self.ended_at = Some((now, len));
         } else {
-            self.stream.handle(worker, now, Event::ResponseBody { len, end_of_stream });
+            self.stream.observe(worker, now, Event::ResponseBody { len, end_of_stream });
             self.stream.learn_load(worker, now, LoadSeen::AtFirstByte, host::engine_load);
         }
     }
@@ -106,11 +105,19 @@ impl Exchange {
     /// The request is over; its decision goes to the access log by way of `line`.
     pub(crate) fn on_log(&mut self, worker: &mut Worker, reads: &Reads, line: &mut String) {
         let now = self.ended_at.map_or_else(host::now, |(at, _)| at);
+        let is_presumed_good = !self.stream.has_status() && self.has_ended && !worker.looks_at_status(now);
+        if !(is_presumed_good && self.ended_at.is_some() && self.stream.end_whole(worker, now)) {
+            self.end_by_steps(worker, reads, now, is_presumed_good);
+        }
+        self.end(if reads.admitted_line { Some(line) } else { None });
+    }
+
+    #[inline(never)]
+    fn end_by_steps(&mut self, worker: &mut Worker, reads: &Reads, now: Timestamp, is_presumed_good: bool) {
         if let Some((_, len)) = self.ended_at {
-            self.stream.handle(worker, now, Event::ResponseBody { len, end_of_stream: true });
+            self.stream.observe(worker, now, Event::ResponseBody { len, end_of_stream: true });
         }
         if !self.stream.has_status() {
-            let is_presumed_good = self.has_ended && !worker.looks_at_status(now);
             let text = if is_presumed_good { Ok(None) } else { host::response_header(":status").map(Some) };
             let _ = text.map(|text| self.learn_status(worker, reads, now, text.map_or(200, |text| envoy::status(&text))));
         }
@@ -118,15 +125,13 @@ impl Exchange {
         let endpoint = if reads.needs.endpoint { host::property("upstream\0address").ok() } else { None };
         let end =
             if self.has_ended { StreamEnd::Complete } else { envoy::stream_end(&host::property("response\0flags").unwrap_or_default()) };
-        self.stream.handle(worker, now, Event::Log { endpoint: endpoint.as_deref(), end });
-        self.end(if reads.admitted_line { Some(line) } else { None });
+        self.stream.observe(worker, now, Event::Log { endpoint: endpoint.as_deref(), end });
     }
 
     fn learn_status(&mut self, worker: &mut Worker, reads: &Reads, now: Timestamp, status: u16) {
         let status = envoy::engine_status(status, || host::property("response\0code_details").unwrap_or_default());
         let dependency = if reads.needs.failed_dependency { host::failed_dependency() } else { None };
-        // Its outcome would take the header away, for which it is too late here.
-        self.stream.handle(worker, now, Event::ResponseHeaders { status, failed_dependency: dependency.as_deref() });
+        self.stream.observe(worker, now, Event::ResponseHeaders { status, failed_dependency: dependency.as_deref() });
     }
 
     /// Hands the decision to the access log if there is a buffer for it. The place is kept for another request, the policy is not.
@@ -138,6 +143,12 @@ impl Exchange {
         }
         self.stream.clear();
     }
+}
+
+/// What the host's bytes say of a request. A function of its own: its loop over the headers needs every register.
+#[inline(never)]
+fn read<'a>(headers: &'a [u8], identity: VerifiedIdentity<'a>) -> RequestInfo<'a> {
+    HeaderView::from_serialized(headers).map_or_else(RequestInfo::unreadable, |headers| RequestInfo::new(headers, identity))
 }
 
 /// Carries an outcome of the request phase out.

@@ -28,9 +28,7 @@ impl Metrics {
 
     /// Sets a gauge. For the leader alone: the last VM to write wins.
     pub(crate) fn set(&mut self, name: String, value: u64) {
-        if let Some((id, _)) = self.entry(name, MetricKind::Gauge) {
-            let _ = host::record_metric(*id, value);
-        }
+        let _ = self.entry(name, MetricKind::Gauge).map(|(id, _)| host::record_metric(*id, value));
     }
 
     fn entry(&mut self, name: String, kind: MetricKind) -> Option<&mut (u32, u64)> {

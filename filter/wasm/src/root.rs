@@ -134,23 +134,17 @@ impl Instance {
             self.reported_at = now;
             self.report(now);
         }
-        if let Some(control) = &mut self.control {
-            control.on_tick(now, &self.keys, &self.worker);
-        }
+        self.control.iter_mut().for_each(|control| control.on_tick(now, &self.keys, &self.worker));
     }
 
     /// A message of the control plane.
     pub(crate) fn on_message(&mut self, token: u32, size: usize) {
-        if let Some(control) = &mut self.control {
-            control.on_message(host::now(), token, size, &self.keys);
-        }
+        self.control.iter_mut().for_each(|control| control.on_message(host::now(), token, size, &self.keys));
     }
 
     /// A stream to the control plane has ended.
     pub(crate) fn on_close(&mut self, token: u32) {
-        if let Some(control) = &mut self.control {
-            control.on_close(host::now(), token);
-        }
+        self.control.iter_mut().for_each(|control| control.on_close(host::now(), token));
     }
 
     /// Before a decision: takes permits up when there are none left, at most every 5 ms, instead of refusing until the next tick.
@@ -168,9 +162,7 @@ impl Instance {
     fn adopt(&mut self, root: u32, now: Timestamp) {
         self.root = root;
         self.ticked_at = now;
-        if let Some(control) = &mut self.control {
-            control.forget_streams();
-        }
+        self.control.iter_mut().for_each(Control::forget_streams);
         let _ = host::set_tick_period(self.tick_ms);
     }
 

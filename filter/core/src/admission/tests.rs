@@ -117,11 +117,11 @@ impl Site {
         answers
     }
 
-    fn report(&self) -> v1::OverloadReport {
+    fn report(&mut self) -> v1::OverloadReport {
         self.worker.report(ms(0), 0).pools[0].overload.clone().unwrap()
     }
 
-    fn queue(&self) -> v1::QueueReport {
+    fn queue(&mut self) -> v1::QueueReport {
         self.report().queue.unwrap()
     }
 }

@@ -61,7 +61,6 @@ impl Pool {
     }
 
     /// Counts latencies of a request of the class whose state is at `state`.
-    #[inline]
     pub(crate) fn record_latencies(&mut self, state: usize, place: Place, samples: &[(Metric, u64)]) {
         let Some(ClassState { series, .. }) = self.states.get_mut(state) else { return };
         series.latencies.record(&self.latency.models, place, samples);

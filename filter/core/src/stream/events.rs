@@ -12,26 +12,44 @@ impl Stream {
     /// Takes one event and says what to do. Once the request is over, every later event changes nothing.
     #[inline(always)]
     pub fn handle(&mut self, worker: &mut Worker, now: Timestamp, event: Event<'_>) -> Outcome {
+        match event {
+            Event::RequestHeaders(request) if matches!(self.phase, Phase::Fresh) => return self.decide(worker, now, request),
+            Event::ResponseHeaders { failed_dependency, .. } => {
+                self.observe(worker, now, event);
+                return without_dependency_header(failed_dependency);
+            }
+            Event::RequestHeaders(_) | Event::ResponseBody { .. } | Event::Log { .. } => self.observe(worker, now, event),
+        }
+        Outcome::Continue
+    }
+
+    /// Takes one event after the decision where nothing can be done any more: [`Stream::handle`] without an outcome to be dropped.
+    #[inline(always)]
+    pub fn observe(&mut self, worker: &mut Worker, now: Timestamp, event: Event<'_>) {
         if let Some(shadow) = &mut self.shadow {
             shadow.observe(worker, now, event);
         }
         // The adapter knows at compile time which event it is.
         match event {
-            Event::RequestHeaders(request) if matches!(self.phase, Phase::Fresh) => self.decide(worker, now, request),
-            Event::RequestHeaders(_) => Outcome::Continue,
-            Event::ResponseHeaders { status, failed_dependency } => {
-                self.on_status(worker, now, status, failed_dependency);
-                without_dependency_header(failed_dependency)
-            }
-            Event::ResponseBody { len, end_of_stream } => {
-                self.on_piece(worker, now, len, end_of_stream);
-                Outcome::Continue
-            }
-            Event::Log { endpoint, end } => {
-                self.on_log(worker, now, endpoint, end);
-                Outcome::Continue
-            }
+            Event::RequestHeaders(_) => {}
+            Event::ResponseHeaders { status, failed_dependency } => self.on_status(worker, now, status, failed_dependency),
+            Event::ResponseBody { len, end_of_stream } => self.on_piece(worker, now, len, end_of_stream),
+            Event::Log { endpoint, end } => self.on_log(worker, now, endpoint, end),
         }
+    }
+
+    /// Takes a whole response that is presumed to be good and came in one piece, with the end of the request: the same as
+    /// [`Event::ResponseBody`], [`Event::ResponseHeaders`] and [`Event::Log`], in the few steps that an ordinary request needs. False, and
+    /// nothing is done, if this is none.
+    #[inline]
+    pub fn end_whole(&mut self, worker: &mut Worker, now: Timestamp) -> bool {
+        let Phase::InFlight(flight) = &self.phase else { return false };
+        let ttft = if self.shadow.is_none() { flight.on_whole(worker, now) } else { None };
+        if ttft.is_some() {
+            self.note_ttft(ttft);
+            self.phase = Phase::Done;
+        }
+        ttft.is_some()
     }
 
     #[inline]

@@ -6,6 +6,7 @@ use crate::admission::{Dues, Passes};
 use crate::breaker::Verdict;
 use crate::in_band::{EndpointLoads, LoadSeen, Tally};
 use crate::latency::{Arrival, Metric};
+use crate::pool::journal::{Milestone, Sample};
 use crate::pool::quotas::{Charged, Pieces};
 use crate::pool::{ClassState, Ending, Pool};
 use crate::stream::StreamEnd;
@@ -221,16 +222,29 @@ impl Flight {
             return None;
         }
         let pool = worker.pool_mut(self.pool)?;
-        let state = pool.states.get_mut(self.state)?;
-        let ttft_us = at.micros_since(self.arrival.at);
-        state.ttft_us.record(ttft_us);
-        pool.ttft_us.record(ttft_us);
-        let queue_us = self.admitted_at.micros_since(self.arrival.at);
-        pool.record_latencies(self.state, self.arrival.place, &[(Metric::Ttft, ttft_us), (Metric::Queue, queue_us)]);
+        pool.note(self.first_token(at));
         if let Some(load) = &mut self.load {
             load.on_first_token(pool, at);
         }
         Some(at.since(self.arrival.at))
+    }
+
+    /// Takes a whole good response of one piece, and its end, where nobody but its class is to hear of it: what [`Self::on_first_byte`],
+    /// [`Self::on_headers`] and [`Self::on_end`] would do, without what they would look for. `None`, and nothing is done, if somebody is.
+    #[inline]
+    pub(super) fn on_whole(&self, worker: &mut Worker, now: Timestamp) -> Option<Duration> {
+        let is_untouched = !self.has_status() && self.awaits_first_byte();
+        if !is_untouched || self.load.is_some() || self.bill.is_some() {
+            return None;
+        }
+        let pool = worker.pool_mut(self.pool).filter(|pool| pool.hears_of_no_response())?;
+        let state = pool.states.get_mut(self.state)?;
+        state.waiting = state.waiting.saturating_sub(1);
+        state.in_flight = state.in_flight.saturating_sub(1);
+        state.completed += 1;
+        pool.note(self.first_token(now));
+        pool.note(self.ended(now, Milestone::Served));
+        Some(now.since(self.arrival.at))
     }
 
     /// Takes the end; the time to first token when no body came.
@@ -251,33 +265,42 @@ impl Flight {
         self.settle(pool, now, verdict, None);
         self.settle_endpoint(pool, now, endpoint, verdict);
         if let Some(state) = pool.states.get_mut(self.state) {
-            self.count(state, now, ending);
+            self.count(state, ending);
         }
-        let tpot = self.give_work_back(worker, now, ending);
-        if ending == Ending::Completed && self.response == Response::Good {
-            self.record_end(worker, now, tpot);
+        if ending == Ending::Completed {
+            pool.note(self.ended(now, if self.response == Response::Good { Milestone::Served } else { Milestone::Over }));
+        }
+        if self.load.is_some() || self.bill.is_some() {
+            self.give_work_back(worker, now, ending);
         }
         ttft
     }
 
     #[inline]
-    fn record_end(&self, worker: &mut Worker, now: Timestamp, tpot: Option<Duration>) {
-        let Some(pool) = worker.pool_mut(self.pool) else { return };
-        let total = (Metric::Total, now.micros_since(self.arrival.at));
-        let upstream = (Metric::Upstream, now.micros_since(self.admitted_at));
-        pool.record_latencies(self.state, self.arrival.place, &[total, upstream]);
-        if let Some(tpot) = tpot {
+    fn first_token(&self, at: Timestamp) -> Sample {
+        self.sample(at, Milestone::FirstToken, self.admitted_at.nanos_since(self.arrival.at))
+    }
+
+    #[inline]
+    fn ended(&self, at: Timestamp, milestone: Milestone) -> Sample {
+        self.sample(at, milestone, at.nanos_since(self.admitted_at))
+    }
+
+    #[inline]
+    fn sample(&self, at: Timestamp, milestone: Milestone, second_ns: u64) -> Sample {
+        let Self { state, arrival, .. } = *self;
+        Sample { state, place: arrival.place, milestone, since_arrival_ns: at.nanos_since(arrival.at), second_ns }
+    }
+
+    /// Gives the work back, and to those who wait, and counts the time between tokens, if the response came token by token.
+    #[inline(never)]
+    fn give_work_back(&mut self, worker: &mut Worker, now: Timestamp, ending: Ending) {
+        let tpot = self.settle_work(worker, now, ending);
+        if let (Some(tpot), Some(pool)) = (tpot, worker.pool_mut(self.pool)) {
             pool.record_latencies(self.state, self.arrival.place, &[(Metric::Tpot, load::micros(tpot))]);
         }
     }
 
-    /// Gives the work back, and to those who wait; the time between tokens, if the response came token by token.
-    #[inline]
-    fn give_work_back(&mut self, worker: &mut Worker, now: Timestamp, ending: Ending) -> Option<Duration> {
-        if self.load.is_none() && self.bill.is_none() { None } else { self.settle_work(worker, now, ending) }
-    }
-
-    #[inline(never)]
     fn settle_work(&mut self, worker: &mut Worker, now: Timestamp, ending: Ending) -> Option<Duration> {
         let pool = worker.pool_mut(self.pool)?;
         if let Some(Bill { charged, tally }) = self.bill.take() {
@@ -311,16 +334,13 @@ impl Flight {
     }
 
     #[inline]
-    fn count(&self, state: &mut ClassState, now: Timestamp, ending: Ending) {
+    fn count(&self, state: &mut ClassState, ending: Ending) {
         state.in_flight = state.in_flight.saturating_sub(1);
         if self.first_byte == FirstByte::Awaited {
             state.waiting = state.waiting.saturating_sub(1);
         }
         match ending {
-            Ending::Completed => {
-                state.completed += 1;
-                state.duration_us.record(now.micros_since(self.arrival.at));
-            }
+            Ending::Completed => state.completed += 1,
             Ending::Failed => state.failed += 1,
             Ending::Cancelled => state.cancelled += 1,
         }

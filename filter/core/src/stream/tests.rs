@@ -10,6 +10,7 @@ use crate::policy::fixture;
 use crate::request::{HeaderView, VerifiedIdentity};
 
 mod in_band;
+mod whole;
 
 /// A worker with one policy and its time.
 struct Bench {
@@ -65,12 +66,12 @@ impl Bench {
         self.log(&mut stream, StreamEnd::Complete);
     }
 
-    fn class(&self, name: &str) -> v1::ClassReport {
+    fn class(&mut self, name: &str) -> v1::ClassReport {
         let report = self.worker.report(self.now, 0);
         report.pools[0].classes.iter().find(|class| class.class == name).unwrap().clone()
     }
 
-    fn breaker(&self) -> v1::BreakerState {
+    fn breaker(&mut self) -> v1::BreakerState {
         self.worker.report(self.now, 0).pools[0].breaker()
     }
 

@@ -92,15 +92,15 @@ fn a_new_version_keeps_counters_permits_limits_and_streams() {
     });
     worker.set_policies(now, vec![Arc::clone(&changed)]);
     assert_eq!(worker.limits_epoch(0), 9);
-    let class = |worker: &Worker, name: &str| {
+    let class = |worker: &mut Worker, name: &str| {
         let pool = worker.report(now, 0).pools.remove(0);
         assert_eq!((pool.permits, pool.policy_version.as_str()), (42, changed.version()));
         let class = pool.classes.into_iter().find(|class| class.class == name).unwrap();
         (class.offered, class.in_flight, class.cancelled)
     };
-    assert_eq!((class(&worker, "low"), class(&worker, "batch")), ((1, 1, 0), (0, 0, 0)));
+    assert_eq!((class(&mut worker, "low"), class(&mut worker, "batch")), ((1, 1, 0), (0, 0, 0)));
     log(&mut worker, now, &mut stream, StreamEnd::ByClient);
-    assert_eq!((class(&worker, "low"), class(&worker, "batch")), ((1, 0, 1), (0, 0, 0)));
+    assert_eq!((class(&mut worker, "low"), class(&mut worker, "batch")), ((1, 0, 1), (0, 0, 0)));
 }
 
 #[test]

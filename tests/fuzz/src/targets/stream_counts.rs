@@ -206,7 +206,7 @@ impl World {
         }
     }
 
-    fn report(&self) -> Option<v1::PoolReport> {
+    fn report(&mut self) -> Option<v1::PoolReport> {
         self.worker.report(self.now, 0).pools.into_iter().next()
     }
 
@@ -214,7 +214,7 @@ impl World {
         self.live.values().filter(|live| live.stream.is_waiting()).count() as u64
     }
 
-    fn check(&self, marks: &mut Marks) {
+    fn check(&mut self, marks: &mut Marks) {
         let Some(pool) = self.report() else { return };
         let wants = self.worker.wants(0);
         assert!(wants.rate_wanted.is_finite() && wants.rate_wanted >= 0.0, "{wants:?}");

@@ -154,7 +154,7 @@ impl Vm {
         }
     }
 
-    fn report(&self, now: Timestamp, keys: &Keys, shared: &mut SharedData) {
+    fn report(&mut self, now: Timestamp, keys: &Keys, shared: &mut SharedData) {
         let none = Grant { permits_total: None };
         let Some((slot, _)) = refresh(now, self.owner, shared, &keys.roster, Want::default(), none) else { return };
         shared.set_report(slot, shared::encode_report(&self.worker.report(now, slot as u32)));

@@ -101,8 +101,8 @@ impl Fleet {
             }
         }
         self.now = self.now + Duration::from_millis(50);
-        for (node, workers) in self.proxies.iter().enumerate().filter(|(node, _)| self.connected[*node]) {
-            let workers = workers.iter().enumerate().map(|(slot, worker)| worker.report(self.now, slot as u32)).collect();
+        for (node, workers) in self.proxies.iter_mut().enumerate().filter(|(node, _)| self.connected[*node]) {
+            let workers = workers.iter_mut().enumerate().map(|(slot, worker)| worker.report(self.now, slot as u32)).collect();
             self.quotas.record(self.now, &v1::LoadReport { node_id: node.to_string(), workers, ..Default::default() });
         }
         passed

@@ -72,7 +72,7 @@ impl Bench {
         self.worker.on_tick(self.now);
     }
 
-    fn low(&self, policy: &str) -> v1::ClassReport {
+    fn low(&mut self, policy: &str) -> v1::ClassReport {
         let report = self.worker.report(self.now, 0);
         let pool = report.pools.iter().find(|pool| pool.policy == policy).unwrap();
         pool.classes.iter().find(|class| class.class == "low").unwrap().clone()

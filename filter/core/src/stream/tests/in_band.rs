@@ -9,7 +9,7 @@ fn asking() -> Bench {
     Bench::new(|spec| spec.orca = true)
 }
 
-fn loads(bench: &Bench) -> Vec<v1::EndpointLoad> {
+fn loads(bench: &mut Bench) -> Vec<v1::EndpointLoad> {
     bench.worker.report(bench.now, 0).pools[0].endpoint_loads.clone()
 }
 
@@ -33,7 +33,7 @@ fn a_policy_that_does_not_ask_sets_and_takes_nothing() {
     let mut bench = Bench::new(|_| {});
     let (stream, outcome) = bench.send(NOBODY);
     assert_eq!(outcome, Outcome::Continue);
-    assert!(!hear(&mut bench, &stream, LoadSeen::AtFirstByte) && !stream.looks_at_pieces() && loads(&bench).is_empty());
+    assert!(!hear(&mut bench, &stream, LoadSeen::AtFirstByte) && !stream.looks_at_pieces() && loads(&mut bench).is_empty());
 }
 
 #[test]
@@ -43,11 +43,11 @@ fn a_streams_load_is_as_old_as_the_request_and_a_whole_answers_as_the_answer() {
     bench.wait(400);
     bench.body(&mut stream, 100);
     assert!(hear(&mut bench, &stream, LoadSeen::AtFirstByte));
-    let [load] = loads(&bench).try_into().unwrap();
+    let [load] = loads(&mut bench).try_into().unwrap();
     assert_eq!((load.made_after_ns, load.kv_cache_use, load.waiting), (1_000_000_000, Some(0.5), Some(3)), "it may have left at once");
     bench.wait(2);
     assert!(hear(&mut bench, &stream, LoadSeen::AtEnd));
-    assert_eq!(loads(&bench)[0].made_after_ns, 1_400_000_000, "body and headers came together");
+    assert_eq!(loads(&mut bench)[0].made_after_ns, 1_400_000_000, "body and headers came together");
 }
 
 #[test]
@@ -57,7 +57,7 @@ fn a_load_that_is_too_old_to_say_anything_is_not_asked_for() {
     bench.wait(10);
     bench.body(&mut stream, 100);
     bench.wait(991);
-    assert!(!hear(&mut bench, &stream, LoadSeen::AtEnd) && loads(&bench).is_empty(), "the headers of a stream came 1001 ms ago");
+    assert!(!hear(&mut bench, &stream, LoadSeen::AtEnd) && loads(&mut bench).is_empty(), "the headers of a stream came 1001 ms ago");
     bench.log(&mut stream, StreamEnd::Complete);
     assert!(!hear(&mut bench, &stream, LoadSeen::AtEnd), "it is over");
     assert_eq!(EngineLoad::read(LoadHeader::Text, KV).unwrap().kv_use, Some(0.5));
