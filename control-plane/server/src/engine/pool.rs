@@ -1,13 +1,13 @@
 //! The engines of one pool, as one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use headgate_core::fleet::StreamView;
 use headgate_core::level::{EngineFacts, EngineMemory};
-use headgate_core::overload::EngineSample;
+use headgate_core::overload::{EngineSample, Paces};
 use headgate_core::time::Timestamp;
 
 use super::board::{EngineBoard, EngineState, Health, PageEndpoints};
@@ -52,7 +52,8 @@ pub struct EngineView {
     pub is_frozen: bool,
 }
 
-/// Finds engines whose page is answered but no longer written: a value that cannot be constant is.
+/// What is remembered of a pool's engines from reading to reading: how fast each is, and which pages are answered but no longer written: a
+/// value that cannot be constant is.
 ///
 /// That figures stand still for three of their own periods is not enough: a long step makes them do so too. But while requests of the pool
 /// end, somebody's counters must move: where the only engine counts its tokens at every step one such request is proof, elsewhere ten for
@@ -61,6 +62,8 @@ pub struct EngineView {
 pub struct FreezeWatch {
     /// Requests of the pool that had ended when an engine had stood still for so long that those that end later speak against it.
     still_since: BTreeMap<(String, SocketAddr), u64>,
+    /// Of those that count.
+    paces: Paces<(String, SocketAddr)>,
 }
 
 // === impl PoolEngines ===
@@ -74,7 +77,8 @@ impl PoolEngines {
         engines.extend(in_band.into_iter().map(|(address, state)| EngineView::new(now, IN_BAND, Some(address), state)));
         watch.look(&mut engines, completed);
         let worst = engines.iter().enumerate().filter(|(_, engine)| engine.counts()).max_by(|(_, a), (_, b)| load(a).total_cmp(&load(b)));
-        Self { sample: sum(&engines), latencies: None, worst: worst.map(|(index, _)| index), engines }
+        let sample = sum(&engines).map(|sample| EngineSample { slowest: watch.slowest(&engines), ..sample });
+        Self { sample, latencies: None, worst: worst.map(|(index, _)| index), engines }
     }
 
     /// What the engines say of memory: whether NVML's figure means anything, and how full the fullest KV cache is.
@@ -119,6 +123,7 @@ fn sum(engines: &[EngineView]) -> Option<EngineSample> {
         preemptions: engines.iter().map(|engine| engine.state.preemptions).sum(),
         output_tokens: engines.iter().map(|engine| engine.state.output_tokens).sum(),
         engines: u32::try_from(fresh.len()).unwrap_or(u32::MAX),
+        slowest: 1.0,
         tpot_p95: None,
     };
     for reading in fresh.iter().filter_map(|state| state.reading.as_ref()) {
@@ -194,6 +199,21 @@ impl EngineView {
 // === impl FreezeWatch ===
 
 impl FreezeWatch {
+    /// See [`EngineSample::slowest`]. An engine that does not count its tokens takes no part.
+    fn slowest(&mut self, engines: &[EngineView]) -> f64 {
+        let mut there = BTreeSet::new();
+        for EngineView { url, address, state, .. } in engines.iter().filter(|engine| engine.counts()) {
+            let Some((address, reading)) = address.zip(state.reading.as_ref().filter(|reading| reading.output_tokens.is_some())) else {
+                continue;
+            };
+            let key = (url.clone(), address);
+            self.paces.observe(key.clone(), state.asked_at, reading.running.unwrap_or(0), state.output_tokens);
+            there.insert(key);
+        }
+        self.paces.retain(|engine| there.contains(engine));
+        self.paces.slowest()
+    }
+
     fn look(&mut self, engines: &mut [EngineView], completed: u64) {
         let count = engines.len() as u64;
         let before = std::mem::take(&mut self.still_since);

@@ -3,6 +3,7 @@
 use alloc::vec::Vec;
 use core::time::Duration;
 
+use super::aim::TpotAim;
 use super::credit::Credit;
 use super::flow::{EngineSample, Flow, OverloadSignals};
 use super::fuser::Fuser;
@@ -35,12 +36,6 @@ const LEAST_OUTPUT: f64 = 4.0;
 const LEAST_STREAMED: f64 = 0.5;
 /// Part of the budgets of KV and streams up to which they are not what work waits for: they are split among workers, unevenly.
 const OTHERS_ROOM: f64 = 0.9;
-/// Least and largest part of the objective of the time between tokens that the mean may take, and the quantile of the responses that is to
-/// meet it. A step that is a tenth shorter costs 1 to 4 % of the work, by how much of it decoding takes; slow engines of a mixed pool, and
-/// short responses, which a single long step makes slow, lie up to half above the mean.
-const TPOT_PART: (f64, f64) = (0.65, 0.93);
-const TPOT_QUANTILE: f64 = 0.99;
-
 /// Overload control of one pool: one [`step`](Self::step) every control tick (100 ms).
 ///
 /// O([`LEVELS`](super::LEVELS)) work a step. What it allocates is bounded: differences of three histograms.
@@ -52,6 +47,7 @@ pub struct OverloadController {
     demand: Demand,
     credit: Credit,
     latency: Latency,
+    aim: TpotAim,
     prefill: PrefillBudget,
     kv: KvBudget,
     streams: StreamBudget,
@@ -78,6 +74,7 @@ impl OverloadController {
             demand: Demand::new(),
             credit: Credit::default(),
             latency: Latency::default(),
+            aim: TpotAim::new(config.tpot_slo.as_secs_f64()),
             prefill: PrefillBudget::new(),
             kv: KvBudget::new(),
             streams: StreamBudget::new(),
@@ -147,6 +144,8 @@ impl OverloadController {
         let sample = signals.engine.as_ref();
         let fresh = sample.is_some_and(|sample| self.credit.retire(sample));
         self.latency.observe(tick, flow, self.engines(sample));
+        let slowest = sample.map_or(1.0, |sample| sample.slowest);
+        self.aim.follow(tick, &self.latency.tpot, self.config.tpot_slo.as_secs_f64(), slowest);
         let ttft_slo_s = self.config.ttft_slo.as_secs_f64();
         let hungry = self.is_hungry(flow, sample);
         let engines = sample.map_or(1.0, |sample| f64::from(sample.engines.max(1)));
@@ -158,7 +157,7 @@ impl OverloadController {
             seconds_per_token: sample.and(self.latency.seconds_per_token()),
             ttft_slo_s,
             tpot_s: self.streams.tpot_s(),
-            tpot_aim_s: self.tpot_aim_s(),
+            tpot_aim_s: self.aim.seconds(),
             is_short: flow.queued_requests > 0 && self.others_have_room(flow),
         };
         self.prefill.step(tick, &prefill);
@@ -242,20 +241,10 @@ impl OverloadController {
             prefill_per_stream_s: self.prefill_per_stream_s(prefill),
             hungry: hungry && room,
             refused,
+            has_excess_prompts: sample.is_some() && self.prefill.is_exceeded(prefill),
             futile,
         };
         self.streams.step(tick, &input);
-    }
-
-    /// Mean time between tokens that is aimed at: the objective less the spread of the responses, each of which has to meet it.
-    fn tpot_aim_s(&self) -> f64 {
-        let tail = self.latency.tpot.quantile(TPOT_QUANTILE, QUANTILE_COUNT);
-        let mean = self.latency.tpot.mean(QUANTILE_COUNT);
-        let spread = match (tail, mean) {
-            (Some(tail), Some(mean)) if !mean.is_zero() => tail.as_secs_f64() / mean.as_secs_f64(),
-            _ => 1.0,
-        };
-        self.config.tpot_slo.as_secs_f64() * (1.0 / spread).clamp(TPOT_PART.0, TPOT_PART.1)
     }
 
     /// What prefill adds to a step for each decoding stream when as many requests begin as end: `prompt / output` tokens.

@@ -86,6 +86,9 @@ pub struct EngineSample {
     pub output_tokens: u64,
     /// Engines that were read.
     pub engines: u32,
+    /// Time between tokens of the slowest engine over that of all ([`Paces::slowest`](super::Paces::slowest)); up to 1: none is slower, or
+    /// nobody knows.
+    pub slowest: f64,
     /// 95th percentile of the time between tokens over the last seconds, as the engines' own histograms tell it; `None`: they do not.
     pub tpot_p95: Option<Duration>,
 }

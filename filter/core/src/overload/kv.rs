@@ -84,8 +84,10 @@ impl KvBudget {
         let effective = used.max(sample.kv_fullest * sample.kv_total_tokens as f64 / IMBALANCE) + input.credit;
         self.feed(tick, effective, target, input);
         let bound = self.headroom.part() * self.ratio * target;
-        // Above the target, what is in flight is too much whatever the ratio says.
-        let over = if effective > target { input.reserved_now * target / effective } else { bound };
+        // Above the target, what is in flight is too much whatever the ratio says. Less than the least ratio of what the engines hold is not all
+        // that is in flight: proxies that were cut off have not reported yet, and a part of next to nothing would shut everybody out.
+        let is_known = input.reserved_now >= MIN_RATIO * effective;
+        let over = if effective > target && is_known { input.reserved_now * target / effective } else { bound };
         self.bound = Some(bound.min(over).max(1.0));
     }
 

@@ -70,6 +70,11 @@ impl Recent {
         (self.window.count() >= min_count).then(|| self.window.quantile(q).map(Duration::from_micros)).flatten()
     }
 
+    /// Samples of the window.
+    pub(super) fn count(&self) -> u64 {
+        self.window.count()
+    }
+
     /// Mean of the window; `None` with fewer than `min_count` samples.
     pub(super) fn mean(&self, min_count: u64) -> Option<Duration> {
         let mean = self.window.mean().filter(|_| self.window.count() >= min_count)?;

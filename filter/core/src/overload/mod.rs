@@ -3,6 +3,7 @@
 //! The control plane runs one [`OverloadController`] a pool for the fleet, a worker that is alone one for itself. It is pure: the caller
 //! brings time and signals, once every control tick (100 ms).
 
+mod aim;
 mod controller;
 mod credit;
 mod fit;
@@ -16,6 +17,7 @@ mod latency;
 mod level;
 mod means;
 mod meter;
+mod paces;
 mod prefill;
 mod ramp;
 mod retries;
@@ -28,6 +30,7 @@ pub use controller::{OverloadController, engine_queue_reference};
 pub use fit::{FitSums, Line};
 pub use flow::{EngineSample, Flow, FlowError, OverloadSignals};
 pub use level::{COHORTS, CutOff, LEVELS, Level, OfferedError, OfferedLevels};
+pub use paces::Paces;
 pub use state::{OverloadState, RungState, Saturation, Term};
 pub use work::{Budgets, Work};
 

@@ -331,6 +331,7 @@ impl Plant {
             preemptions: self.preemptions,
             output_tokens: self.output_tokens,
             engines: self.shape.engines as u32,
+            slowest: 1.0,
             tpot_p95: None,
         });
         let signals = OverloadSignals { series: 1, flow: &flow, engine: sample, level_pressure: 0.0 };

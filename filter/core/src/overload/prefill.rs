@@ -116,7 +116,7 @@ impl PrefillBudget {
         // Before the rate has proved itself the first backlog takes the part; a fit extends what was seen, within its trust.
         let seen = self.rate * part_s;
         let bound = match self.seconds_per_token {
-            Some(_) => (fitted * part_s).min(FIT_TRUST * seen.max(first)).max(seen),
+            Some(_) => (fitted * part_s).min((FIT_TRUST * seen).max(first)).max(seen),
             None => seen.max(first),
         };
         let by_tpot = self.within_tpot(tick, input, binds).unwrap_or(f64::INFINITY);
@@ -128,6 +128,12 @@ impl PrefillBudget {
         let Some(in_force) = input.in_force.filter(|in_force| input.is_short && *in_force > 0.0) else { return };
         self.fill += weight(tick.seconds, FILL_MEMORY_S) * (input.in_flight / in_force - self.fill);
         self.fill = self.fill.clamp(FILL.0, FILL.1);
+    }
+
+    /// Whether more is in flight than shares of workers and classes that may pass them explain: the budget has fallen, and what was admitted
+    /// before is being worked off.
+    pub(super) fn is_exceeded(&self, input: &PrefillInput) -> bool {
+        self.wanted.is_some_and(|wanted| input.in_flight > FILL.1 * wanted)
     }
 
     /// Seconds of prefill for a token on one engine, as fitted but no more than the engines can have taken; `None` until it is known.

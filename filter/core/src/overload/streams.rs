@@ -21,6 +21,13 @@ const FIT_MEMORY_S: f64 = 60.0;
 const FIT_MIN_COUNT: f64 = 12.0;
 /// Share of the largest number of streams ever seen beyond which a line is not trusted.
 const FIT_TRUST: f64 = 1.5;
+/// Part of the prefill that would go with so many streams in the long run that counts against them. The prefill budget holds the time between
+/// tokens; the bound on streams is for what it cannot hold: a batch whose decoding alone takes too long. Responses that end early are
+/// short, so that after a step of the load the prefill of a stream is taken for half as much again as it is.
+const PREFILL_PART: f64 = 0.5;
+/// Memory of the bound by the time between tokens, where the engines are read: a step of it stops or starts prefill in all workers at once.
+/// Without a reading the time is that of responses that have ended, and late as it is.
+const BOUND_MEMORY_S: f64 = 2.0;
 /// Interval over which the smallest queue of the engines is the one that stands.
 const STANDING_INTERVAL: Duration = Duration::from_millis(400);
 /// Queue of the engines that is tolerated, as a part of what runs, and at least one request an engine: what was just handed over.
@@ -66,6 +73,8 @@ pub(super) struct StreamInput {
     pub(super) hungry: bool,
     /// Part of the admitted requests that the engines refused, 0 to 1.
     pub(super) refused: f64,
+    /// Whether more prompts are in flight than the prefill budget lets through: then they are the queue in the engines.
+    pub(super) has_excess_prompts: bool,
     /// Whether more streams bring no more work, as the covariance says.
     pub(super) futile: bool,
 }
@@ -93,6 +102,7 @@ pub(super) struct StreamBudget {
     shown_at: Option<Timestamp>,
     starved: u32,
     headroom: Headroom,
+    within_tpot: Option<f64>,
     bound: Option<f64>,
 }
 
@@ -112,6 +122,7 @@ impl StreamBudget {
             shown_at: None,
             starved: 0,
             headroom: Headroom::new(),
+            within_tpot: None,
             bound: None,
         }
     }
@@ -141,7 +152,8 @@ impl StreamBudget {
         }
         self.grow(tick, input);
         let by_limit = self.limit.map(|limit| limit * self.headroom.part());
-        let by_tpot = self.most_within_tpot(input);
+        self.follow_bound(tick, input);
+        let by_tpot = self.within_tpot;
         self.bound = match (by_limit, by_tpot) {
             (Some(a), Some(b)) => Some(a.min(b).max(LEAST)),
             (Some(one), None) | (None, Some(one)) => Some(one.max(LEAST)),
@@ -174,7 +186,7 @@ impl StreamBudget {
 
     fn fit_tpot(&mut self, tick: &Tick, input: &StreamInput) {
         let decode_s = self.tpot_s * (1.0 - input.prefill_share.clamp(0.0, 0.95));
-        self.steady_s = decode_s + input.prefill_per_stream_s * self.decoding;
+        self.steady_s = decode_s + PREFILL_PART * input.prefill_per_stream_s * self.decoding;
         let due = self.fit_at.is_none_or(|at| tick.now.since(at) >= FIT_PERIOD);
         if due && self.tpot_s > 0.0 {
             let seconds = self.fit_at.map_or(0.0, |at| tick.now.since(at).as_secs_f64());
@@ -194,9 +206,17 @@ impl StreamBudget {
         (seconds > 0.0).then(|| (sample.output_tokens.saturating_sub(before) as f64 / seconds, seconds))
     }
 
+    fn follow_bound(&mut self, tick: &Tick, input: &StreamInput) {
+        let now = self.most_within_tpot(input);
+        self.within_tpot = match (self.within_tpot.filter(|_| input.engine.is_some()), now) {
+            (Some(before), Some(now)) => Some(before + weight(tick.seconds, BOUND_MEMORY_S) * (now - before)),
+            _ => now,
+        };
+    }
+
     /// Largest number of streams whose time between tokens meets the objective.
     ///
-    /// The time is the steady one: what decoding takes now, and the prefill that goes with so many streams in the long run. While the
+    /// The time is the steady one: what decoding takes now, and [`PREFILL_PART`] of the prefill that goes with so many streams. While the
     /// engines fill up they prefill more than that, which the prefill budget bounds. With a good fit `engines · (objective − a) / b`. Else
     /// `D · objective / tpot(D)`, which is never too much when the time grows as `a + b·D` with `a ≥ 0`, and comes closer every time.
     fn most_within_tpot(&self, input: &StreamInput) -> Option<f64> {
@@ -231,7 +251,7 @@ impl StreamBudget {
         // A request that comes while a step is computed waits for its end.
         let coming = input.admitted_rate * self.tpot_s;
         let tolerated = if input.engine.is_some() { (STANDING_PART * running).max(input.engines).max(coming) } else { 0.0 };
-        if least > tolerated && running <= (1.0 + STANDING_PART) * running_before {
+        if !input.has_excess_prompts && least > tolerated && running <= (1.0 + STANDING_PART) * running_before {
             self.tighten(tick.now, input.in_flight - (least - tolerated));
         }
     }

@@ -138,6 +138,7 @@ fn engine_sample(source: &mut Source<'_>, at: Timestamp) -> EngineSample {
         output_tokens: source.number(),
         engines: source.number32(),
         tpot_p95: None,
+        slowest: source.float(),
     }
 }
 

@@ -97,6 +97,7 @@ fn sample(source: &mut Source<'_>, at: Timestamp) -> EngineSample {
         output_tokens,
         engines: source.number32() % 9,
         tpot_p95: source.is_so(64).then(|| source.span()),
+        slowest: source.float(),
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use headgate_core::fleet::{Controls, Ledger, LimitsLifetime, LimitsTable, PolicySet, StepInputs, StoredPolicy};
-use headgate_core::overload::{EngineSample, LEVELS, Term};
+use headgate_core::overload::{EngineSample, LEVELS, Paces, Term};
 use headgate_core::session::Link;
 use headgate_core::time::Timestamp;
 use headgate_protos::discovery::DeltaDiscoveryRequest;
@@ -41,6 +41,7 @@ pub(super) struct Plane {
     taken: Option<EngineSample>,
     engines: Option<EngineSample>,
     readings: u64,
+    paces: Paces<usize>,
     kv_target: Option<f64>,
     /// Requests in the queues of all proxies, and the most that one proxy may queue.
     queued: u64,
@@ -71,6 +72,7 @@ impl Plane {
             taken: None,
             engines: None,
             readings: 0,
+            paces: Paces::default(),
             queued: 0,
             max_queued: u64::from(queue.max_requests.unwrap_or(5000)),
             kv_target: spec.overload.map(|overload| f64::from(overload.kv_target_percent.unwrap_or(90)) / 100.0),
@@ -129,6 +131,10 @@ impl Plane {
     /// Reads the engines' metrics; the answer is there with [`Plane::take_reading`].
     pub(super) fn scrape(&mut self, now: Timestamp, engines: &[Engine]) {
         self.readings += 1;
+        for (index, engine) in engines.iter().enumerate() {
+            self.paces.observe(index, now, u64::from(engine.running()), engine.counters().output_tokens);
+        }
+        self.paces.retain(|index| engines.get(*index).is_some_and(Engine::is_alive));
         let alive = || engines.iter().filter(|engine| engine.is_alive());
         self.taken = alive().next().map(|_| EngineSample {
             at: now,
@@ -141,6 +147,7 @@ impl Plane {
             preemptions: engines.iter().map(|engine| engine.counters().preemptions).sum(),
             output_tokens: engines.iter().map(|engine| engine.counters().output_tokens).sum(),
             engines: alive().count() as u32,
+            slowest: self.paces.slowest(),
             tpot_p95: None,
         });
     }

@@ -1,6 +1,9 @@
 //! What the controller learns of a pool, one part at a time.
 
+use super::super::aim::TpotAim;
 use super::super::flow::EngineSample;
+use super::super::kv::{KvBudget, KvInput};
+use super::super::latency::Recent;
 use super::super::means::Means;
 use super::super::meter::{Demand, Tick};
 use super::super::plant::policy;
@@ -8,6 +11,7 @@ use super::super::prefill::{PrefillBudget, PrefillInput};
 use super::super::shed::{ShedInput, Shedder};
 use super::super::streams::{StreamBudget, StreamInput};
 use super::super::{CutOff, Flow, Level, OfferedLevels, OverloadController, OverloadSignals, Term, Work};
+use crate::histogram::Histogram;
 use crate::policy::ClassId;
 use crate::time::Timestamp;
 
@@ -120,6 +124,7 @@ fn stream_input(sample: EngineSample) -> StreamInput {
         prefill_per_stream_s: 0.0,
         hungry: false,
         refused: 0.0,
+        has_excess_prompts: false,
         futile: false,
     }
 }
@@ -148,6 +153,60 @@ fn those_that_come_during_a_step_are_no_queue() {
     let unqueued = bound(0);
     assert_eq!(bound(18), unqueued, "400 requests per second, 50 ms a step: 20 wait for the next one");
     assert!(bound(100) < unqueued);
+}
+
+#[test]
+fn prompts_beyond_their_own_budget_are_no_queue_that_streams_made() {
+    let bound = |has_excess_prompts: bool| {
+        let mut budget = StreamBudget::new();
+        let input = |number| StreamInput { has_excess_prompts, ..stream_input(reading(number, 100)) };
+        (1..100).for_each(|number| budget.step(&tick(number), &input(number)));
+        budget.bound().unwrap()
+    };
+    assert!(bound(false) <= 220.0 - 100.0 + 20.0 && bound(true) > 150.0, "{} {}", bound(false), bound(true));
+}
+
+/// Reserved tokens that the KV budget allows with a cache that is 95 % full, when that many are in flight as far as is known.
+fn kv_bound(reserved: f64) -> f64 {
+    let mut budget = KvBudget::new();
+    let sample = EngineSample { kv_used_tokens: 95_000, kv_total_tokens: 100_000, kv_fullest: 0.95, ..reading(1, 0) };
+    let input = KvInput { reserved_then: reserved, reserved_now: reserved, credit: 0.0, streams: 100, target: 0.9, hungry: false };
+    budget.step(&tick(1), &sample, true, &input);
+    budget.bound().unwrap()
+}
+
+#[test]
+fn a_full_cache_of_which_next_to_nothing_is_reported_does_not_shut_everybody_out() {
+    assert!((kv_bound(100_000.0) - 90_000.0).abs() < 6000.0, "all is known: {}", kv_bound(100_000.0));
+    assert!(kv_bound(50.0) >= 80_000.0, "proxies were cut off and begin to report: {}", kv_bound(50.0));
+}
+
+/// The aim after `seconds`, in each of which 100 responses end: three take `slowest_ms` between tokens, the others 60.
+fn aim(aim: &mut TpotAim, from_s: u64, seconds: u64, slowest_ms: u64, slowest_engine: f64) -> f64 {
+    let (mut ended, mut all) = (Recent::default(), Histogram::new());
+    for number in 10 * from_s..10 * (from_s + seconds) {
+        (0..10).for_each(|n| all.record(if number % 10 == 0 && n < 3 { 1000 * slowest_ms } else { 60_000 }));
+        ended.observe(Timestamp::from_millis(100 * number), &all);
+        aim.follow(&tick(number), &ended, 0.1, slowest_engine);
+    }
+    aim.seconds()
+}
+
+#[test]
+fn the_aim_leaves_the_distance_of_the_slowest_responses_from_the_mean_and_forgets_it_slowly() {
+    let mut of = TpotAim::new(0.1);
+    assert!((of.seconds() - 0.093).abs() < 1e-9);
+    let wide = aim(&mut of, 0, 20, 80, 1.0);
+    assert!((0.079..0.083).contains(&wide), "100 ms less 20, the mean being a little above 60: {wide}");
+    let after = aim(&mut of, 20, 3, 60, 1.0);
+    assert!(after - wide < 0.006, "one second without a slow response proves little: {after}");
+    assert!(aim(&mut of, 23, 60, 60, 1.0) > 0.09);
+}
+
+#[test]
+fn only_a_slower_engine_lowers_the_aim_below_two_thirds() {
+    let lowest = |slowest_engine| aim(&mut TpotAim::new(0.1), 0, 20, 130, slowest_engine);
+    assert!((lowest(1.0) - 0.065).abs() < 1e-9 && lowest(2.0) < 0.04, "{} {}", lowest(1.0), lowest(2.0));
 }
 
 #[test]
