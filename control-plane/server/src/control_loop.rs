@@ -19,7 +19,7 @@ use crate::alarms::{Alarms, PolicySeen};
 use crate::clock::{Clock, unix_ms};
 use crate::device::{DEFAULT_PERIOD, DeviceBoard, PoolCapacity};
 use crate::dry_run::{Frame, Tape};
-use crate::engine::{EngineBoard, EngineKind, EngineTimings, Engines, FreezeWatch, PoolEngines};
+use crate::engine::{EngineBoard, EngineKind, EnginePaces, EngineTimings, Engines, FreezeWatch, PoolEngines};
 use crate::fleet::{Fleet, LimitsTable, PolicySet};
 use crate::replica::Helm;
 
@@ -34,6 +34,8 @@ const HOUSEKEEPING: Duration = Duration::from_secs(1);
 pub struct EngineMemories {
     /// What tells the frozen ones.
     freezes: FreezeWatch,
+    /// What tells the slow ones.
+    paces: EnginePaces,
     /// What they are, as far as memory goes.
     source: MemorySource,
     /// What their histograms of latencies have told.
@@ -237,6 +239,7 @@ impl ControlLoop {
             let completed = loads.get(pool).map_or(0, completed);
             let memories = self.memories.entry(pool.to_owned()).or_default();
             let mut engines = PoolEngines::read(&board, at, (pool, urls), completed, &mut memories.freezes);
+            engines.compare(&mut memories.paces);
             memories.timings.follow(at, &mut engines);
             (pool.to_owned(), engines)
         };

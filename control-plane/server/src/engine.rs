@@ -23,7 +23,7 @@ pub(crate) use self::board::Scrape;
 pub use self::board::{EngineBoard, EngineState, Health, IN_BAND_STALE_AFTER, LoadSource, MAX_ENGINES, PERIOD, PageEndpoints, STALE_AFTER};
 pub use self::dialect::EngineKind;
 pub use self::line::SampleError;
-pub use self::pool::{EngineView, FreezeWatch, PoolEngines};
+pub use self::pool::{EnginePaces, EngineView, FreezeWatch, PoolEngines};
 pub use self::scrape::ScrapeError;
 pub use self::scraper::Engines;
 pub use self::timings::EngineTimings;

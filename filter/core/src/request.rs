@@ -130,8 +130,7 @@ impl<'a> Span<'a> {
     /// Whether it has the length of a name that is [`Known`], and may be it.
     #[inline(always)]
     fn may_be_known(self) -> bool {
-        const LENGTHS: u32 = 1 << 5 | 1 << 7 | 1 << 9 | 1 << 10 | 1 << 13 | 1 << 14 | 1 << 21 | 1 << 23;
-        self.name_len < 32 && LENGTHS >> self.name_len & 1 == 1
+        self.name_len < 32 && Known::LENGTHS >> self.name_len & 1 == 1
     }
 
     /// Whether its name begins as those do that only Headgate may set: its first eight bytes tell it from nearly every other.
@@ -331,12 +330,28 @@ enum Known {
 }
 
 impl Known {
-    /// By length first, so that there is one name to compare with.
+    /// The bits of the lengths that such a name has.
+    const LENGTHS: u32 = {
+        let (mut lengths, mut len) = (0, 0);
+        while len < 32 {
+            lengths |= (Self::of_length(len, false).is_some() as u32) << len;
+            len += 1;
+        }
+        lengths
+    };
+
     #[inline]
     fn of(name: &[u8]) -> Option<Self> {
-        let (known, text): (Self, &[u8]) = match name.len() {
+        let (known, text) = Self::of_length(name.len(), name.first() == Some(&b':'))?;
+        if same(name, text) { Some(known) } else { None }
+    }
+
+    /// The one name of this length that there is to compare with. `is_pseudo`: it begins with a colon.
+    #[inline(always)]
+    const fn of_length(len: usize, is_pseudo: bool) -> Option<(Self, &'static [u8])> {
+        Some(match len {
             5 => (Self::Path, b":path"),
-            7 if name.first() == Some(&b':') => (Self::Method, b":method"),
+            7 if is_pseudo => (Self::Method, b":method"),
             7 => (Self::ApiKey, b"api-key"),
             9 => (Self::XApiKey, b"x-api-key"),
             10 => (Self::Authority, b":authority"),
@@ -345,8 +360,7 @@ impl Known {
             21 => (Self::AttemptsBefore(1), b"x-envoy-attempt-count"),
             23 => (Self::AttemptsBefore(0), b"x-stainless-retry-count"),
             _ => return None,
-        };
-        if same(name, text) { Some(known) } else { None }
+        })
     }
 }
 

@@ -1,6 +1,6 @@
 //! The engines of one pool, as one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,8 +52,10 @@ pub struct EngineView {
     pub is_frozen: bool,
 }
 
-/// What is remembered of a pool's engines from reading to reading: how fast each is, and which pages are answered but no longer written: a
-/// value that cannot be constant is.
+/// How fast each engine of a pool is, by its page and address.
+pub type EnginePaces = Paces<(String, SocketAddr)>;
+
+/// Finds engines whose page is answered but no longer written: a value that cannot be constant is.
 ///
 /// That figures stand still for three of their own periods is not enough: a long step makes them do so too. But while requests of the pool
 /// end, somebody's counters must move: where the only engine counts its tokens at every step one such request is proof, elsewhere ten for
@@ -62,8 +64,6 @@ pub struct EngineView {
 pub struct FreezeWatch {
     /// Requests of the pool that had ended when an engine had stood still for so long that those that end later speak against it.
     still_since: BTreeMap<(String, SocketAddr), u64>,
-    /// Of those that count.
-    paces: Paces<(String, SocketAddr)>,
 }
 
 // === impl PoolEngines ===
@@ -77,8 +77,19 @@ impl PoolEngines {
         engines.extend(in_band.into_iter().map(|(address, state)| EngineView::new(now, IN_BAND, Some(address), state)));
         watch.look(&mut engines, completed);
         let worst = engines.iter().enumerate().filter(|(_, engine)| engine.counts()).max_by(|(_, a), (_, b)| load(a).total_cmp(&load(b)));
-        let sample = sum(&engines).map(|sample| EngineSample { slowest: watch.slowest(&engines), ..sample });
-        Self { sample, latencies: None, worst: worst.map(|(index, _)| index), engines }
+        Self { sample: sum(&engines), latencies: None, worst: worst.map(|(index, _)| index), engines }
+    }
+
+    /// Has `paces` follow the engines, and says with the sample how much slower the slowest is. An engine that does not count its tokens takes
+    /// no part.
+    pub fn compare(&mut self, paces: &mut EnginePaces) {
+        let Some(sample) = &mut self.sample else { return };
+        let pace = |EngineView { url, address, state, .. }: &EngineView| {
+            let reading = state.reading.as_ref().filter(|reading| reading.output_tokens.is_some())?;
+            Some(((url.clone(), (*address)?), state.asked_at, reading.running.unwrap_or(0), state.output_tokens))
+        };
+        paces.read(self.engines.iter().filter(|engine| engine.counts()).filter_map(pace));
+        sample.slowest = paces.slowest();
     }
 
     /// What the engines say of memory: whether NVML's figure means anything, and how full the fullest KV cache is.
@@ -199,21 +210,6 @@ impl EngineView {
 // === impl FreezeWatch ===
 
 impl FreezeWatch {
-    /// See [`EngineSample::slowest`]. An engine that does not count its tokens takes no part.
-    fn slowest(&mut self, engines: &[EngineView]) -> f64 {
-        let mut there = BTreeSet::new();
-        for EngineView { url, address, state, .. } in engines.iter().filter(|engine| engine.counts()) {
-            let Some((address, reading)) = address.zip(state.reading.as_ref().filter(|reading| reading.output_tokens.is_some())) else {
-                continue;
-            };
-            let key = (url.clone(), address);
-            self.paces.observe(key.clone(), state.asked_at, reading.running.unwrap_or(0), state.output_tokens);
-            there.insert(key);
-        }
-        self.paces.retain(|engine| there.contains(engine));
-        self.paces.slowest()
-    }
-
     fn look(&mut self, engines: &mut [EngineView], completed: u64) {
         let count = engines.len() as u64;
         let before = std::mem::take(&mut self.still_since);

@@ -1,6 +1,6 @@
 //! The mean time between tokens that is aimed at.
 
-use super::latency::Recent;
+use super::latency::{QUANTILE_COUNT, Recent};
 use super::meter::{Tick, weight};
 
 /// Least and largest part of the objective that the mean may take, and the quantiles of the responses that are to meet it: the one that is
@@ -10,8 +10,6 @@ const PART: (f64, f64) = (0.65, 0.93);
 const QUANTILE: (f64, f64) = (0.99, 0.999);
 /// How many times as slow as all an engine may be for its responses to be waited for: beyond that the others would idle for its sake.
 const MOST_SLOWER: f64 = 4.0;
-/// Responses behind a quantile that is believed.
-const LEAST_COUNT: u64 = 10;
 /// Memory with which a larger distance of the slowest responses from the mean is believed, and with which it is forgotten. The slowest of
 /// a hundred responses are another number every second, and an aim that followed each would stop and start prefill by turns.
 const WIDEN_S: f64 = 1.0;
@@ -44,7 +42,7 @@ impl TpotAim {
     pub(super) fn follow(&mut self, tick: &Tick, ended: &Recent, slo_s: f64, slowest: f64) {
         let least = PART.0 / if slowest > 1.0 { slowest.min(MOST_SLOWER) } else { 1.0 };
         let wanted = (1.0 - 1.0 / ended.count().max(1) as f64).clamp(QUANTILE.0, QUANTILE.1);
-        if let (Some(tail), Some(mean)) = (ended.quantile(wanted, LEAST_COUNT), ended.mean(LEAST_COUNT)) {
+        if let (Some(tail), Some(mean)) = (ended.quantile(wanted, QUANTILE_COUNT), ended.mean(QUANTILE_COUNT)) {
             let distance = (tail.saturating_sub(mean).as_secs_f64() / slo_s.max(1e-6)).min(1.0 - least);
             let memory_s = if distance > self.spread { WIDEN_S } else { NARROW_S };
             self.spread += weight(tick.seconds, memory_s) * (distance - self.spread);

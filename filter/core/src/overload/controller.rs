@@ -10,7 +10,7 @@ use super::fuser::Fuser;
 use super::guard::CovarianceGuard;
 use super::kv::{KvBudget, KvInput};
 use super::ladder::Ladder;
-use super::latency::{Engines, Latency};
+use super::latency::{Engines, Latency, QUANTILE_COUNT};
 use super::means::Means;
 use super::meter::{Demand, Meter, Read, Tick, weight};
 use super::prefill::{ENGINE_PART, PrefillBudget, PrefillInput};
@@ -23,8 +23,6 @@ use super::work::Budgets;
 use crate::policy::{OverloadConfig, Policy};
 use crate::time::Timestamp;
 
-/// Responses behind a quantile that is believed.
-const QUANTILE_COUNT: u64 = 10;
 /// Queue of the engines at which that term is full: requests an engine, and a part of what runs. Source: the gate of llm-d takes 5 an engine.
 const QUEUE_PER_ENGINE: f64 = 5.0;
 const QUEUE_PART: f64 = 0.05;
@@ -36,6 +34,7 @@ const LEAST_OUTPUT: f64 = 4.0;
 const LEAST_STREAMED: f64 = 0.5;
 /// Part of the budgets of KV and streams up to which they are not what work waits for: they are split among workers, unevenly.
 const OTHERS_ROOM: f64 = 0.9;
+
 /// Overload control of one pool: one [`step`](Self::step) every control tick (100 ms).
 ///
 /// O([`LEVELS`](super::LEVELS)) work a step. What it allocates is bounded: differences of three histograms.

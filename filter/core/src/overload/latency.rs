@@ -8,6 +8,8 @@ use super::meter::{Tick, weight};
 use crate::histogram::Histogram;
 use crate::time::Timestamp;
 
+/// Samples behind a quantile or a mean that is believed.
+pub(super) const QUANTILE_COUNT: u64 = 10;
 /// A window of a cumulative histogram covers one to two of these.
 const HALF_WINDOW: Duration = Duration::from_secs(1);
 /// Memory of the fit: ten seconds, the design's shortest time of learning.

@@ -19,6 +19,19 @@ struct Pace {
     running: f64,
 }
 
+impl Pace {
+    fn observe(&mut self, at: Timestamp, running: u64, tokens: u64) {
+        let seconds = at.since(self.at).as_secs_f64();
+        if seconds <= 0.0 {
+            return;
+        }
+        let weight = weight(seconds, MEMORY_S);
+        self.rate += weight * (tokens.saturating_sub(self.tokens) as f64 / seconds - self.rate);
+        self.running += weight * (running as f64 - self.running);
+        (self.at, self.tokens) = (at, tokens.max(self.tokens));
+    }
+}
+
 /// Paces of the engines of one pool, by what the caller knows an engine by.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Paces<K: Ord>(BTreeMap<K, Pace>);
@@ -30,23 +43,16 @@ impl<K: Ord> Default for Paces<K> {
 }
 
 impl<K: Ord> Paces<K> {
-    /// Takes in a reading of one engine at `at`: requests that it works on, and its tokens of output, cumulative. A reading that is not
-    /// newer than the last changes nothing; a count that went back counts as unchanged.
-    pub fn observe(&mut self, engine: K, at: Timestamp, running: u64, tokens: u64) {
-        let pace = self.0.entry(engine).or_insert(Pace { at, tokens, rate: 0.0, running: 0.0 });
-        let seconds = at.since(pace.at).as_secs_f64();
-        if seconds <= 0.0 {
-            return;
+    /// Takes in readings of all engines that are there, and forgets the others. Of each: when it was read, requests that it works on, and its
+    /// tokens of output, cumulative. A reading that is not newer than the last changes nothing; a count that went back counts as unchanged.
+    pub fn read(&mut self, engines: impl IntoIterator<Item = (K, Timestamp, u64, u64)>) {
+        let mut before = core::mem::take(&mut self.0);
+        for (engine, at, running, tokens) in engines {
+            let known = before.remove(&engine).or_else(|| self.0.remove(&engine));
+            let mut pace = known.unwrap_or(Pace { at, tokens, rate: 0.0, running: 0.0 });
+            pace.observe(at, running, tokens);
+            self.0.insert(engine, pace);
         }
-        let weight = weight(seconds, MEMORY_S);
-        pace.rate += weight * (tokens.saturating_sub(pace.tokens) as f64 / seconds - pace.rate);
-        pace.running += weight * (running as f64 - pace.running);
-        (pace.at, pace.tokens) = (at, tokens.max(pace.tokens));
-    }
-
-    /// Forgets the engines that `is_there` does not name.
-    pub fn retain(&mut self, is_there: impl Fn(&K) -> bool) {
-        self.0.retain(|engine, _| is_there(engine));
     }
 
     /// Time between tokens of the slowest engine over that of all, 1 and more, by Little's law: `max(running / rate) / (Σ running / Σ
@@ -65,12 +71,15 @@ impl<K: Ord> Paces<K> {
 mod tests {
     use super::*;
 
+    fn at(ms: u64) -> Timestamp {
+        Timestamp::from_millis(ms)
+    }
+
     fn after(seconds: u64, engines: &[(u64, u64)]) -> Paces<usize> {
         let mut paces = Paces::default();
         for tick in 0..=10 * seconds {
-            for (engine, (running, rate)) in engines.iter().enumerate() {
-                paces.observe(engine, Timestamp::from_millis(100 * tick), *running, rate * tick / 10);
-            }
+            let reading = |(engine, (running, rate)): (usize, &(u64, u64))| (engine, at(100 * tick), *running, rate * tick / 10);
+            paces.read(engines.iter().enumerate().map(reading));
         }
         paces
     }
@@ -92,9 +101,9 @@ mod tests {
     #[test]
     fn an_engine_that_is_gone_and_a_count_that_went_back_tell_nothing() {
         let mut paces = after(20, &[(100, 4000), (100, 1000)]);
-        paces.observe(0, Timestamp::from_millis(20_100), 100, 0);
+        paces.read([(0, at(20_100), 100, 0), (1, at(20_100), 100, 20_100)]);
         assert!(paces.slowest().is_finite() && paces.slowest() > 1.5);
-        paces.retain(|engine| *engine == 0);
+        paces.read([(0, at(20_200), 100, 0)]);
         assert!((paces.slowest() - 1.0).abs() < 1e-9);
     }
 }

@@ -131,10 +131,8 @@ impl Plane {
     /// Reads the engines' metrics; the answer is there with [`Plane::take_reading`].
     pub(super) fn scrape(&mut self, now: Timestamp, engines: &[Engine]) {
         self.readings += 1;
-        for (index, engine) in engines.iter().enumerate() {
-            self.paces.observe(index, now, u64::from(engine.running()), engine.counters().output_tokens);
-        }
-        self.paces.retain(|index| engines.get(*index).is_some_and(Engine::is_alive));
+        let pace = |(index, engine): (usize, &Engine)| (index, now, u64::from(engine.running()), engine.counters().output_tokens);
+        self.paces.read(engines.iter().enumerate().filter(|(_, engine)| engine.is_alive()).map(pace));
         let alive = || engines.iter().filter(|engine| engine.is_alive());
         self.taken = alive().next().map(|_| EngineSample {
             at: now,

@@ -37,7 +37,8 @@ fn a_whole_response_at_once_is_the_same_as_its_steps() {
     let plain = |spec: &mut v1::PolicySpec| spec.breaker = None;
     let at_once = |bench: &mut Bench, stream: &mut Stream| assert!(stream.end_whole(&mut bench.worker, bench.now));
     let (report, lines) = after_whole_responses(plain, at_once);
-    assert_eq!((&report, &lines), (&after_whole_responses(plain, by_steps).0, &after_whole_responses(plain, by_steps).1));
+    let stepwise = after_whole_responses(plain, by_steps);
+    assert_eq!((&report, &lines), (&stepwise.0, &stepwise.1));
     assert_eq!(report.pools[0].classes.iter().map(|class| counted(class.duration_us.as_ref())).sum::<u64>(), 200);
 }
 
