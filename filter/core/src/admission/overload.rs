@@ -249,8 +249,9 @@ fn wait(
     let drain = load.drain_of(candidate.class);
     let (expected_ttft, source) = (load.in_force.expected_ttft, load.in_force.source);
     let served = load.usage.served(candidate.class.index(), candidate.tenant);
+    let cost = candidate.work as f64 * load.usage.growth(now);
     let queue = load.queue.as_mut().filter(|_| class.max_queue != Some(Duration::ZERO)).ok_or(None)?;
-    let ahead = queue.work_ahead(candidate.class, candidate.tenant, candidate.work);
+    let ahead = queue.work_ahead(candidate.class, candidate.tenant, candidate.work, served, cost);
     let expected_wait =
         if drain > 0.0 { Duration::try_from_secs_f64(ahead as f64 / drain).unwrap_or(Duration::MAX) } else { Duration::ZERO };
     if expected_wait >= patience {
@@ -263,6 +264,7 @@ fn wait(
         class: candidate.class,
         tenant: candidate.tenant,
         work: candidate.work,
+        cost,
         bytes: bytes(newcomer),
         arrived: now,
         start_by: now + patience,

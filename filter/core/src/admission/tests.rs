@@ -152,12 +152,16 @@ fn a_newcomer_overtakes_nobody_who_is_as_important() {
     let first = site.send(ms(1), "medium").0;
     let huge = site.send_with(ms(1), "medium", &[(b"content-length", b"8000")]);
     assert_eq!(huge.1, Got::Waits);
-    assert_eq!(site.send(ms(2), "medium").1, Got::Waits, "it would fit");
-    assert_eq!(site.send(ms(2), "low").1, Got::Waits);
+    assert_eq!(site.send_with(ms(2), "medium", &[(b"content-length", b"8004")]).1, Got::Waits);
+    assert_eq!(site.send(ms(2), "low").1, Got::Waits, "it would fit");
     let high = site.send(ms(2), "high");
     assert_eq!(high.1, Got::Admitted);
     site.log(ms(3), first, StreamEnd::Complete);
-    assert_eq!(site.released(ms(3)), [], "the one that waits longest needs more than is free, and nobody passes it");
+    assert_eq!(site.released(ms(3)), [], "the one that is next needs more than is free, and nobody passes it");
+    let (short, got) = site.send(ms(4), "medium");
+    assert_eq!(got, Got::Waits);
+    site.log(ms(5), high.0, StreamEnd::Complete);
+    assert_eq!(site.released(ms(5)), [(short, Got::Admitted)], "but one that is shorter and came little later");
 }
 
 #[test]

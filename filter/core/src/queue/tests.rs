@@ -10,11 +10,16 @@ type Queue = AdmissionQueue<(), u32>;
 const TENANTS: usize = 5;
 
 fn waiting(stream: u32, class: usize, tenant: u16, start_by_ms: u64) -> Waiting<()> {
+    sized(stream, class, tenant, start_by_ms, 100)
+}
+
+fn sized(stream: u32, class: usize, tenant: u16, start_by_ms: u64, work: u64) -> Waiting<()> {
     Waiting {
         stream,
         class: ClassId::new(class),
         tenant,
-        work: 100,
+        work,
+        cost: work as f64,
         bytes: 10,
         arrived: Timestamp::ZERO,
         start_by: Timestamp::from_millis(start_by_ms),
@@ -44,6 +49,42 @@ fn the_more_important_class_comes_first_and_inside_a_tenant_the_earlier_deadline
         queue.push(waiting(stream, class, 0, start_by_ms), 0.0).unwrap();
     }
     assert_eq!(drained(&mut queue, 100.0), [4, 5, 2, 3, 1]);
+}
+
+#[test]
+fn a_smaller_request_of_a_tenant_passes_those_that_came_little_earlier() {
+    let mut queue = queue(10);
+    // 400 tokens more are 1.6 s.
+    for (stream, start_by_ms, work) in [(1, 1000, 500), (2, 2000, 100), (3, 2599, 100), (4, 2600, 100), (5, 2601, 100)] {
+        queue.push(sized(stream, 0, 0, start_by_ms, work), 0.0).unwrap();
+    }
+    let expiring = queue.next_to_expire().map(|(_, waiting)| waiting.stream);
+    assert_eq!((drained(&mut queue, 100.0), expiring), (vec![2, 3, 1, 4, 5], Some(1)));
+}
+
+#[test]
+fn of_tenants_that_were_served_alike_the_one_with_the_smaller_request_is_next() {
+    let mut queue = queue(10);
+    for (stream, tenant, work, served) in [(1, 0, 1000, 0.0), (2, 1, 100, 269.0), (3, 2, 100, 271.0)] {
+        queue.push(sized(stream, 1, tenant, 0, work), served).unwrap();
+    }
+    // 0 + 0.3 · 1000 lies between 269 and 271 + 0.3 · 100.
+    assert_eq!(drained(&mut queue, 100.0), [2, 1, 3]);
+}
+
+#[test]
+fn a_tenant_is_as_far_on_when_its_first_request_leaves_or_all_counters_are_scaled() {
+    let mut queue = queue(10);
+    let small = queue.push(sized(1, 1, 0, 0, 100), 0.0).unwrap();
+    queue.push(sized(2, 1, 0, 0, 1000), 0.0).unwrap();
+    queue.push(sized(3, 1, 1, 0, 500), 0.0).unwrap();
+    assert!(matches!(queue.cancel(small), Left::Waiting(_)));
+    assert_eq!(queue.head().unwrap().1.stream, 3, "what is left of the first tenant is larger");
+    queue.rescale(0.25);
+    queue.push(sized(4, 1, 2, 0, 120), 0.0).unwrap();
+    assert_eq!(queue.head().unwrap().1.stream, 4, "120 are less than a quarter of 500 now");
+    queue.push(sized(5, 1, 3, 0, 130), 0.0).unwrap();
+    assert_eq!(drained(&mut queue, 0.0), [4, 3, 5, 2]);
 }
 
 #[test]
@@ -114,10 +155,18 @@ fn work_ahead_is_that_of_the_classes_above_and_a_round_of_the_own() {
         let (class, tenant) = if stream < 4 { (0, 0) } else { (1, 1) };
         queue.push(waiting(stream, class, tenant, 0), 0.0).unwrap();
     }
-    assert_eq!(queue.work_ahead(ClassId::new(0), 0, 100), 400);
-    assert_eq!(queue.work_ahead(ClassId::new(1), 1, 100), 400 + 2000, "a tenant waits behind its own");
-    assert_eq!(queue.work_ahead(ClassId::new(1), 2, 100), 400 + 100, "and another one behind its first");
-    assert_eq!(queue.work_ahead(ClassId::new(2), 2, 100), 400 + 2000);
+    let ahead = |class, tenant, served| queue.work_ahead(ClassId::new(class), tenant, 100, served, 100.0);
+    assert_eq!(ahead(0, 0, 0.0), 400);
+    assert_eq!(ahead(1, 1, 0.0), 400 + 2000, "a tenant waits behind its own");
+    assert_eq!(ahead(1, 2, 0.0), 400 + 100, "and another one behind its first");
+    assert_eq!(ahead(2, 2, 0.0), 400 + 2000);
+    for stream in 0..19 {
+        let (ticket, _) = queue.head().unwrap();
+        queue.answer(ticket, stream, 100.0);
+    }
+    let ahead = |served| queue.work_ahead(ClassId::new(1), 2, 100, served, 100.0);
+    assert_eq!(queue.work(), 500);
+    assert_eq!((ahead(1499.0), ahead(1501.0)), (0, 100), "one whose turn comes before all of its class waits for none of them");
 }
 
 #[test]
@@ -134,7 +183,7 @@ fn a_change_of_classes_keeps_who_waits_and_their_tickets() {
 
 #[derive(Debug, Clone)]
 enum Op {
-    Push { class: usize, tenant: u16, start_by_ms: u64 },
+    Push { class: usize, tenant: u16, start_by_ms: u64, work: u64 },
     Serve,
     Expire,
     Cancel(usize),
@@ -143,7 +192,8 @@ enum Op {
 
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
-        4 => (0..3_usize, 0..TENANTS as u16, 0..100_u64).prop_map(|(class, tenant, start_by_ms)| Op::Push { class, tenant, start_by_ms }),
+        4 => (0..3_usize, 0..TENANTS as u16, 0..400_u64, 0..200_u64)
+            .prop_map(|(class, tenant, start_by_ms, work)| Op::Push { class, tenant, start_by_ms, work }),
         2 => Just(Op::Serve),
         1 => Just(Op::Expire),
         2 => any::<prop::sample::Index>().prop_map(|index| Op::Cancel(index.index(1000))),
@@ -160,12 +210,27 @@ struct Model {
 }
 
 impl Model {
+    /// The first of every tenant in its class, the one that is next first.
+    fn turns(&self) -> Vec<(Waiting<()>, Ticket)> {
+        let lane = |waiting: &Waiting<()>| (waiting.class.index(), waiting.tenant);
+        let mut firsts = BTreeMap::new();
+        for one in &self.waiting {
+            let place = |waiting: &Waiting<()>| (waiting.start_by + Duration::from_millis(4 * waiting.work), waiting.stream);
+            let first = firsts.entry(lane(&one.0)).or_insert(*one);
+            if place(&one.0) < place(&first.0) {
+                *first = *one;
+            }
+        }
+        let mut turns: Vec<_> = firsts.into_values().collect();
+        let turn = |waiting: &Waiting<()>| self.served[&lane(waiting)] + 0.3 * waiting.work as f64;
+        turns.sort_by(|(a, _), (b, _)| {
+            a.class.index().cmp(&b.class.index()).then(turn(a).total_cmp(&turn(b))).then(a.tenant.cmp(&b.tenant))
+        });
+        turns
+    }
+
     fn head(&self) -> Option<Ticket> {
-        let key = |waiting: &Waiting<()>| {
-            let lane = (waiting.class.index(), waiting.tenant);
-            (lane.0, self.served[&lane].to_bits(), lane.1, waiting.start_by, waiting.stream)
-        };
-        self.waiting.iter().min_by_key(|(waiting, _)| key(waiting)).map(|(_, ticket)| *ticket)
+        self.turns().first().map(|(_, ticket)| *ticket)
     }
 
     fn next_to_expire(&self) -> Option<Ticket> {
@@ -176,9 +241,8 @@ impl Model {
         let lane = (waiting.class.index(), waiting.tenant);
         let in_class = |other: &&(Waiting<()>, Ticket)| other.0.class == waiting.class;
         if !self.waiting.iter().any(|(other, _)| (other.class.index(), other.tenant) == lane) {
-            let least =
-                self.waiting.iter().filter(in_class).map(|(other, _)| self.served[&(lane.0, other.tenant)]).fold(f64::INFINITY, f64::min);
-            self.served.insert(lane, if least.is_finite() { least.max(0.0) } else { 0.0 });
+            let next = self.turns().iter().find(in_class).map(|(next, _)| self.served[&(lane.0, next.tenant)]);
+            self.served.insert(lane, next.unwrap_or(0.0).max(0.0));
         }
         self.waiting.push((waiting, ticket));
     }
@@ -198,8 +262,8 @@ proptest! {
         let mut model = Model::default();
         for (number, op) in (0_u32..).zip(ops) {
             match op {
-                Op::Push { class, tenant, start_by_ms } => {
-                    let one = waiting(number, class, tenant, start_by_ms);
+                Op::Push { class, tenant, start_by_ms, work } => {
+                    let one = sized(number, class, tenant, start_by_ms, work);
                     let is_full = model.waiting.len() + model.answered.len() >= 40;
                     match queue.push(one, 0.0) {
                         Ok(ticket) => { prop_assert!(!is_full); model.push(one, ticket); }
