@@ -59,8 +59,12 @@ pub(crate) async fn a_candidate_that_refuses_more_is_aborted_and_only_its_part_w
         Ok((policies == 1).then_some(()))
     })
     .await?;
-    let after = ask(&mut connection, 200).await?;
-    ensure!(after == 0, "{after} of 200 were refused after the candidate had gone");
+    // What is acknowledged is acknowledged by one worker; the others follow at their next tick. By chance a candidate of 30 % would leave 200 in
+    // a row alone once in 10^31 times.
+    let acknowledged_at = Instant::now();
+    while ask(&mut connection, 200).await? > 0 {
+        ensure!(acknowledged_at.elapsed() < PATIENCE, "a candidate that is gone refuses on");
+    }
     println!("aborted after {asked} requests, {refused} of them refused; none of 200 after it; {halted}");
     Ok(())
 }
