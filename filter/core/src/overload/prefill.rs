@@ -8,8 +8,10 @@ use super::meter::{Tick, weight};
 /// Part of the objective of the time to first token that the engines may use; the rest is for the queue in the proxy, which knows
 /// priorities and deadlines, and for what the estimate is off.
 pub(super) const ENGINE_PART: f64 = 0.25;
-/// Backlog that an engine gets before anything is known: a few steps of chunked prefill (vLLM's default chunk is 2048 tokens).
-const FIRST_TOKENS: f64 = 8192.0;
+/// Backlog that an engine gets before anything is known: a step of chunked prefill (vLLM's default chunk is 2048 tokens). What the rate allows
+/// shows within a second, and every worker begins with so much before it knows of the others: with four steps a pool that begins under
+/// five times its load refused its first class for seconds, since what was in flight took all of the objective.
+const FIRST_TOKENS: f64 = 2048.0;
 /// Backlog of an engine below which no budget falls: a budget must be able to learn again. A longer prompt goes alone.
 const LEAST_TOKENS: f64 = 1024.0;
 /// The same where the time between tokens is what bounds it: a longer prompt goes alone in each worker, so the engines are never idle.

@@ -90,6 +90,28 @@ fn losing_the_control_plane_fails_no_request() {
     assert!(tape.count(Fate::Ended(Ending::Completed)) > 100, "{:?}", tape.fates);
 }
 
+#[test]
+fn a_pool_that_begins_under_overload_serves_its_first_class_at_once() {
+    #[derive(Default)]
+    struct First(u32, u32);
+    impl Observer for First {
+        fn on_over(&mut self, over: &Over) {
+            let of_first = over.arrival.class == 0;
+            self.0 += u32::from(of_first);
+            self.1 += u32::from(of_first && over.fate == Fate::Refused);
+        }
+    }
+    let mut scenario = crate::scenarios::standard("steady-5x").unwrap().unwrap();
+    scenario.setup.duration = Duration::from_secs(6);
+    let mut first = First::default();
+    for seed in 1..=3 {
+        let mut headgate = Headgate::new(&scenario.setup, &default_policy(&scenario.setup)).unwrap();
+        World::new(&scenario.setup, seed).run(&mut headgate, &mut first).unwrap();
+    }
+    let First(sent, refused) = first;
+    assert!(sent > 200 && 100 * refused <= sent, "{refused} of {sent}");
+}
+
 /// The world stops at the first engine that idles while work waits.
 #[test]
 fn an_engine_that_is_back_has_work_at_once_while_others_wait() {
