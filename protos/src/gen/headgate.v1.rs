@@ -2407,7 +2407,7 @@ pub struct Overload {
         serde(skip_serializing_if = "crate::document::is_default")
     )]
     pub tpot_slo_ms: ::core::option::Option<u32>,
-    /// Part of the KV cache that may be filled, in percent. Range: 10..=99. Default: 90.
+    /// Part of the KV cache that may be filled, in percent. Range: 10..=99. Default: 93.
     #[prost(uint32, optional, tag = "3")]
     #[cfg_attr(
         feature = "document",

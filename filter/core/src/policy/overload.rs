@@ -40,7 +40,7 @@ impl Default for OverloadConfig {
         Self {
             ttft_slo: Duration::from_secs(2),
             tpot_slo: Duration::from_millis(100),
-            kv_target_percent: 90,
+            kv_target_percent: 93,
             output_weight: 2.0,
             bytes_per_token: 4.0,
             output_tokens: 256,

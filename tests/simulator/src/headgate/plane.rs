@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use headgate_core::fleet::{Controls, Ledger, LimitsLifetime, LimitsTable, PolicySet, StepInputs, StoredPolicy};
 use headgate_core::overload::{EngineSample, LEVELS, Paces, Term};
+use headgate_core::policy::OverloadConfig;
 use headgate_core::session::Link;
 use headgate_core::time::Timestamp;
 use headgate_protos::discovery::DeltaDiscoveryRequest;
@@ -75,7 +76,10 @@ impl Plane {
             paces: Paces::default(),
             queued: 0,
             max_queued: u64::from(queue.max_requests.unwrap_or(5000)),
-            kv_target: spec.overload.map(|overload| f64::from(overload.kv_target_percent.unwrap_or(90)) / 100.0),
+            kv_target: spec.overload.map(|overload| {
+                let percent = overload.kv_target_percent.unwrap_or_else(|| OverloadConfig::default().kv_target_percent);
+                f64::from(percent) / 100.0
+            }),
         }
     }
 
