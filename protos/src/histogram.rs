@@ -28,6 +28,13 @@ pub struct Histogram {
     sum: u64,
 }
 
+/// Writes a histogram bucket by bucket.
+#[derive(Debug)]
+pub struct HistogramWriter {
+    index_deltas: Vec<u8>,
+    counts: Vec<u8>,
+}
+
 impl Histogram {
     /// Of buckets, each as the difference of its index from the one before and its count. The lists may differ in length, as those of a
     /// faulty sender may.
@@ -49,8 +56,31 @@ impl Histogram {
 
     /// The buckets in their order: difference of the index from the one before, and count. Ends with the shorter list, or before a number
     /// that is none.
-    pub fn buckets(&self) -> impl Iterator<Item = (u64, u64)> {
-        Numbers(&self.index_deltas).zip(Numbers(&self.counts))
+    #[must_use]
+    pub fn buckets(&self) -> Buckets<'_> {
+        Buckets { index_deltas: &self.index_deltas, counts: &self.counts }
+    }
+}
+
+impl HistogramWriter {
+    /// Lists with room for `buckets` buckets of which each takes a byte in each list.
+    #[must_use]
+    pub fn with_capacity(buckets: usize) -> Self {
+        let list = || Vec::with_capacity(buckets.max(LIST_LEN));
+        Self { index_deltas: list(), counts: list() }
+    }
+
+    /// Appends a bucket: the difference of its index from the one before, and its count.
+    #[inline]
+    pub fn push(&mut self, index_delta: u32, count: u64) {
+        put(&mut self.index_deltas, u64::from(index_delta));
+        put(&mut self.counts, count);
+    }
+
+    /// The histogram of the buckets, whose samples sum up to `sum`.
+    #[must_use]
+    pub fn finish(self, sum: u64) -> Histogram {
+        Histogram { index_deltas: self.index_deltas.into(), counts: self.counts.into(), sum }
     }
 }
 
@@ -86,35 +116,121 @@ impl Message for Histogram {
     }
 }
 
-/// Numbers of a packed list; ends before one that is none.
-struct Numbers<'a>(&'a [u8]);
+/// Buckets of a histogram: see [`Histogram::buckets`].
+#[derive(Clone, Debug)]
+pub struct Buckets<'a> {
+    index_deltas: &'a [u8],
+    counts: &'a [u8],
+}
 
-impl Iterator for Numbers<'_> {
-    type Item = u64;
+/// Buckets that two histograms have alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// Sum of the differences of their indices.
+    pub index_delta: u32,
+    /// Sum of their counts.
+    pub count: u64,
+}
+
+impl Run {
+    /// Buckets of a run.
+    pub const LEN: usize = 8;
+}
+
+impl Buckets<'_> {
+    /// Skips the next [`Run::LEN`] buckets of both if they are the same, none is empty or repeats an index, and each number has one byte:
+    /// two states of a histogram a moment apart differ in a few buckets, and a processor compares the others eight at a time.
+    #[inline]
+    pub fn skip_run(&mut self, other: &mut Buckets<'_>) -> Option<Run> {
+        let (mine, rest) = self.split_run()?;
+        let (theirs, others_rest) = other.split_run()?;
+        let [deltas, counts] = mine.map(u64::from_le_bytes);
+        if mine != theirs || !is_all_short(deltas) || !is_all_short(counts) {
+            return None;
+        }
+        (*self, *other) = (rest, others_rest);
+        Some(Run { index_delta: sum_of_bytes(deltas) as u32, count: sum_of_bytes(counts) })
+    }
+
+    /// The next bytes of both lists, and what follows them.
+    #[inline]
+    fn split_run(&self) -> Option<([[u8; Run::LEN]; 2], Self)> {
+        let (deltas, index_deltas) = self.index_deltas.split_first_chunk()?;
+        let (numbers, counts) = self.counts.split_first_chunk()?;
+        Some(([*deltas, *numbers], Self { index_deltas, counts }))
+    }
+}
+
+/// Whether each byte is a number of its own above 0.
+const fn is_all_short(bytes: u64) -> bool {
+    const HIGH: u64 = 0x8080_8080_8080_8080;
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    // The lowest byte that is 0 borrows into its highest bit; without a byte above 127 nothing else sets one.
+    (bytes | bytes.wrapping_sub(ONES)) & HIGH == 0
+}
+
+/// Sum of bytes below 128: first of pairs, each in 16 bits, then of all four by a multiplication.
+const fn sum_of_bytes(bytes: u64) -> u64 {
+    const EVEN: u64 = 0x00ff_00ff_00ff_00ff;
+    let pairs = (bytes & EVEN) + ((bytes >> 8) & EVEN);
+    pairs.wrapping_mul(0x0001_0001_0001_0001) >> 48
+}
+
+impl Iterator for Buckets<'_> {
+    type Item = (u64, u64);
 
     #[inline]
-    fn next(&mut self) -> Option<u64> {
-        let (first, rest) = self.0.split_first()?;
-        // Most are differences and counts of a few samples.
-        if *first < 0x80 {
-            self.0 = rest;
-            return Some(u64::from(*first));
-        }
-        decode_varint(&mut self.0).ok()
+    fn next(&mut self) -> Option<(u64, u64)> {
+        Some((next_number(&mut self.index_deltas)?, next_number(&mut self.counts)?))
     }
+}
+
+/// The next number of a packed list; `None` at its end, and before one that is none.
+#[inline]
+fn next_number(list: &mut &[u8]) -> Option<u64> {
+    let (first, rest) = list.split_first()?;
+    // Most are differences and counts of a few samples, and almost all others are below 16,384.
+    if *first < 0x80 {
+        *list = rest;
+        return Some(u64::from(*first));
+    }
+    match rest.split_first() {
+        Some((second, rest)) if *second < 0x80 => {
+            *list = rest;
+            Some(u64::from(*first & 0x7f) | u64::from(*second) << 7)
+        }
+        _ => next_long(list),
+    }
+}
+
+// Apart, so that a loop over the others stays short.
+#[inline(never)]
+fn next_long(list: &mut &[u8]) -> Option<u64> {
+    decode_varint(list).ok()
 }
 
 fn packed(numbers: impl IntoIterator<Item = u64>) -> Bytes {
     let numbers = numbers.into_iter();
     let mut list = Vec::with_capacity(numbers.size_hint().0.max(LIST_LEN));
-    // Most have one byte.
-    numbers.for_each(|number| if number < 0x80 { list.push(number as u8) } else { encode_varint(number, &mut list) });
+    numbers.for_each(|number| put(&mut list, number));
     list.into()
+}
+
+/// Appends a number to a packed list. Most have one byte, and almost all others two.
+#[inline]
+fn put(list: &mut Vec<u8>, number: u64) {
+    match number {
+        0..0x80 => list.push(number as u8),
+        0x80..0x4000 => list.extend_from_slice(&[number as u8 | 0x80, (number >> 7) as u8]),
+        _ => encode_varint(number, list),
+    }
 }
 
 /// Numbers of a packed list, of which each has one byte without the mark that another follows.
 fn len(list: &[u8]) -> usize {
-    list.iter().filter(|byte| **byte < 0x80).count()
+    // Counted in bytes, as many at a time as a byte can count, since a processor compares and adds many bytes at once.
+    let ends = |bytes: &[u8]| bytes.iter().map(|byte| u8::from(*byte < 0x80)).sum::<u8>();
+    list.chunks(usize::from(u8::MAX)).map(|bytes| usize::from(ends(bytes))).sum()
 }
 
 /// Appends what comes of a repeated field, packed or not. What is kept is a copy: the buffer of a whole report must not live as long as
@@ -173,6 +289,32 @@ mod tests {
             assert!(ours.buckets().eq(deltas.zip(plain.counts.iter().copied())));
             assert_eq!((ours.lens(), ours.sum()), ((plain.index_deltas.len(), plain.counts.len()), plain.sum));
         }
+    }
+
+    #[test]
+    fn runs_are_skipped_that_are_alike_short_and_good() {
+        let histogram = |deltas: [u32; 9], counts: [u64; 9]| Histogram::new(deltas, counts, 0);
+        let (deltas, counts) = ([127, 1, 2, 3, 4, 5, 6, 127, 9], [127, 127, 127, 1, 127, 127, 127, 127, 9]);
+        let first = histogram(deltas, counts);
+        let skips = |second: &Histogram| {
+            let (mut mine, mut theirs) = (first.buckets(), second.buckets());
+            let run = mine.skip_run(&mut theirs);
+            assert_eq!(run.is_some(), mine.clone().eq([(9, 9)]) && theirs.eq([(9, 9)]));
+            run
+        };
+        assert_eq!(skips(&first), Some(Run { index_delta: 275, count: 890 }));
+        for at in 0..Run::LEN {
+            let (mut other_deltas, mut other_counts) = (deltas, counts);
+            (other_deltas[at], other_counts[at]) = (8, 8);
+            assert_eq!((skips(&histogram(other_deltas, counts)), skips(&histogram(deltas, other_counts))), (None, None));
+            for bad in [0, 128, 300] {
+                (other_deltas[at], other_counts[at]) = (bad, u64::from(bad));
+                let (by_delta, by_count) = (histogram(other_deltas, counts), histogram(deltas, other_counts));
+                assert_eq!(by_delta.buckets().skip_run(&mut by_delta.buckets()), None, "{bad} at {at}");
+                assert_eq!(by_count.buckets().skip_run(&mut by_count.buckets()), None, "{bad} at {at}");
+            }
+        }
+        assert_eq!(Histogram::new([1; 7], [1; 9], 0).buckets().skip_run(&mut first.buckets()), None);
     }
 
     #[test]

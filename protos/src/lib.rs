@@ -15,7 +15,7 @@ mod histogram;
 pub mod plugin;
 
 pub use any::Any;
-pub use histogram::Histogram;
+pub use histogram::{Buckets, Histogram, HistogramWriter, Run};
 
 // The generated code names other packages by relative paths, so the modules nest as the packages do.
 #[allow(clippy::all, clippy::pedantic, clippy::restriction, missing_docs, rustdoc::all, unreachable_pub)]

@@ -10,8 +10,8 @@ use alloc::boxed::Box;
 mod tests;
 mod wire;
 
-pub use self::wire::HistogramError;
 pub(crate) use self::wire::Told;
+pub use self::wire::{HistogramDelta, HistogramError};
 
 /// Buckets on a page, and sub-buckets of a power of two.
 const PAGE_LEN: usize = 128;
@@ -88,9 +88,7 @@ impl Histogram {
             let Some(theirs) = page else { continue };
             let Some(ours) = self.pages.get_mut(index) else { continue };
             let ours = ours.get_or_insert_with(Page::empty);
-            for (slot, count) in theirs.occupied() {
-                ours.add(slot, count);
-            }
+            theirs.for_each_occupied(|slot, count| ours.add(slot, count));
         }
         self.count = self.count.saturating_add(other.count);
         self.sum = self.sum.saturating_add(other.sum);
@@ -104,6 +102,14 @@ impl Histogram {
         let mut newer = Self::new();
         newer.set_diff(self, older);
         newer
+    }
+
+    /// Adds the samples of `delta`. Exact, in any order.
+    pub fn add_delta(&mut self, delta: &HistogramDelta) {
+        for (index, count) in delta.buckets() {
+            self.add_at(index, count);
+        }
+        self.sum = self.sum.saturating_add(delta.sum());
     }
 
     /// Forgets every sample and keeps the memory.
@@ -162,16 +168,18 @@ impl Histogram {
     /// Makes this the [`diff`](Self::diff) of `newer` and `older`, and keeps the memory.
     pub fn set_diff(&mut self, newer: &Self, older: &Self) {
         self.clear();
-        for (index, (ours, theirs)) in newer.pages.iter().zip(older.pages.iter()).enumerate() {
-            let Some(ours) = ours else { continue };
-            for (slot, count) in ours.occupied() {
-                let before = theirs.as_ref().map_or(0, |page| page.at(slot));
-                let grown = count.saturating_sub(before);
+        let mut count = 0_u64;
+        for ((page, newer), older) in self.pages.iter_mut().zip(&newer.pages).zip(&older.pages) {
+            let Some(newer) = newer else { continue };
+            newer.for_each_occupied(|slot, newest| {
+                let grown = newest.saturating_sub(older.as_ref().map_or(0, |older| older.at(slot)));
                 if grown > 0 {
-                    self.add(index, slot, grown);
+                    count = count.saturating_add(grown);
+                    page.get_or_insert_with(Page::empty).set(slot, grown);
                 }
-            }
+            });
         }
+        self.count = count;
         self.sum = newer.sum.saturating_sub(older.sum);
     }
 
@@ -180,6 +188,25 @@ impl Histogram {
         let Some(page) = self.pages.get_mut(page) else { return };
         page.get_or_insert_with(Page::empty).add(slot, count);
         self.count = self.count.saturating_add(count);
+    }
+
+    /// Adds samples, at least one, to the bucket of a wire index.
+    fn add_at(&mut self, index: u32, count: u64) {
+        self.add(index as usize / PAGE_LEN, index as usize % PAGE_LEN, count);
+    }
+
+    /// Buckets with samples.
+    fn buckets(&self) -> usize {
+        self.pages.iter().flatten().fold(0, |sum, page| sum + page.occupied.count_ones() as usize)
+    }
+
+    /// Calls `each` with wire index and count of every bucket with samples, ascending.
+    fn for_each_occupied(&self, mut each: impl FnMut(u32, u64)) {
+        for (first, page) in (0_u32..).step_by(PAGE_LEN).zip(&self.pages) {
+            if let Some(page) = page {
+                page.for_each_occupied(|slot, count| each(first + slot as u32, count));
+            }
+        }
     }
 
     /// Page, slot and count of every bucket with samples, ascending.
@@ -206,6 +233,14 @@ impl Page {
         }
     }
 
+    /// Gives a bucket that is empty its samples, at least one.
+    fn set(&mut self, slot: usize, count: u64) {
+        if let Some(bucket) = self.counts.get_mut(slot) {
+            *bucket = count;
+            self.occupied |= 1 << slot;
+        }
+    }
+
     #[cold]
     fn occupy(&mut self, slot: usize) {
         self.occupied |= 1 << slot;
@@ -224,6 +259,22 @@ impl Page {
             left &= left.checked_sub(1)?;
             Some((slot, self.at(slot)))
         })
+    }
+
+    /// Calls `each` with slot and count of every bucket with samples, ascending: for loops over all of them, in which a processor's word at
+    /// a time is several times faster.
+    #[inline]
+    fn for_each_occupied(&self, mut each: impl FnMut(usize, u64)) {
+        let (low, high) = self.counts.split_at(PAGE_LEN / 2);
+        for (counts, first, mut left) in [(low, 0, self.occupied as u64), (high, PAGE_LEN / 2, (self.occupied >> 64) as u64)] {
+            while left != 0 {
+                let slot = left.trailing_zeros() as usize;
+                left &= left - 1;
+                if let Some(count) = counts.get(slot) {
+                    each(first + slot, *count);
+                }
+            }
+        }
     }
 
     fn clear(&mut self) {

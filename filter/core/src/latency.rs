@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 
 use headgate_protos::v1;
 
-use crate::histogram::{Histogram, HistogramError};
+use crate::histogram::{Histogram, HistogramDelta, HistogramError};
 use crate::time::Timestamp;
 use crate::words::same;
 
@@ -45,6 +45,12 @@ pub enum Metric {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Latencies {
     histograms: [Histogram; Metric::ALL.len()],
+}
+
+/// Samples of the five metrics that came between two states of [`Latencies`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LatenciesDelta {
+    deltas: [HistogramDelta; Metric::ALL.len()],
 }
 
 /// When a request arrived, and where its latencies count.
@@ -158,6 +164,15 @@ impl Latencies {
         }
     }
 
+    /// Adds all samples of `delta`: exact, in any order.
+    pub fn add(&mut self, delta: &LatenciesDelta) {
+        for (mine, theirs) in self.histograms.iter_mut().zip(&delta.deltas) {
+            if theirs.count() > 0 {
+                mine.add_delta(theirs);
+            }
+        }
+    }
+
     /// The samples that came since `older`, an earlier state of these.
     #[must_use]
     pub fn diff(&self, older: &Self) -> Self {
@@ -196,23 +211,44 @@ impl Latencies {
     /// # Errors
     /// [`HistogramError`] of the first histogram that cannot be read.
     pub fn from_wire(wire: &v1::LatencyStream) -> Result<Self, HistogramError> {
-        Self::between(None, wire)
+        let mut latencies = Self::new();
+        latencies.add(&LatenciesDelta::between(None, wire)?);
+        Ok(latencies)
     }
+}
 
-    /// Samples that came between two wire forms: see [`Histogram::between`].
+impl LatenciesDelta {
+    /// Samples that came between two wire forms: see [`HistogramDelta::between`].
     ///
     /// # Errors
     /// [`HistogramError`] of the first histogram of `wire` that cannot be read.
     pub fn between(older: Option<&v1::LatencyStream>, wire: &v1::LatencyStream) -> Result<Self, HistogramError> {
         let none = [None; Metric::ALL.len()];
-        let mut latencies = Self::new();
+        let mut latencies = Self::default();
         let wires = histograms(wire).into_iter().zip(older.map_or(none, histograms));
-        for (slot, (wire, older)) in latencies.histograms.iter_mut().zip(wires) {
+        for (slot, (wire, older)) in latencies.deltas.iter_mut().zip(wires) {
             if let Some(wire) = wire {
-                *slot = Histogram::between(older, wire)?;
+                *slot = HistogramDelta::between(older, wire)?;
             }
         }
         Ok(latencies)
+    }
+
+    /// In the order of [`Metric::ALL`].
+    pub fn metrics(&self) -> impl Iterator<Item = &HistogramDelta> {
+        self.deltas.iter()
+    }
+
+    /// Samples of all metrics.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.deltas.iter().fold(0, |sum, delta| sum.saturating_add(delta.count()))
+    }
+}
+
+impl From<&Latencies> for LatenciesDelta {
+    fn from(latencies: &Latencies) -> Self {
+        Self { deltas: latencies.histograms.each_ref().map(HistogramDelta::from) }
     }
 }
 

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use crate::histogram::Histogram;
+use crate::histogram::{Histogram, HistogramDelta};
 use crate::time::Timestamp;
 
 /// Samples of the last `window`, kept in slices of equal length, so that they expire a slice at a time.
@@ -42,6 +42,13 @@ impl SlidingHistogram {
     pub fn merge(&mut self, now: Timestamp, samples: &Histogram) {
         if let Some(histogram) = self.current(now) {
             histogram.merge(samples);
+        }
+    }
+
+    /// Counts all samples of `delta` as taken now.
+    pub fn add(&mut self, now: Timestamp, delta: &HistogramDelta) {
+        if let Some(histogram) = self.current(now) {
+            histogram.add_delta(delta);
         }
     }
 

@@ -123,12 +123,17 @@ proptest! {
         // The second need not have grown out of the first: a worker that went away leaves less.
         let (older, newer) = (merged(&of(&a), &of(&b)), merged(&of(&b), &of(&c)));
         let wire = newer.to_wire();
-        prop_assert_eq!(Histogram::between(Some(&older.to_wire()), &wire), Ok(newer.diff(&older)));
-        prop_assert_eq!(Histogram::between(Some(&wire), &wire), Ok(Histogram::new()));
-        prop_assert_eq!(Histogram::between(None, &wire), Ok(newer.clone()));
-        let unreadable = v1::Histogram::new([5, 0], [1, 1], 0);
-        prop_assert_eq!(Histogram::between(Some(&unreadable), &wire), Ok(newer));
-        prop_assert!(Histogram::between(Some(&wire), &unreadable).is_err());
+        let between = |older: Option<&v1::Histogram>, wire: &v1::Histogram| HistogramDelta::between(older, wire);
+        prop_assert_eq!(between(Some(&older.to_wire()), &wire), Ok(HistogramDelta::from(&newer.diff(&older))));
+        prop_assert_eq!(between(Some(&wire), &wire), Ok(HistogramDelta::default()));
+        prop_assert_eq!(between(None, &wire), Ok(HistogramDelta::from(&newer)));
+        for unreadable in [v1::Histogram::new([5, 0], [1, 1], 0), v1::Histogram::new([5], [1, 1], 0), v1::Histogram::new([BUCKETS], [1], 0)] {
+            prop_assert_eq!(between(Some(&unreadable), &wire), Ok(HistogramDelta::from(&newer)));
+            prop_assert!(between(Some(&wire), &unreadable).is_err());
+        }
+        let mut sum = older.clone();
+        sum.add_delta(&HistogramDelta::from(&newer));
+        prop_assert_eq!(sum, merged(&older, &newer));
     }
 
     #[test]

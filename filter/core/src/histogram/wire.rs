@@ -1,11 +1,12 @@
 //! Histograms as load reports carry them.
 
+use alloc::vec::Vec;
 use core::cell::Cell;
 
-use headgate_protos::v1;
+use headgate_protos::{Buckets, HistogramWriter, Run, v1};
 use thiserror::Error;
 
-use super::{BUCKETS, Histogram, PAGE_LEN};
+use super::{BUCKETS, Histogram};
 
 /// Why a histogram from the wire was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -50,12 +51,12 @@ pub enum HistogramError {
 impl Histogram {
     /// The form that goes over the wire: occupied buckets only, indices as differences.
     pub fn to_wire(&self) -> v1::Histogram {
+        let mut lists = HistogramWriter::with_capacity(self.buckets());
         let mut previous = 0_u32;
-        let deltas = self.occupied().map(|(page, slot, _)| {
-            let index = (page * PAGE_LEN + slot) as u32;
-            index.saturating_sub(core::mem::replace(&mut previous, index))
+        self.for_each_occupied(|index, count| {
+            lists.push(index.saturating_sub(core::mem::replace(&mut previous, index)), count);
         });
-        v1::Histogram::new(deltas, self.occupied().map(|(_, _, count)| count), self.sum)
+        lists.finish(self.sum)
     }
 
     /// Reads the wire form.
@@ -65,60 +66,175 @@ impl Histogram {
     /// counts overflow. Indices ascend strictly, so a message of any size is refused after at most [`BUCKETS`] entries.
     pub fn from_wire(wire: &v1::Histogram) -> Result<Self, HistogramError> {
         let mut histogram = Self::new();
-        read(wire, |index, count| histogram.add(index / PAGE_LEN, index % PAGE_LEN, count))?;
+        read(wire, |index, count| histogram.add_at(index, count))?;
         histogram.sum = wire.sum();
         Ok(histogram)
     }
+}
 
+/// Samples that came between two states of a cumulative histogram: few, so a list of the buckets that grew.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HistogramDelta {
+    /// Index and growth.
+    buckets: Vec<(u32, u64)>,
+    count: u64,
+    sum: u64,
+}
+
+impl HistogramDelta {
     /// Samples that came between two wire forms of one cumulative histogram: those of `wire` since `older`.
     ///
-    /// As [`diff`](Self::diff) of what both are read as, and all of `wire` when there is no older one that can be read. What did not
-    /// change costs a comparison of bytes, and memory is taken for buckets that grew only.
+    /// As [`Histogram::diff`] of what both are read as, and all of `wire` when there is no older one that can be read. What did not
+    /// change costs a comparison of bytes.
     ///
     /// # Errors
-    /// As [`from_wire`](Self::from_wire), of `wire`.
+    /// As [`Histogram::from_wire`], of `wire`.
     pub fn between(older: Option<&v1::Histogram>, wire: &v1::Histogram) -> Result<Self, HistogramError> {
-        let Some(older) = older else { return Self::from_wire(wire) };
-        let mut newer = Self::new();
-        if older == wire {
-            return Ok(newer);
+        if older == Some(wire) {
+            return Ok(Self::default());
         }
-        let mut before = Cursor::new(older);
-        read(wire, |index, count| {
-            let grown = count.saturating_sub(before.count_at(index));
-            if grown > 0 {
-                newer.add(index / PAGE_LEN, index % PAGE_LEN, grown);
+        if let Some(older) = older
+            && let Ok(older_buckets) = Reader::new(older)
+            && let Some(grown) = Self::grown(older_buckets, Reader::new(wire)?)?
+        {
+            return Ok(Self { sum: wire.sum().saturating_sub(older.sum()), ..grown });
+        }
+        let mut all = Self { sum: wire.sum(), ..Self::default() };
+        read(wire, |index, count| all.add(index, count))?;
+        Ok(all)
+    }
+
+    /// Samples.
+    #[must_use]
+    pub const fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// Their sum, each clamped to [`MAX_VALUE`](super::MAX_VALUE).
+    #[must_use]
+    pub const fn sum(&self) -> u64 {
+        self.sum
+    }
+
+    /// Index and growth of every bucket that grew, ascending.
+    pub(super) fn buckets(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
+        self.buckets.iter().copied()
+    }
+
+    /// Mean of the samples; `None` without samples.
+    #[must_use]
+    pub fn mean(&self) -> Option<f64> {
+        (self.count > 0).then(|| self.sum as f64 / self.count as f64)
+    }
+
+    /// What every bucket of `newer` has more than `older`; `None` when `older` cannot be read.
+    fn grown(mut older: Reader<'_>, mut newer: Reader<'_>) -> Result<Option<Self>, HistogramError> {
+        let mut grown = Self::default();
+        newer.skip_common(&mut older);
+        let mut before = older.next();
+        while let Some((index, count)) = newer.next()? {
+            while before.is_ok_and(|bucket| bucket.is_some_and(|(at, _)| at < index)) {
+                before = older.next();
             }
-        })?;
-        if read(older, |_, _| {}).is_err() {
-            return Self::from_wire(wire);
+            let had = match before {
+                Ok(bucket) => bucket.filter(|(at, _)| *at == index).map_or(0, |(_, count)| count),
+                Err(_) => return newer.rest().map(|()| None),
+            };
+            if count > had {
+                grown.add(index, count - had);
+            }
+            // Where the two are at the same bucket, those that follow are mostly alike.
+            if before == Ok(Some((index, had))) {
+                newer.skip_common(&mut older);
+                before = older.next();
+            }
         }
-        newer.sum = wire.sum().saturating_sub(older.sum());
-        Ok(newer)
+        Ok(before.and_then(|_| older.rest()).ok().map(|()| grown))
+    }
+
+    fn add(&mut self, index: u32, count: u64) {
+        self.buckets.push((index, count));
+        self.count = self.count.saturating_add(count);
+    }
+}
+
+impl From<&Histogram> for HistogramDelta {
+    fn from(histogram: &Histogram) -> Self {
+        let mut all = Self { sum: histogram.sum, ..Self::default() };
+        histogram.for_each_occupied(|index, count| all.add(index, count));
+        all
     }
 }
 
 /// Calls `each` with index and count of every bucket of a wire form, ascending, until something is wrong with it.
-fn read(wire: &v1::Histogram, mut each: impl FnMut(usize, u64)) -> Result<(), HistogramError> {
-    let (indices, counts) = wire.lens();
-    if indices != counts {
-        return Err(HistogramError::Lengths { indices, counts });
+fn read(wire: &v1::Histogram, mut each: impl FnMut(u32, u64)) -> Result<(), HistogramError> {
+    let mut reader = Reader::new(wire)?;
+    while let Some((index, count)) = reader.next()? {
+        each(index, count);
     }
-    let (mut total, mut position) = (0_u64, 0);
-    let mut previous: Option<u32> = None;
-    for (delta, count) in wire.buckets() {
-        let index = next_index(previous, delta)?;
+    Ok(())
+}
+
+/// Reads a wire form bucket by bucket, and checks it.
+struct Reader<'a> {
+    buckets: Buckets<'a>,
+    /// Buckets, and how many of them have been read.
+    len: usize,
+    read: usize,
+    previous: Option<u32>,
+    total: u64,
+}
+
+impl<'a> Reader<'a> {
+    fn new(wire: &'a v1::Histogram) -> Result<Self, HistogramError> {
+        let (indices, counts) = wire.lens();
+        if indices != counts {
+            return Err(HistogramError::Lengths { indices, counts });
+        }
+        Ok(Self { buckets: wire.buckets(), len: indices, read: 0, previous: None, total: 0 })
+    }
+
+    /// Index and count of the next bucket.
+    #[inline]
+    fn next(&mut self) -> Result<Option<(u32, u64)>, HistogramError> {
+        let Some((delta, count)) = self.buckets.next() else { return self.end() };
+        let index = next_index(self.previous, delta)?;
         if count == 0 {
             return Err(HistogramError::EmptyBucket { index });
         }
-        total = total.checked_add(count).ok_or(HistogramError::Overflow)?;
-        each(index as usize, count);
-        previous = Some(index);
-        position += 1;
+        self.total = self.total.checked_add(count).ok_or(HistogramError::Overflow)?;
+        self.previous = Some(index);
+        self.read += 1;
+        Ok(Some((index, count)))
     }
-    if position < indices { Err(HistogramError::NoNumber { position }) } else { Ok(()) }
+
+    /// Skips buckets that both have alike, of two that are at the same index.
+    fn skip_common(&mut self, other: &mut Reader<'_>) {
+        let (mut mine, mut theirs) = (self.buckets.clone(), other.buckets.clone());
+        while let Some(run) = mine.skip_run(&mut theirs) {
+            let index = self.previous.unwrap_or(0).saturating_add(run.index_delta);
+            let totals = self.total.checked_add(run.count).zip(other.total.checked_add(run.count));
+            // What is wrong is found bucket by bucket.
+            let Some((total, others_total)) = totals.filter(|_| index < BUCKETS) else { return };
+            (self.previous, other.previous) = (Some(index), Some(index));
+            (self.total, other.total) = (total, others_total);
+            (self.buckets, other.buckets) = (mine.clone(), theirs.clone());
+            (self.read, other.read) = (self.read + Run::LEN, other.read + Run::LEN);
+        }
+    }
+
+    /// Reads to the end.
+    fn rest(&mut self) -> Result<(), HistogramError> {
+        while self.next()?.is_some() {}
+        Ok(())
+    }
+
+    fn end(&self) -> Result<Option<(u32, u64)>, HistogramError> {
+        if self.read < self.len { Err(HistogramError::NoNumber { position: self.read }) } else { Ok(None) }
+    }
 }
 
+#[inline]
 fn next_index(previous: Option<u32>, delta: u64) -> Result<u32, HistogramError> {
     let index = match previous {
         None => delta,
@@ -126,30 +242,6 @@ fn next_index(previous: Option<u32>, delta: u64) -> Result<u32, HistogramError> 
         Some(previous) => u64::from(previous).saturating_add(delta),
     };
     u32::try_from(index).ok().filter(|index| *index < BUCKETS).ok_or(HistogramError::IndexOutOfRange { got: index })
-}
-
-/// Counts of a wire form for indices that ascend.
-struct Cursor<B> {
-    buckets: B,
-    index: u64,
-    count: u64,
-}
-
-impl Cursor<()> {
-    fn new(wire: &v1::Histogram) -> Cursor<impl Iterator<Item = (u64, u64)>> {
-        Cursor { buckets: wire.buckets(), index: 0, count: 0 }
-    }
-}
-
-impl<B: Iterator<Item = (u64, u64)>> Cursor<B> {
-    fn count_at(&mut self, index: usize) -> u64 {
-        // Before the first bucket no count is above 0.
-        while self.index < index as u64 || self.count == 0 {
-            let Some((delta, count)) = self.buckets.next() else { return 0 };
-            (self.index, self.count) = (self.index.saturating_add(delta), count);
-        }
-        if self.index == index as u64 { self.count } else { 0 }
-    }
 }
 
 /// The wire form of a histogram that only grows, made anew when samples have come since it was asked for last.

@@ -8,7 +8,7 @@ use thiserror::Error;
 use super::fit::FitSums;
 use super::level::{OfferedError, OfferedLevels};
 use super::work::Work;
-use crate::histogram::{Histogram, HistogramError};
+use crate::histogram::{Histogram, HistogramDelta, HistogramError};
 use crate::time::Timestamp;
 
 /// Work of one pool as its workers count it. What is not called a gauge is cumulative within one series; flows of many workers add up.
@@ -121,6 +121,13 @@ impl Flow {
         for (sum, part) in self.counts_mut().into_iter().zip(other.counts()) {
             *sum = sum.saturating_add(part);
         }
+    }
+
+    /// Adds samples to the histograms, which are in the order of [`histograms_of`](Self::histograms_of).
+    pub fn add_samples(&mut self, [queue_wait_us, service_ttft_us, tpot_us]: &[HistogramDelta; 3]) {
+        self.queue_wait_us.add_delta(queue_wait_us);
+        self.service_ttft_us.add_delta(service_ttft_us);
+        self.tpot_us.add_delta(tpot_us);
     }
 
     /// Reads a worker's report. `offered_requests` and `failed` are not in it: [`with_classes`](Self::with_classes) adds them.

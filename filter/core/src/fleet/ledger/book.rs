@@ -96,11 +96,11 @@ impl PoolBook {
         book.control.completed = book.control.completed.saturating_add(delta.totals.completed);
         book.control.refused = delta.totals.refused.iter().fold(book.control.refused, |sum, more| sum.saturating_add(*more));
         if let Some(ttft) = &delta.ttft {
-            book.window.merge(now, ttft);
+            book.window.add(now, ttft);
             if let Some(judged) = &mut book.judged_ttft {
-                judged.merge(ttft);
+                judged.add_delta(ttft);
             }
-            self.ttft.merge(ttft);
+            self.ttft.add_delta(ttft);
         }
         if book.is_throttled { delta.totals.offered } else { 0 }
     }
@@ -113,6 +113,7 @@ impl PoolBook {
             return 0;
         }
         flow.add(&delta.flow);
+        flow.add_samples(&delta.samples);
         delta.flow.offered.total()
     }
 

@@ -2,7 +2,7 @@
 
 use headgate_protos::v1;
 
-use crate::histogram::Histogram;
+use crate::histogram::HistogramDelta;
 use crate::overload::{Flow, FlowError};
 
 /// What became of the queued requests of one pool, and of what it was asked; each only grows.
@@ -32,8 +32,10 @@ pub(super) struct Account {
 /// What a report of a worker adds to one policy's work.
 #[derive(Default)]
 pub(super) struct AccountDelta {
-    /// Gauges are left out.
+    /// Gauges are left out, and the histograms.
     pub(super) flow: Flow,
+    /// What the histograms have grown by, in the order of [`Flow::histograms_of`].
+    pub(super) samples: [HistogramDelta; 3],
     pub(super) queue: QueueTotals,
 }
 
@@ -67,17 +69,13 @@ impl Account {
     fn since(&self, before: Option<&Self>) -> Result<AccountDelta, FlowError> {
         let nothing = Self::default();
         let before = before.filter(|before| !self.has_restarted(before)).unwrap_or(&nothing);
-        let came = |new: &Option<v1::Histogram>, old: &Option<v1::Histogram>| {
-            new.as_ref().map_or(Ok(Histogram::new()), |new| Histogram::between(old.as_ref(), new))
-        };
-        let ([wait, service, tpot], [old_wait, old_service, old_tpot]) = (&self.histograms, &before.histograms);
-        let flow = Flow {
-            queue_wait_us: came(wait, old_wait)?,
-            service_ttft_us: came(service, old_service)?,
-            tpot_us: came(tpot, old_tpot)?,
-            ..counts_since(&self.flow, &before.flow)
-        };
-        Ok(AccountDelta { flow, queue: self.queue.since(before.queue) })
+        let mut samples = <[HistogramDelta; 3]>::default();
+        for (slot, (new, old)) in samples.iter_mut().zip(self.histograms.iter().zip(&before.histograms)) {
+            if let Some(new) = new {
+                *slot = HistogramDelta::between(old.as_ref(), new)?;
+            }
+        }
+        Ok(AccountDelta { flow: counts_since(&self.flow, &before.flow), samples, queue: self.queue.since(before.queue) })
     }
 
     fn has_restarted(&self, before: &Self) -> bool {

@@ -16,7 +16,7 @@ use super::node::{MAX_CLASSES, Node};
 use super::{Ledger, PoolBook};
 use crate::estimator::{Ewma, SlidingHistogram};
 use crate::histogram::HistogramError;
-use crate::latency::{Latencies, MAX_MODEL_BYTES, MAX_STREAMS, Metric};
+use crate::latency::{Latencies, LatenciesDelta, MAX_MODEL_BYTES, MAX_STREAMS, Metric};
 use crate::time::Timestamp;
 
 #[cfg(test)]
@@ -44,7 +44,7 @@ pub(super) struct LatencyAccount {
 #[derive(Default)]
 pub(super) struct LatencyDelta {
     /// Class, model and what came.
-    added: Vec<(String, String, Latencies)>,
+    added: Vec<(String, String, LatenciesDelta)>,
     /// Series that ended: what they counted last is not known.
     ended: u64,
     is_recent: bool,
@@ -180,7 +180,7 @@ impl LatencyBook {
         for (class, model, latencies) in delta.added.iter().filter(|(_, _, latencies)| latencies.count() > 0) {
             self.book(class, model, |stream| {
                 stream.tellers.filters = true;
-                stream.totals.merge(latencies);
+                stream.totals.add(latencies);
                 if is_recent && delta.is_recent {
                     stream.observe(now, latencies);
                 }
@@ -219,7 +219,7 @@ impl StreamBook {
     /// Books samples that came now.
     pub fn add(&mut self, now: Timestamp, latencies: &Latencies) {
         self.totals.merge(latencies);
-        self.observe(now, latencies);
+        self.observe(now, &latencies.into());
     }
 
     fn new(class: &str, model: &str) -> Self {
@@ -228,11 +228,10 @@ impl StreamBook {
         Self { class, model, tellers: Tellers::default(), totals: Latencies::new(), metrics: Metric::ALL.map(metric) }
     }
 
-    fn observe(&mut self, now: Timestamp, latencies: &Latencies) {
-        for (book, metric) in self.metrics.iter_mut().zip(Metric::ALL) {
-            let samples = latencies.of(metric);
+    fn observe(&mut self, now: Timestamp, latencies: &LatenciesDelta) {
+        for (book, samples) in self.metrics.iter_mut().zip(latencies.metrics()) {
             if let Some(mean) = samples.mean() {
-                book.window.merge(now, samples);
+                book.window.add(now, samples);
                 book.mean.observe(mean);
             }
         }
@@ -316,7 +315,7 @@ fn is_same_series(a: &v1::LatencyStream, b: &v1::LatencyStream) -> bool {
 }
 
 /// What is in `new` and was not in `old`. What a model that has lost its place left to "other" is in `old` already.
-fn added(new: &[v1::LatencyStream], old: &[v1::LatencyStream]) -> Result<Vec<(String, String, Latencies)>, HistogramError> {
+fn added(new: &[v1::LatencyStream], old: &[v1::LatencyStream]) -> Result<Vec<(String, String, LatenciesDelta)>, HistogramError> {
     let is_gone = |stream: &v1::LatencyStream| !new.iter().any(|other| is_same_series(stream, other) && stream.place == other.place);
     let mut added = Vec::with_capacity(new.len());
     for stream in new {
@@ -325,12 +324,12 @@ fn added(new: &[v1::LatencyStream], old: &[v1::LatencyStream]) -> Result<Vec<(St
         };
         let mut before = old.iter().filter(holds);
         let latencies = match (before.next(), before.next()) {
-            (older, None) => Latencies::between(older, stream)?,
+            (older, None) => LatenciesDelta::between(older, stream)?,
             // Models have lost their places since: "other" has what they counted before.
             _ => {
                 let mut sum = Latencies::new();
                 old.iter().filter(holds).try_for_each(|other| Latencies::from_wire(other).map(|other| sum.merge(&other)))?;
-                Latencies::from_wire(stream)?.diff(&sum)
+                LatenciesDelta::from(&Latencies::from_wire(stream)?.diff(&sum))
             }
         };
         added.push((stream.class.clone(), stream.model.clone(), latencies));

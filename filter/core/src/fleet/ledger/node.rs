@@ -12,7 +12,7 @@ use super::flow::{Account, AccountDelta};
 use super::latency::{LatencyAccount, LatencyDelta};
 use super::{ClassTotals, LIVE};
 use crate::fleet::{GONE_AFTER, MAX_POLICIES_PER_PROXY};
-use crate::histogram::Histogram;
+use crate::histogram::HistogramDelta;
 use crate::reason::Reason;
 use crate::time::Timestamp;
 
@@ -104,7 +104,7 @@ pub(super) struct ClassDelta<'a> {
     pub(super) class: &'a str,
     pub(super) totals: ClassTotals,
     /// `None` when nothing was added, or the report's histogram cannot be read.
-    pub(super) ttft: Option<Histogram>,
+    pub(super) ttft: Option<HistogramDelta>,
 }
 
 // === impl Node ===
@@ -305,11 +305,11 @@ fn refused(class: &v1::ClassReport) -> [u64; Reason::ALL.len()] {
     counts
 }
 
-fn ttft_delta(old: Option<&v1::Histogram>, new: Option<&v1::Histogram>) -> Option<Histogram> {
+fn ttft_delta(old: Option<&v1::Histogram>, new: Option<&v1::Histogram>) -> Option<HistogramDelta> {
     if old == new {
         return None;
     }
-    Histogram::between(old, new?).ok()
+    HistogramDelta::between(old, new?).ok()
 }
 
 fn counters_delta(new: &v1::WorkerCounters, old: &v1::WorkerCounters) -> v1::WorkerCounters {
