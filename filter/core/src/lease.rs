@@ -235,6 +235,7 @@ impl LeaseRecord {
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let mut reader = Reader::new(record::open(MAGIC, bytes)?);
         let mut record = Self { settled_at: Timestamp::from_nanos(reader.u64()?), ..Self::new() };
+        record.slots.reserve((bytes.len() / Slot::LEN).min(SLOTS));
         while !reader.is_empty() {
             if record.slots.len() >= SLOTS {
                 return None;

@@ -163,7 +163,7 @@ impl OfferedLevels {
         if deltas.len() != work.len() {
             return Err(OfferedError::Lengths { levels: deltas.len(), work: work.len() });
         }
-        let mut levels: Vec<(u16, u64)> = Vec::new();
+        let mut levels: Vec<(u16, u64)> = Vec::with_capacity(deltas.len().min(usize::from(LEVELS)));
         for (delta, work) in deltas.iter().zip(work) {
             let before = levels.last().map(|entry| entry.0);
             let got = u64::from(before.unwrap_or(0)) + u64::from(*delta);

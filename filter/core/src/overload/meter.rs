@@ -179,9 +179,13 @@ impl Demand {
         for (level, work) in offered.iter() {
             let index = usize::from(level);
             let (Some(before), Some(rate)) = (self.before.get_mut(index), self.rates.get_mut(index)) else { continue };
+            self.used = self.used.max((index + 1).next_multiple_of(usize::from(COHORTS)));
+            // Of most levels, since a tick is short against the time between two requests of one.
+            if work == *before {
+                continue;
+            }
             let grown = work.saturating_sub(*before) as f64 / seconds;
             *before = work;
-            self.used = self.used.max((index + 1).next_multiple_of(usize::from(COHORTS)));
             *rate += weight_slow * grown;
             total += grown;
         }

@@ -35,6 +35,9 @@ const LEAST_PASSED: f64 = 0.7;
 /// Without a queue in the proxy: what is passed beyond the drain, so that the budgets stay full.
 const UNQUEUED_EXCESS: f64 = 1.05;
 
+/// Classes that there are levels for.
+const CLASSES: usize = (LEVELS / COHORTS) as usize;
+
 /// What the shedder needs to know of a tick.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ShedInput<'a> {
@@ -99,21 +102,21 @@ impl Shedder {
 
     pub(super) fn step(&mut self, tick: &Tick, demand: &Demand, input: &ShedInput<'_>) -> CutOff {
         self.measure(tick, input);
-        let slow: f64 = demand.rates().iter().sum();
+        let Offered { total: slow, classes } = Offered::of(demand.rates());
         let surge = demand.surge(slow);
         self.offered = slow * surge;
-        let wanted = self.wanted(tick, demand.rates(), surge, input);
+        let queue_target = self.queue_target(&classes, surge, input);
+        let wanted = self.wanted(tick, queue_target, input);
         let target = if wanted >= self.offered || self.offered <= 0.0 { 1.0 } else { (wanted / self.offered).max(0.0) };
-        let short_queue = input.queued_work < 0.5 * self.queue_target(demand.rates(), surge, input);
-        self.move_to(target, tick.seconds, short_queue);
+        self.move_to(target, tick.seconds, input.queued_work < 0.5 * queue_target);
         if self.passed >= 1.0 {
             return CutOff::NONE;
         }
         cut(demand.rates(), self.passed * slow, &self.floors(input))
     }
 
-    fn floors(&self, input: &ShedInput<'_>) -> [f64; (LEVELS / COHORTS) as usize] {
-        let mut floors = [0.0; (LEVELS / COHORTS) as usize];
+    fn floors(&self, input: &ShedInput<'_>) -> [f64; CLASSES] {
+        let mut floors = [0.0; CLASSES];
         for (floor, part) in floors.iter_mut().zip(input.floors) {
             *floor = part * self.capacity;
         }
@@ -145,7 +148,7 @@ impl Shedder {
     /// Work per second that should pass: what leaves the queue, corrected towards the queue's target and the room in the budgets.
     ///
     /// `drain + (target − queued + room) / CORRECT_S + integral`; everything before the pool has ever been busy.
-    fn wanted(&mut self, tick: &Tick, rates: &[f64], surge: f64, input: &ShedInput<'_>) -> f64 {
+    fn wanted(&mut self, tick: &Tick, queue_target: f64, input: &ShedInput<'_>) -> f64 {
         if self.drain <= 0.0 {
             return f64::INFINITY;
         }
@@ -153,7 +156,7 @@ impl Shedder {
         if !input.queues {
             return UNQUEUED_EXCESS * drain + input.room_work / CORRECT_S;
         }
-        let error = self.queue_target(rates, surge, input) - input.queued_work + input.room_work;
+        let error = queue_target - input.queued_work + input.room_work;
         if self.busy || self.passed < 1.0 {
             let step = error * tick.seconds / (CORRECT_S * INTEGRAL_S);
             self.integral = (self.integral + step).clamp(-INTEGRAL_MAX * drain, INTEGRAL_MAX * drain);
@@ -164,8 +167,8 @@ impl Shedder {
     }
 
     /// Work that should wait: the class at the boundary waits for all above it, so the queue is sized by what is left to it.
-    fn queue_target(&self, rates: &[f64], surge: f64, input: &ShedInput<'_>) -> f64 {
-        let boundary = (self.drain - above_boundary(rates, surge, self.drain)).max(BOUNDARY_LEAST * self.drain);
+    fn queue_target(&self, classes: &[f64], surge: f64, input: &ShedInput<'_>) -> f64 {
+        let boundary = (self.drain - above_boundary(classes, surge, self.drain)).max(BOUNDARY_LEAST * self.drain);
         (WAIT_PART * input.ttft_slo_s * boundary).max(LEAST_QUEUE * input.request_work)
     }
 
@@ -182,11 +185,33 @@ impl Shedder {
     }
 }
 
+/// Work per second that is offered, over all levels and by class.
+struct Offered {
+    total: f64,
+    classes: [f64; CLASSES],
+}
+
+impl Offered {
+    /// Sums up rates of levels. Both sums in one pass: each addition waits for the one before it, so one sum costs as much as two.
+    fn of(rates: &[f64]) -> Self {
+        let (mut total, mut classes) = (0.0, [0.0; CLASSES]);
+        for (slot, class) in classes.iter_mut().zip(rates.chunks(usize::from(COHORTS))) {
+            let mut sum = 0.0;
+            for rate in class {
+                total += rate;
+                sum += rate;
+            }
+            *slot = sum;
+        }
+        Self { total, classes }
+    }
+}
+
 /// Rate of the classes that pass whole: those above the class in which the drain ends.
-fn above_boundary(rates: &[f64], surge: f64, drain: f64) -> f64 {
+fn above_boundary(classes: &[f64], surge: f64, drain: f64) -> f64 {
     let mut above = 0.0;
-    for class in rates.chunks(usize::from(COHORTS)) {
-        let class = surge * class.iter().sum::<f64>();
+    for class in classes {
+        let class = surge * class;
         if above + class > drain {
             break;
         }
@@ -201,7 +226,8 @@ fn above_boundary(rates: &[f64], surge: f64, drain: f64) -> f64 {
 /// `Σ max(passed, min(floor, offered)) = wanted`. `rates` has one entry a level.
 pub(super) fn cut(rates: &[f64], wanted: f64, floors: &[f64]) -> CutOff {
     let classes = || rates.chunks(usize::from(COHORTS)).zip(floors.iter().copied().chain(core::iter::repeat(0.0)));
-    let guaranteed: f64 = classes().map(|(class, floor)| floor.min(class.iter().sum())).sum();
+    // Most have no floor, and need no sum.
+    let guaranteed: f64 = classes().map(|(class, floor)| if floor > 0.0 { floor.min(class.iter().sum()) } else { 0.0 }).sum();
     let mut left = wanted - guaranteed;
     let mut level = 0_u16;
     for (class, floor) in classes() {
