@@ -15,6 +15,7 @@ use headgate_protos::v1;
 use crate::controller::{Arrival, Controller, Ctx, Ending, Gauges, Link as NetworkLink, RequestId, Site, Verdict};
 use crate::setup::{Fault, Setup};
 
+mod catalogue;
 mod faces;
 mod hunger;
 mod plane;

@@ -4,17 +4,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use headgate_core::fleet::{Controls, Ledger, LimitsLifetime, LimitsTable, PolicySet, StepInputs, StoredPolicy};
+use headgate_core::fleet::{Controls, Ledger, LimitsLifetime, PolicySet, StepInputs, StoredPolicy};
 use headgate_core::overload::{EngineSample, LEVELS, Paces, Term};
 use headgate_core::policy::OverloadConfig;
 use headgate_core::session::Link;
 use headgate_core::time::Timestamp;
 use headgate_protos::discovery::DeltaDiscoveryRequest;
 use headgate_protos::v1;
-use headgate_xds::{DeltaResponse, DeltaStream, Resource, ResourceName, ResourceType, Scope, Snapshot, Version};
+use headgate_xds::{DeltaResponse, DeltaStream, Scope};
 use prost::Message as _;
 
-use super::proxy::Proxy;
+use super::catalogue::Catalogue;
 use super::transit::{Direction, Message};
 use crate::controller::Gauges;
 use crate::engine::Engine;
@@ -28,12 +28,9 @@ const STALE_AFTER: Duration = Duration::from_millis(300);
 
 /// The control plane.
 pub(super) struct Plane {
-    policy: Resource,
-    policy_name: ResourceName,
-    pool: ResourceName,
+    catalogue: Catalogue,
     ledger: Ledger,
     controls: Controls,
-    table: LimitsTable,
     /// Discovery streams by proxy, with their number.
     streams: BTreeMap<u16, (u32, DeltaStream)>,
     /// Report streams that have been greeted.
@@ -62,12 +59,9 @@ impl Plane {
         let spec = policy.spec.clone().unwrap_or_default();
         let queue = spec.overload.as_ref().and_then(|overload| overload.queue).unwrap_or_default();
         Self {
-            pool: name(&spec.pool),
-            policy: policy_resource(policy),
-            policy_name: name(&policy.name),
+            catalogue: Catalogue::new(policy, &spec.pool),
             ledger,
             controls,
-            table: LimitsTable::default(),
             streams: BTreeMap::new(),
             greeted: BTreeMap::new(),
             taken: None,
@@ -86,7 +80,7 @@ impl Plane {
     /// One step of the control loop; what the proxies are told.
     pub(super) fn step(&mut self, now: Timestamp) -> Vec<(u16, Vec<Message>)> {
         let loads = self.ledger.control_view(now);
-        self.queued = loads.get(self.pool.as_str()).and_then(|load| load.flow.as_ref()).map_or(0, |flow| flow.queued_requests);
+        self.queued = loads.get(self.catalogue.pool()).and_then(|load| load.flow.as_ref()).map_or(0, |flow| flow.queued_requests);
         let ledger = &self.ledger;
         let engines = self.engines.filter(|sample| now.since(sample.at) <= STALE_AFTER);
         let inputs = StepInputs {
@@ -97,19 +91,17 @@ impl Plane {
             shares: &|pool| ledger.shares(now, pool),
         };
         let Some(table) = self.controls.step(now, &inputs) else { return Vec::new() };
-        self.table = table;
-        let mut told = Vec::new();
-        for proxy in self.streams.keys().copied().collect::<Vec<_>>() {
-            let snapshot = self.snapshot(proxy);
-            let Some((number, stream)) = self.streams.get_mut(&proxy) else { continue };
-            told.push((proxy, answers(*number, stream.on_snapshot(&snapshot))));
-        }
-        told
+        self.catalogue.set_limits(table);
+        let catalogue = &mut self.catalogue;
+        let tell = |(proxy, (number, stream)): (&u16, &mut (u32, DeltaStream))| {
+            (*proxy, answers(*number, stream.on_snapshot(catalogue.snapshot(*proxy))))
+        };
+        self.streams.iter_mut().map(tell).collect()
     }
 
     /// Parts of the proxies never sum above the whole, and no queue is over its bound (`design.md`, invariants 6 and 9).
     pub(super) fn check(&self, proxies: usize) -> Result<(), String> {
-        if let Some(limits) = self.table.pools.get(self.pool.as_str()) {
+        if let Some(limits) = self.catalogue.limits() {
             let given: f64 = limits.shares.values().map(|share| share.rate).sum();
             if given > 1.0 + 1e-6 {
                 return Err(format!("the proxies are given {given} of the pool"));
@@ -161,8 +153,7 @@ impl Plane {
 
     pub(super) fn gauges(&self, out: &mut Gauges) {
         out.kv_target = self.kv_target;
-        let views = self.controls.views();
-        let Some(overload) = views.get(self.pool.as_str()).and_then(|view| view.overload.as_ref()) else { return };
+        let Some(overload) = self.controls.overload(self.catalogue.pool()) else { return };
         out.saturation = Some(overload.saturation.value);
         let cut = f64::from(overload.cut_off.level) + if overload.cut_off.level < LEVELS { overload.cut_off.fraction } else { 0.0 };
         out.cut_off = Some(cut);
@@ -172,12 +163,11 @@ impl Plane {
 
     fn on_discovery(&mut self, proxy: u16, message: &Message) -> Vec<Message> {
         let Ok(request) = DeltaDiscoveryRequest::decode(message.bytes.as_slice()) else { return Vec::new() };
-        if self.streams.get(&proxy).is_none_or(|(number, _)| *number != message.stream) {
-            self.streams.insert(proxy, (message.stream, DeltaStream::new(Scope::Aggregated)));
+        let (number, stream) = self.streams.entry(proxy).or_insert_with(|| (message.stream, DeltaStream::new(Scope::Aggregated)));
+        if *number != message.stream {
+            (*number, *stream) = (message.stream, DeltaStream::new(Scope::Aggregated));
         }
-        let snapshot = self.snapshot(proxy);
-        let Some((number, stream)) = self.streams.get_mut(&proxy) else { return Vec::new() };
-        match stream.on_request(&request, &snapshot) {
+        match stream.on_request(&request, self.catalogue.snapshot(proxy)) {
             Ok(step) => answers(*number, step.responses),
             Err(_) => Vec::new(),
         }
@@ -192,16 +182,6 @@ impl Plane {
         let bytes = v1::LoadReportResponse { report_interval_ms: REPORT_INTERVAL_MS }.encode_to_vec();
         vec![Message { direction: Direction::ToProxy, link: Link::Reports, stream: message.stream, bytes }]
     }
-
-    /// What a proxy may be told: the policy, and its part of the limits.
-    fn snapshot(&self, proxy: u16) -> Snapshot {
-        let mut resources = vec![self.policy.clone()];
-        if let Some(limits) = self.table.for_node(&Proxy::node_id(proxy), self.pool.as_str()) {
-            let limits = Resource::new(ResourceType::HeadgateLimits, self.pool.clone(), limits.encode_to_vec().into());
-            resources.push(limits.needing(ResourceType::HeadgatePolicy, self.policy_name.clone()));
-        }
-        Snapshot::try_new(resources).expect("limits need a policy that is there")
-    }
 }
 
 fn term_name(term: Term) -> &'static str {
@@ -213,18 +193,6 @@ fn term_name(term: Term) -> &'static str {
         Term::Ttft => "ttft",
         Term::Tpot => "tpot",
         Term::Level => "level",
-    }
-}
-
-fn name(text: &str) -> ResourceName {
-    ResourceName::new(text).expect("policy and pool have been validated")
-}
-
-fn policy_resource(policy: &v1::Policy) -> Resource {
-    let resource = Resource::new(ResourceType::HeadgatePolicy, name(&policy.name), policy.encode_to_vec().into());
-    match Version::parse(&policy.version) {
-        Some(version) => resource.versioned(version),
-        None => resource,
     }
 }
 

@@ -1,6 +1,5 @@
 //! One worker VM: when the adapter calls core. Periods and order are those of `filter/wasm/src/root.rs`.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +22,8 @@ const LEASE_AGAIN: Duration = Duration::from_millis(5);
 /// What the VMs of a proxy share.
 #[derive(Default)]
 pub(super) struct SharedData {
-    values: BTreeMap<String, Vec<u8>>,
+    /// A handful, whose keys differ in length: looked at one by one they are found without comparing texts.
+    values: Vec<(String, Vec<u8>)>,
     /// By slot, those under `Keys::report`: each is written ten times a second, under the same key.
     reports: Vec<Vec<u8>>,
 }
@@ -31,13 +31,13 @@ pub(super) struct SharedData {
 impl SharedData {
     /// The value under a key; empty when there is none.
     pub(super) fn get(&self, key: &str) -> &[u8] {
-        self.values.get(key).map_or(&[], Vec::as_slice)
+        self.values.iter().find(|(known, _)| known == key).map_or(&[], |(_, value)| value)
     }
 
     pub(super) fn set(&mut self, key: &str, value: Vec<u8>) {
-        match self.values.get_mut(key) {
-            Some(known) => *known = value,
-            None => drop(self.values.insert(key.to_owned(), value)),
+        match self.values.iter_mut().find(|(known, _)| known == key) {
+            Some((_, known)) => *known = value,
+            None => self.values.push((key.to_owned(), value)),
         }
     }
 

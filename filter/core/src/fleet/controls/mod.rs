@@ -202,6 +202,11 @@ impl Controls {
         };
         self.pools.iter().map(|(name, pool)| (name.clone(), view(pool))).collect()
     }
+
+    /// What overload control of a pool found; `None` when its policy has none.
+    pub fn overload(&self, pool: &str) -> Option<&OverloadState> {
+        Some(self.pools.get(pool)?.overload.as_ref()?.state())
+    }
 }
 
 // === impl PoolControl ===
