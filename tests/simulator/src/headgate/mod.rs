@@ -21,6 +21,7 @@ mod hunger;
 mod plane;
 mod policy;
 mod proxy;
+mod reports;
 #[cfg(test)]
 mod tests;
 mod transit;
@@ -174,7 +175,8 @@ impl Headgate {
         let Some((proxy, message)) = self.transit.take(index) else { return };
         match message.direction {
             Direction::ToPlane => {
-                let answers = self.plane.on_message(ctx.now(), proxy, &message);
+                let reports = self.proxies[usize::from(proxy)].reports_mut();
+                let answers = self.plane.on_message(ctx.now(), proxy, &message, reports);
                 self.send(ctx, proxy, answers);
             }
             Direction::ToProxy => {

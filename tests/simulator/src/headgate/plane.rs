@@ -15,6 +15,7 @@ use headgate_xds::{DeltaResponse, DeltaStream, Scope};
 use prost::Message as _;
 
 use super::catalogue::Catalogue;
+use super::reports::Reports;
 use super::transit::{Direction, Message};
 use crate::controller::Gauges;
 use crate::engine::Engine;
@@ -111,10 +112,11 @@ impl Plane {
         if self.queued > bound { Err(format!("{} requests are queued, the bound is {bound}", self.queued)) } else { Ok(()) }
     }
 
-    pub(super) fn on_message(&mut self, now: Timestamp, proxy: u16, message: &Message) -> Vec<Message> {
+    /// Takes a message of a proxy, whose workers' `reports` are those that it has sent.
+    pub(super) fn on_message(&mut self, now: Timestamp, proxy: u16, message: &Message, reports: &mut Reports) -> Vec<Message> {
         match message.link {
             Link::Discovery => self.on_discovery(proxy, message),
-            Link::Reports => self.on_report(now, proxy, message),
+            Link::Reports => self.on_report(now, proxy, message, reports),
         }
     }
 
@@ -173,8 +175,8 @@ impl Plane {
         }
     }
 
-    fn on_report(&mut self, now: Timestamp, proxy: u16, message: &Message) -> Vec<Message> {
-        let Ok(report) = v1::LoadReport::decode(message.bytes.as_slice()) else { return Vec::new() };
+    fn on_report(&mut self, now: Timestamp, proxy: u16, message: &Message, reports: &mut Reports) -> Vec<Message> {
+        let Ok(report) = reports.arrived(&message.bytes) else { return Vec::new() };
         self.ledger.record(now, &report);
         if self.greeted.insert(proxy, message.stream) == Some(message.stream) {
             return Vec::new();

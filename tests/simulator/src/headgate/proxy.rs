@@ -9,6 +9,7 @@ use headgate_core::session::{Effect, Link, Session};
 use headgate_core::shared::{Keys, Revisions};
 use headgate_core::time::Timestamp;
 
+use super::reports::Reports;
 use super::transit::{Direction, Message};
 use super::vm::{SharedData, Vm};
 use crate::controller::Link as NetworkLink;
@@ -71,6 +72,11 @@ impl Proxy {
         &mut self.vms[usize::from(worker)]
     }
 
+    /// What its workers have reported.
+    pub(super) fn reports_mut(&mut self) -> &mut Reports {
+        &mut self.shared.reports
+    }
+
     /// The VM that decides next, with its permits.
     pub(super) fn before_request(&mut self, now: Timestamp, worker: u16) -> &mut Vm {
         let vm = &mut self.vms[usize::from(worker)];
@@ -97,7 +103,7 @@ impl Proxy {
         let mut effects: Vec<Effect> = leading.session.on_tick(now).into_iter().collect();
         if leading.session.is_report_due(now) {
             let applied = self.vms[usize::from(worker)].worker.applied();
-            effects.push(leading.session.report(now, self.shared.reports(), applied));
+            effects.push(leading.session.report(now, self.shared.reports.newest(), applied));
         }
         self.carry_out(now, effects, link)
     }

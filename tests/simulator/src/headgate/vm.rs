@@ -1,5 +1,6 @@
 //! One worker VM: when the adapter calls core. Periods and order are those of `filter/wasm/src/root.rs`.
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,8 @@ use headgate_core::policy::Policy;
 use headgate_core::shared::{self, Keys, Revisions, SharedLimits};
 use headgate_core::time::Timestamp;
 use headgate_core::worker::Worker;
+
+use super::reports::Reports;
 
 /// Time between two ticks.
 pub(super) const TICK: Duration = Duration::from_millis(20);
@@ -24,8 +27,10 @@ const LEASE_AGAIN: Duration = Duration::from_millis(5);
 pub(super) struct SharedData {
     /// A handful, whose keys differ in length: looked at one by one they are found without comparing texts.
     values: Vec<(String, Vec<u8>)>,
-    /// By slot, those under `Keys::report`: each is written ten times a second, under the same key.
-    reports: Vec<Vec<u8>>,
+    /// Under `Keys::report`, by slot.
+    pub(super) reports: Reports,
+    /// What `Keys::limits` decodes to, and the revision of it: each VM decodes the same.
+    limits: (u64, Rc<SharedLimits>),
 }
 
 impl SharedData {
@@ -41,16 +46,12 @@ impl SharedData {
         }
     }
 
-    /// The reports up to the first slot without one.
-    pub(super) fn reports(&self) -> impl Iterator<Item = &[u8]> {
-        self.reports.iter().map(Vec::as_slice).take_while(|report| !report.is_empty())
-    }
-
-    fn set_report(&mut self, slot: usize, report: Vec<u8>) {
-        if self.reports.len() <= slot {
-            self.reports.resize(slot + 1, Vec::new());
+    /// The limits as of a revision.
+    fn limits(&mut self, keys: &Keys, revision: u64) -> Rc<SharedLimits> {
+        if self.limits.0 != revision {
+            self.limits = (revision, Rc::new(SharedLimits::read(self.get(&keys.limits))));
         }
-        self.reports[slot] = report;
+        Rc::clone(&self.limits.1)
     }
 }
 
@@ -124,7 +125,7 @@ impl Vm {
             }
         }
         if has_policies || newest.limits != self.seen.limits {
-            for pool in SharedLimits::read(shared.get(&keys.limits)).pools {
+            for pool in &shared.limits(keys, newest.limits).pools {
                 if let Some(limits) = &pool.limits {
                     self.worker.set_limits(Timestamp::from_nanos(pool.at_ns), limits);
                 }
@@ -157,7 +158,7 @@ impl Vm {
     fn report(&mut self, now: Timestamp, keys: &Keys, shared: &mut SharedData) {
         let none = Grant { permits_total: None };
         let Some((slot, _)) = refresh(now, self.owner, shared, &keys.roster, Want::default(), none) else { return };
-        shared.set_report(slot, shared::encode_report(&self.worker.report(now, slot as u32)));
+        shared.reports.set(slot, self.worker.report(now, slot as u32));
     }
 }
 
