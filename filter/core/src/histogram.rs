@@ -5,6 +5,7 @@
 //! Memory is allocated in pages of 128 counts, one page for each power of two that was ever seen: at most 37 KiB.
 
 use alloc::boxed::Box;
+use alloc::vec::Vec;
 
 #[cfg(test)]
 mod tests;
@@ -33,7 +34,9 @@ struct Page {
 ///
 /// Counts and the sum saturate instead of wrapping around.
 pub struct Histogram {
-    pages: [Option<Box<Page>>; PAGES],
+    /// Empty before the first sample, then [`PAGES`]: most histograms that are handed around are parts of a whole whose samples are
+    /// elsewhere, and cost next to nothing so.
+    pages: Vec<Option<Box<Page>>>,
     count: u64,
     sum: u64,
 }
@@ -62,7 +65,7 @@ impl Histogram {
     /// An empty histogram; allocates nothing.
     #[must_use]
     pub fn new() -> Self {
-        Self { pages: [const { None }; PAGES], count: 0, sum: 0 }
+        Self { pages: Vec::new(), count: 0, sum: 0 }
     }
 
     /// Counts one sample.
@@ -84,9 +87,8 @@ impl Histogram {
 
     /// Adds all samples of `other`. Exact, associative and commutative.
     pub fn merge(&mut self, other: &Self) {
-        for (index, page) in other.pages.iter().enumerate() {
-            let Some(theirs) = page else { continue };
-            let Some(ours) = self.pages.get_mut(index) else { continue };
+        for (ours, theirs) in self.opened(other).iter_mut().zip(&other.pages) {
+            let Some(theirs) = theirs else { continue };
             let ours = ours.get_or_insert_with(Page::empty);
             theirs.for_each_occupied(|slot, count| ours.add(slot, count));
         }
@@ -168,23 +170,45 @@ impl Histogram {
     /// Makes this the [`diff`](Self::diff) of `newer` and `older`, and keeps the memory.
     pub fn set_diff(&mut self, newer: &Self, older: &Self) {
         self.clear();
-        let mut count = 0_u64;
-        for ((page, newer), older) in self.pages.iter_mut().zip(&newer.pages).zip(&older.pages) {
+        self.add_growth(newer, older);
+    }
+
+    /// Adds the [`diff`](Self::diff) of `newer` and `older`.
+    pub fn add_growth(&mut self, newer: &Self, older: &Self) {
+        let mut count = self.count;
+        for ((index, page), newer) in self.opened(newer).iter_mut().enumerate().zip(&newer.pages) {
             let Some(newer) = newer else { continue };
+            let older = older.pages.get(index).and_then(Option::as_ref);
             newer.for_each_occupied(|slot, newest| {
-                let grown = newest.saturating_sub(older.as_ref().map_or(0, |older| older.at(slot)));
+                let grown = newest.saturating_sub(older.map_or(0, |older| older.at(slot)));
                 if grown > 0 {
                     count = count.saturating_add(grown);
-                    page.get_or_insert_with(Page::empty).set(slot, grown);
+                    page.get_or_insert_with(Page::empty).add(slot, grown);
                 }
             });
         }
         self.count = count;
-        self.sum = newer.sum.saturating_sub(older.sum);
+        self.sum = self.sum.saturating_add(newer.sum.saturating_sub(older.sum));
+    }
+
+    /// The pages, which are there if those of `other` are.
+    fn opened(&mut self, other: &Self) -> &mut [Option<Box<Page>>] {
+        if self.pages.is_empty() && !other.pages.is_empty() {
+            self.open();
+        }
+        &mut self.pages
+    }
+
+    #[cold]
+    fn open(&mut self) {
+        self.pages.resize_with(PAGES, || None);
     }
 
     #[inline]
     fn add(&mut self, page: usize, slot: usize, count: u64) {
+        if self.pages.is_empty() {
+            self.open();
+        }
         let Some(page) = self.pages.get_mut(page) else { return };
         page.get_or_insert_with(Page::empty).add(slot, count);
         self.count = self.count.saturating_add(count);
@@ -230,14 +254,6 @@ impl Page {
         *bucket = bucket.saturating_add(count);
         if is_first {
             self.occupy(slot);
-        }
-    }
-
-    /// Gives a bucket that is empty its samples, at least one.
-    fn set(&mut self, slot: usize, count: u64) {
-        if let Some(bucket) = self.counts.get_mut(slot) {
-            *bucket = count;
-            self.occupied |= 1 << slot;
         }
     }
 
@@ -298,9 +314,10 @@ impl Clone for Histogram {
     /// Keeps the pages that both have, so that following a growing histogram allocates nothing.
     fn clone_from(&mut self, source: &Self) {
         let Self { pages, count, sum } = source;
-        for (ours, theirs) in self.pages.iter_mut().zip(pages) {
+        for (ours, theirs) in self.opened(source).iter_mut().zip(pages) {
             ours.clone_from(theirs);
         }
+        self.pages.truncate(pages.len());
         self.count = *count;
         self.sum = *sum;
     }

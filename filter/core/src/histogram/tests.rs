@@ -137,6 +137,22 @@ proptest! {
     }
 
     #[test]
+    fn what_grew_in_a_few_of_many_buckets_is_found(grown in prop::collection::vec((0..300_u64, 1..20_000_u64), 0..6)) {
+        let mut older = Histogram::new();
+        // Counts of one byte, of two, and gaps.
+        (0..300).filter(|value| value % 50 < 45).for_each(|value| older.record_many(value, 1 + value % 140));
+        let mut newer = older.clone();
+        grown.iter().for_each(|(value, count)| newer.record_many(*value, *count));
+        let delta = HistogramDelta::between(Some(&older.to_wire()), &newer.to_wire());
+        prop_assert_eq!(delta, Ok(HistogramDelta::from(&newer.diff(&older))));
+        let mut sum = older.clone();
+        sum.add_growth(&newer, &older);
+        prop_assert_eq!(&sum, &newer);
+        sum.clone_from(&Histogram::new());
+        prop_assert_eq!(sum, Histogram::new());
+    }
+
+    #[test]
     fn the_wire_form_that_is_told_is_the_newest(samples in values()) {
         let (told, mut histogram) = (Told::default(), Histogram::new());
         prop_assert_eq!(told.of(&histogram), None);
@@ -186,6 +202,19 @@ fn p99_of_histograms_merged_from_many_workers_is_within_one_percent_of_the_exact
             assert!(error <= 0.01, "{name} at {q}: {error}");
         }
     }
+}
+
+#[test]
+fn what_is_wrong_behind_many_buckets_that_are_alike_is_found() {
+    let wire = |last: [u32; 2]| v1::Histogram::new([1; 38].into_iter().chain(last), [1; 40], 0);
+    let (good, repeats, beyond) = (wire([1, 1]), wire([1, 0]), wire([1, BUCKETS]));
+    let all = HistogramDelta::between(None, &good);
+    for bad in [repeats, beyond] {
+        assert_eq!(HistogramDelta::between(Some(&bad), &good), all);
+        assert_eq!(HistogramDelta::between(Some(&good), &bad), Histogram::from_wire(&bad).map(|_| HistogramDelta::default()));
+        assert!(Histogram::from_wire(&bad).is_err());
+    }
+    assert_eq!(HistogramDelta::between(Some(&good), &wire([1, 3])).map(|delta| delta.count()), Ok(1));
 }
 
 #[test]

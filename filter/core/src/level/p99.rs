@@ -82,7 +82,7 @@ impl P99Level {
         match &mut self.before {
             Some(before) if before.count() == ttft_us.count() => {}
             Some(before) => {
-                self.window.merge(now, &ttft_us.diff(before));
+                self.window.add_growth(now, ttft_us, before);
                 before.clone_from(ttft_us);
                 self.gauge.source = source;
             }
