@@ -10,6 +10,7 @@ use alloc::vec::Vec;
 
 use headgate_protos::v1;
 use prost::Message;
+use prost::encoding::{WireType, encode_key, encode_varint};
 
 use crate::lease::{Grant, Holding, LeaseRecord, Want};
 use crate::record::{FNV_OFFSET, fnv1a};
@@ -150,11 +151,32 @@ impl SharedLimits {
     }
 }
 
+/// Number of `WorkerReport.pools`, and room for one of them in bytes.
+const POOLS_FIELD: u32 = 4;
+const POOL_LEN: usize = 4096;
+
 /// A worker's report as it stands in its slot.
+///
+/// A message is measured before it is written, and again for each message that it is in. The lists of a pool are long and deep inside, so
+/// each pool is written first and measured by what came of it.
 #[must_use]
 #[inline(never)]
 pub fn encode_report(report: &v1::WorkerReport) -> Vec<u8> {
-    report.encode_to_vec()
+    let v1::WorkerReport { slot, vm_epoch, at_ns, pools, counters } = report;
+    let rest = v1::WorkerReport { slot: *slot, vm_epoch: *vm_epoch, at_ns: *at_ns, pools: Vec::new(), counters: *counters };
+    let mut bytes = Vec::with_capacity(POOL_LEN);
+    // Into memory that grows it cannot fail.
+    let _ = rest.encode(&mut bytes);
+    let mut written = Vec::with_capacity(POOL_LEN);
+    for pool in pools {
+        written.clear();
+        pool.encode_raw(&mut written);
+        // Fields of a message may stand in any order (protobuf encoding), so the pools can follow the rest.
+        encode_key(POOLS_FIELD, WireType::LengthDelimited, &mut bytes);
+        encode_varint(written.len() as u64, &mut bytes);
+        bytes.extend_from_slice(&written);
+    }
+    bytes
 }
 
 /// Limits and when they came: a VM that reads them late must not take them for fresh.
@@ -199,6 +221,20 @@ mod tests {
         assert_eq!(Revisions::decode(&bytes), Revisions { policies: 1, limits: 2 });
         assert_eq!(Revisions::decode(&bytes[1..]), Revisions::default());
         assert_eq!(Revisions::decode(&Revisions { policies: 3, limits: 4 }.encode()), Revisions { policies: 3, limits: 4 });
+    }
+
+    #[test]
+    fn a_report_is_read_as_it_was_written() {
+        let pool = |name: &str| v1::PoolReport {
+            pool: name.into(),
+            classes: alloc::vec![v1::ClassReport { class: "low".into(), offered: 300, ..Default::default() }],
+            ..Default::default()
+        };
+        let counters = Some(v1::WorkerCounters { unmatched: 1, ..Default::default() });
+        let report = v1::WorkerReport { slot: 3, vm_epoch: u64::MAX, at_ns: 5, pools: alloc::vec![pool("a"), pool("b")], counters };
+        for report in [report, v1::WorkerReport::default()] {
+            assert_eq!(v1::WorkerReport::decode(encode_report(&report).as_slice()), Ok(report));
+        }
     }
 
     #[test]
