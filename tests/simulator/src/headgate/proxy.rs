@@ -80,7 +80,7 @@ impl Proxy {
     /// The VM that decides next, with its permits.
     pub(super) fn before_request(&mut self, now: Timestamp, worker: u16) -> &mut Vm {
         let vm = &mut self.vms[usize::from(worker)];
-        vm.ensure_permits(now, &self.keys, &mut self.shared);
+        vm.ensure_permits(now, &mut self.shared);
         vm
     }
 

@@ -60,6 +60,8 @@ pub(super) struct Vm {
     pub(super) worker: Worker,
     pub(super) owner: u64,
     seen: Revisions,
+    /// By policy, the key of its sub-leases and what the proxy as a whole may use.
+    leases: Vec<(String, Grant)>,
     /// Permits by policy, `None`: unbounded. Empty before the first request.
     permits: Vec<Option<u32>>,
     /// Part of the proxy's rates and budgets that it holds.
@@ -77,6 +79,7 @@ impl Vm {
             worker: Worker::new(owner),
             owner,
             seen: Revisions::default(),
+            leases: Vec::new(),
             permits: Vec::new(),
             share: 0.0,
             leased_at: Timestamp::ZERO,
@@ -89,7 +92,7 @@ impl Vm {
         self.worker.on_tick(now);
         self.take_up(now, keys, shared);
         if !self.permits.is_empty() && (now.since(self.leased_at) >= SHARE_EVERY || self.is_short_of_permits()) {
-            self.lease(now, keys, shared);
+            self.lease(now, shared);
         }
         if self.reports_next(now) {
             self.reported_at = now;
@@ -104,9 +107,9 @@ impl Vm {
     }
 
     /// Before a decision: takes permits up when there are none left.
-    pub(super) fn ensure_permits(&mut self, now: Timestamp, keys: &Keys, shared: &mut SharedData) {
+    pub(super) fn ensure_permits(&mut self, now: Timestamp, shared: &mut SharedData) {
         if self.permits.is_empty() || (self.is_short_of_permits() && now.since(self.leased_at) >= LEASE_AGAIN) {
-            self.lease(now, keys, shared);
+            self.lease(now, shared);
         }
     }
 
@@ -120,8 +123,10 @@ impl Vm {
         if has_policies && let Some(snapshot) = PolicySnapshot::decode(shared.get(&keys.policies)) {
             let policies = snapshot.policies.iter().filter_map(|wire| Policy::try_from_wire(wire).ok().map(Arc::new));
             self.worker.set_policies(now, policies.collect());
+            let grant = |policy: &Policy| Grant { permits_total: policy.concurrency().map(|concurrency| concurrency.max_in_flight) };
+            self.leases = self.worker.policies().map(|policy| (keys.lease(policy.name()), grant(policy))).collect();
             if !self.permits.is_empty() {
-                self.lease(now, keys, shared);
+                self.lease(now, shared);
             }
         }
         if has_policies || newest.limits != self.seen.limits {
@@ -139,13 +144,11 @@ impl Vm {
         self.permits.iter().enumerate().any(is_short)
     }
 
-    fn lease(&mut self, now: Timestamp, keys: &Keys, shared: &mut SharedData) {
+    fn lease(&mut self, now: Timestamp, shared: &mut SharedData) {
         self.leased_at = now;
         self.permits.clear();
-        let policies: Vec<Arc<Policy>> = self.worker.policies().cloned().collect();
-        for (index, policy) in policies.iter().enumerate() {
-            let grant = Grant { permits_total: policy.concurrency().map(|concurrency| concurrency.max_in_flight) };
-            let held = refresh(now, self.owner, shared, &keys.lease(policy.name()), self.worker.wants(index), grant);
+        for (index, (key, grant)) in self.leases.iter().enumerate() {
+            let held = refresh(now, self.owner, shared, key, self.worker.wants(index), *grant);
             if let Some((_, Holding { permits, rate_share, workers })) = held {
                 self.worker.set_workers(index, workers);
                 self.worker.set_permits(index, permits.unwrap_or(u32::MAX), rate_share);
