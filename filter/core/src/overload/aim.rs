@@ -13,7 +13,7 @@ const MOST_SLOWER: f64 = 4.0;
 /// Memory with which a larger distance of the slowest responses from the mean is believed, and with which it is forgotten. The slowest of
 /// a hundred responses are another number every second, and an aim that followed each would stop and start prefill by turns.
 const WIDEN_S: f64 = 1.0;
-const NARROW_S: f64 = 10.0;
+const NARROW_S: f64 = 7.0;
 
 /// The objective less the distance of the slowest responses from the mean, each of which has to meet it.
 ///

@@ -156,6 +156,7 @@ impl OverloadController {
             seconds_per_token: sample.and(self.latency.seconds_per_token()),
             ttft_slo_s,
             tpot_s: self.streams.tpot_s(),
+            running: sample.map_or(0.0, |sample| sample.running as f64),
             tpot_aim_s: self.aim.seconds(),
             is_short: flow.queued_requests > 0 && self.others_have_room(flow),
         };

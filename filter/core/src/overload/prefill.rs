@@ -56,13 +56,32 @@ pub(super) struct PrefillBudget {
     rate: f64,
     trim: f64,
     decode_s: f64,
-    /// What the model said of a step, as late as what is measured.
-    lagged_s: f64,
+    lagged: Lagged,
     seconds_per_token: Option<f64>,
     /// Tokens that are to be in flight.
     wanted: Option<f64>,
     /// What is in flight over what was handed out, while work waits for it.
     fill: f64,
+}
+
+/// What the model said of a step, as late as what is measured: streams over tokens per second, each averaged by itself. An average of the
+/// times would be ahead of that where they grow at once, since the few long steps of a second make next to none of its tokens.
+#[derive(Debug, Clone, Copy, Default)]
+struct Lagged {
+    streams: f64,
+    tokens_per_s: f64,
+}
+
+impl Lagged {
+    fn follow(&mut self, tick: &Tick, streams: f64, step_s: f64) {
+        let weight = weight(tick.seconds, LAG_S);
+        self.streams += weight * (streams - self.streams);
+        self.tokens_per_s += weight * (streams / step_s.max(1e-6) - self.tokens_per_s);
+    }
+
+    fn step_s(&self) -> f64 {
+        self.streams / self.tokens_per_s.max(1e-6)
+    }
 }
 
 /// What the budget needs to know of a tick.
@@ -80,6 +99,8 @@ pub(super) struct PrefillInput {
     pub(super) ttft_slo_s: f64,
     /// Time between tokens now, in seconds; 0: not known.
     pub(super) tpot_s: f64,
+    /// Requests in the engines' batches now.
+    pub(super) running: f64,
     /// Mean time between tokens that is aimed at, in seconds.
     pub(super) tpot_aim_s: f64,
     /// Whether work waits although the other budgets have room: the budget binds however its parts are split among workers.
@@ -88,7 +109,16 @@ pub(super) struct PrefillInput {
 
 impl PrefillBudget {
     pub(super) fn new() -> Self {
-        Self { measured: 0.0, rate: 0.0, trim: 1.0, decode_s: 0.0, lagged_s: 0.0, seconds_per_token: None, wanted: None, fill: 1.0 }
+        Self {
+            measured: 0.0,
+            rate: 0.0,
+            trim: 1.0,
+            decode_s: 0.0,
+            lagged: Lagged::default(),
+            seconds_per_token: None,
+            wanted: None,
+            fill: 1.0,
+        }
     }
 
     /// The bound in tokens that is handed out; `None` before the first step.
@@ -178,7 +208,7 @@ impl PrefillBudget {
     /// A Smith predictor (O. J. M. Smith, "Closer control of loops with dead time", 1957) with a ratio in place of a difference: so what
     /// the model `modelled_s` of a step is off by a factor cancels out.
     fn coming_tpot_s(&mut self, tick: &Tick, input: &PrefillInput, modelled_s: f64) -> f64 {
-        self.lagged_s += weight(tick.seconds, LAG_S) * (modelled_s - self.lagged_s);
-        input.tpot_s * (modelled_s / self.lagged_s.max(1e-6)).clamp(AHEAD.0, AHEAD.1)
+        self.lagged.follow(tick, input.running.max(1.0), modelled_s);
+        input.tpot_s * (modelled_s / self.lagged.step_s().max(1e-6)).clamp(AHEAD.0, AHEAD.1)
     }
 }
