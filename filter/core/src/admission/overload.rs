@@ -147,7 +147,8 @@ fn size_up(load: &mut PoolOverload, config: &OverloadConfig, now: Timestamp, new
         load.estimates.note_prompt(index, size.prompt);
     }
     let tenant = load.usage.index(newcomer.classified.tenant);
-    let beyond = f64::from(size.prompt) - load.estimates.usual_prompt(index).unwrap_or(f64::from(size.prompt));
+    let usual = load.estimates.usual_prompt(index).filter(|_| load.has_sizes());
+    let beyond = usual.map_or(0.0, |usual| f64::from(size.prompt) - usual);
     let by_rank = if config.fair_tenants { load.usage.cohort(now, index, tenant, beyond) } else { load.usage.cohort_by_hash(now, tenant) };
     let cohort = if newcomer.request.is_retry { by_rank.saturating_add(RETRY_PENALTY).min(COHORTS as u8 - 1) } else { by_rank };
     let (work, level) = (size.work_tokens(config.output_weight), Level::new(class, cohort));
@@ -249,7 +250,7 @@ fn wait(
     let drain = load.drain_of(candidate.class);
     let (expected_ttft, source) = (load.in_force.expected_ttft, load.in_force.source);
     let served = load.usage.served(candidate.class.index(), candidate.tenant);
-    let cost = candidate.work as f64 * load.usage.growth(now);
+    let cost = if load.has_sizes() { candidate.work as f64 * load.usage.growth(now) } else { 0.0 };
     let queue = load.queue.as_mut().filter(|_| class.max_queue != Some(Duration::ZERO)).ok_or(None)?;
     let ahead = queue.work_ahead(candidate.class, candidate.tenant, candidate.work, served, cost);
     let expected_wait =

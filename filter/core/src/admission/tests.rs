@@ -177,23 +177,43 @@ fn the_prefill_of_a_request_is_free_again_at_its_first_token() {
     assert_eq!((report.queue.unwrap().wait_us.unwrap().sum(), report.service_ttft_us.unwrap().sum()), (49_000, 49_000));
 }
 
+/// The least cut-off that lets a request of `length` bytes through, of a tenant that is cut off in part.
+fn least_cut(length: &[u8], has_kv_cache: bool) -> Option<u32> {
+    (256..=384).find(|cut| {
+        let mut site = Site::new(policy(|_, _| {}));
+        for now in 1..=20 {
+            let sent = site.send(ms(now), "low").0;
+            site.log(ms(now), sent, StreamEnd::Complete);
+        }
+        site.worker.on_tick(ms(200));
+        site.limit(ms(200), |limits| {
+            (limits.cut_level, limits.cut_fraction) = (*cut, 0.0);
+            limits.budgets = has_kv_cache.then(|| v1::Work { kv_tokens: 1_000_000, ..Default::default() });
+        });
+        site.worker.on_tick(ms(220));
+        site.send_with(ms(221), "low", &[(b"content-length", length)]).1 == Got::Admitted
+    })
+}
+
 #[test]
 fn of_a_tenant_that_is_cut_off_in_part_short_requests_pass_first() {
-    let least_cut = |length: &[u8]| {
-        (256..=384).find(|cut| {
-            let mut site = Site::new(policy(|_, _| {}));
-            for now in 1..=20 {
-                let sent = site.send(ms(now), "low").0;
-                site.log(ms(now), sent, StreamEnd::Complete);
-            }
-            site.worker.on_tick(ms(200));
-            site.limit(ms(200), |limits| (limits.cut_level, limits.cut_fraction) = (*cut, 0.0));
-            site.worker.on_tick(ms(220));
-            site.send_with(ms(221), "low", &[(b"content-length", length)]).1 == Got::Admitted
-        })
-    };
-    let (short, usual, long) = (least_cut(b"400"), least_cut(b"4000"), least_cut(b"40000"));
+    let [short, usual, long] = [&b"400"[..], b"4000", b"40000"].map(|length| least_cut(length, true));
     assert!(short <= usual && usual < long && long.is_some(), "{short:?} {usual:?} {long:?}");
+}
+
+#[test]
+fn where_no_prompts_are_kept_in_a_cache_size_says_nothing_of_the_order() {
+    let [short, long] = [&b"400"[..], b"40000"].map(|length| least_cut(length, false));
+    assert!(short == long && short.is_some(), "{short:?} {long:?}");
+    let mut site = Site::new(policy(|_, _| {}));
+    site.limit(ms(0), |limits| limits.budgets = Some(v1::Work { streams: 1, ..Default::default() }));
+    let first = site.send(ms(1), "low").0;
+    let long = site.send_with(ms(1), "low", &[(b"content-length", b"8000")]).0;
+    let short = site.send(ms(2), "low").0;
+    site.log(ms(3), first, StreamEnd::Complete);
+    assert_eq!(site.released(ms(3)), [(long, Got::Admitted)], "it came first");
+    site.log(ms(4), long, StreamEnd::Complete);
+    assert_eq!(site.released(ms(4)), [(short, Got::Admitted)]);
 }
 
 #[test]

@@ -274,6 +274,12 @@ impl PoolOverload {
         }
     }
 
+    /// Whether a request's size says what it costs: a model's prompt does. A server without a KV cache, of which no page tells one, may take as
+    /// long for any request, and to prefer small ones there is to do less work.
+    pub(crate) fn has_sizes(&self) -> bool {
+        self.in_force.budgets.kv_tokens.is_some()
+    }
+
     /// Work tokens per second that the requests of a class can expect: what the pool drains beyond the classes above it, but at least its
     /// floor and a twentieth. 0 while the drain is unknown.
     pub(crate) fn drain_of(&self, class: ClassId) -> f64 {

@@ -48,7 +48,7 @@ pub(crate) struct Waiting<N> {
     pub(crate) tenant: u16,
     /// Work tokens.
     pub(crate) work: u64,
-    /// What its tenant's counter would grow by.
+    /// What its tenant's counter would grow by; 0 where requests cost the same whatever their size, which then says nothing of their order.
     pub(crate) cost: f64,
     /// Bytes of headers and declared body.
     pub(crate) bytes: u64,
@@ -113,8 +113,11 @@ impl<N, A> Slot<N, A> {
 
     /// Order inside a tenant.
     fn place(&self) -> (Timestamp, u64) {
-        let behind = |work: u64| PLACE_PER_TOKEN.saturating_mul(u32::try_from(work).unwrap_or(u32::MAX));
-        (self.waiting().map_or(Timestamp::ZERO, |waiting| waiting.start_by + behind(waiting.work)), self.sequence)
+        let behind = |waiting: &Waiting<N>| {
+            let work = if waiting.cost > 0.0 { u32::try_from(waiting.work).unwrap_or(u32::MAX) } else { 0 };
+            PLACE_PER_TOKEN.saturating_mul(work)
+        };
+        (self.waiting().map_or(Timestamp::ZERO, |waiting| waiting.start_by + behind(waiting)), self.sequence)
     }
 }
 
