@@ -29,6 +29,15 @@ async fn ask(connection: &mut Connection, requests: usize) -> Result<usize> {
     Ok(refused)
 }
 
+/// Asks until none of `requests` in a row is refused.
+async fn ask_until_none_is_refused(connection: &mut Connection, requests: usize, what: &str) -> Result<()> {
+    let began = Instant::now();
+    while ask(connection, requests).await? > 0 {
+        ensure!(began.elapsed() < PATIENCE, "{what}");
+    }
+    Ok(())
+}
+
 async fn rollout(mesh: &Mesh) -> Result<Value> {
     Ok(mesh.control.status().await?["rollouts"][0].clone())
 }
@@ -61,10 +70,7 @@ pub(crate) async fn a_candidate_that_refuses_more_is_aborted_and_only_its_part_w
     .await?;
     // What is acknowledged is acknowledged by one worker; the others follow at their next tick. By chance a candidate of 30 % would leave 200 in
     // a row alone once in 10^31 times.
-    let acknowledged_at = Instant::now();
-    while ask(&mut connection, 200).await? > 0 {
-        ensure!(acknowledged_at.elapsed() < PATIENCE, "a candidate that is gone refuses on");
-    }
+    ask_until_none_is_refused(&mut connection, 200, "a candidate that is gone refuses on").await?;
     println!("aborted after {asked} requests, {refused} of them refused; none of 200 after it; {halted}");
     Ok(())
 }
@@ -107,10 +113,7 @@ pub(crate) async fn a_candidate_that_is_as_good_is_promoted_and_governs_every_re
     ensure!(refused == 0, "{refused} of {asked} were refused at 60 %");
     // The level is tripped until it has recovered under its new threshold, and then lets more and more through: a few that are all served
     // say nothing yet.
-    let promoted_at = Instant::now();
-    while ask(&mut connection, MANY).await? > 0 {
-        ensure!(promoted_at.elapsed() < PATIENCE, "what was promoted refuses on at 80 %");
-    }
+    ask_until_none_is_refused(&mut connection, MANY, "what was promoted refuses on at 80 %").await?;
     mesh.gpu.set_memory_used(95.0)?;
     mesh.wait_for_refusal("refusal by what was promoted").await?;
     ensure!(mesh.control.status().await?["rollouts"].as_array().is_none_or(Vec::is_empty), "the rollout is over");
