@@ -290,7 +290,8 @@ impl Controller for Headgate {
                 Ending::Completed => (None, StreamEnd::Complete),
                 Ending::ClientLeft => (None, StreamEnd::ByClient),
                 Ending::EngineRefused => (Some(503), StreamEnd::Complete),
-                Ending::Failed => (Some(503), StreamEnd::ByUpstream),
+                // Envoy's own 503 is a 502 to the filter (`headgate_core::envoy::engine_status`): a lost engine refuses nobody.
+                Ending::Failed => (Some(502), StreamEnd::ByUpstream),
             };
             if let Some(status) = status {
                 exchange.stream.handle(&mut vm.worker, now, Event::ResponseHeaders { status, failed_dependency: None });
