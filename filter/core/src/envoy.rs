@@ -12,6 +12,11 @@ const BY_CLIENT: u64 = 1 << 14 | 1 << 28;
 /// Upstream request timeout, local reset, remote reset, connection failure, connection termination, protocol error.
 const BY_UPSTREAM: u64 = 0b111_1100 | 1 << 23;
 
+/// Request header that names the endpoint, `IP:PORT`, to which Envoy's `override_host` sends the request.
+///
+/// Source: the Gateway API inference extension, proposal 004 (endpoint picker protocol).
+pub const DESTINATION_ENDPOINT: &str = "x-gateway-destination-endpoint";
+
 /// The property that holds a claim of a verified JWT; its parts are separated by NUL.
 #[must_use]
 pub fn claim_path(claim: &ClaimName) -> String {

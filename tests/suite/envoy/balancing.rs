@@ -21,7 +21,7 @@ use crate::gateway::{Gateway, document, endpoint, entry, healthy, pool};
 /// Envoy believes no load before it has been told for ten seconds.
 const BLACKOUT: Duration = Duration::from_secs(10);
 
-fn balanced(upstreams: &[&Upstream], balancing: Value) -> Result<[Value; 3]> {
+pub(crate) fn balanced(upstreams: &[&Upstream], balancing: Value) -> Result<[Value; 3]> {
     let endpoints: Vec<Value> = upstreams.iter().map(|upstream| endpoint(upstream.address())).collect();
     let mut llm = pool("llm", &endpoints);
     // Without health checks nothing but the requests of a test is counted.
@@ -31,10 +31,17 @@ fn balanced(upstreams: &[&Upstream], balancing: Value) -> Result<[Value; 3]> {
 }
 
 pub(crate) async fn equal_hash_values_meet_the_same_endpoint_and_most_stay_when_one_leaves(version: EnvoyVersion) -> Result<()> {
+    users_stay(version, &json!({"algorithm": "consistent_hash", "hashHeader": "x-user"})).await
+}
+
+pub(crate) async fn consistent_hash_works_beside_picks(version: EnvoyVersion) -> Result<()> {
+    users_stay(version, &json!({"algorithm": "consistent_hash", "hashHeader": "x-user", "followPicks": true})).await
+}
+
+async fn users_stay(version: EnvoyVersion, by_user: &Value) -> Result<()> {
     let upstreams = [Upstream::start().await?, Upstream::start().await?, Upstream::start().await?];
     let [one, two, three] = &upstreams;
-    let by_user = || json!({"algorithm": "consistent_hash", "hashHeader": "x-user"});
-    let gateway = Gateway::start(version, None, &balanced(&[one, two, three], by_user())?).await?;
+    let gateway = Gateway::start(version, None, &balanced(&[one, two, three], by_user.clone())?).await?;
     gateway.wait_for_endpoints("three endpoints", |page| healthy(page, "llm", 3)).await?;
     // Who serves each of 90 users.
     let homes = async || {
@@ -56,7 +63,7 @@ pub(crate) async fn equal_hash_values_meet_the_same_endpoint_and_most_stay_when_
         // 30 in the mean; the ring has 1,024 points at the least, and binomial chance is 4.5.
         ensure!((10..=50).contains(&users), "endpoint {index} has {users} of 90 users");
     }
-    gateway.apply(&balanced(&[one, two], by_user())?[..1])?;
+    gateway.apply(&balanced(&[one, two], by_user.clone())?[..1])?;
     gateway.wait_for_endpoints("two endpoints", |page| healthy(page, "llm", 2)).await?;
     let then = homes().await?;
     let others: Vec<_> = at_first.iter().filter(|(_, home)| **home != Some(2)).collect();
@@ -69,11 +76,18 @@ pub(crate) async fn equal_hash_values_meet_the_same_endpoint_and_most_stay_when_
 }
 
 pub(crate) async fn latency_aware_balancing_follows_what_endpoints_tell_of_their_load(version: EnvoyVersion) -> Result<()> {
+    the_idle_endpoint_gets_more(version, json!({"algorithm": "latency_aware", "slowStartMs": 0})).await
+}
+
+pub(crate) async fn latency_aware_balancing_works_beside_picks(version: EnvoyVersion) -> Result<()> {
+    the_idle_endpoint_gets_more(version, json!({"algorithm": "latency_aware", "slowStartMs": 0, "followPicks": true})).await
+}
+
+async fn the_idle_endpoint_gets_more(version: EnvoyVersion, aware: Value) -> Result<()> {
     let [idle, busy] = [
         Upstream::telling("TEXT application_utilization=0.2,rps_fractional=100").await?,
         Upstream::telling("TEXT application_utilization=0.8,rps_fractional=100").await?,
     ];
-    let aware = json!({"algorithm": "latency_aware", "slowStartMs": 0});
     let gateway = Gateway::start(version, None, &balanced(&[&idle, &busy], aware)?).await?;
     gateway.wait_for_endpoints("both endpoints", |page| healthy(page, "llm", 2)).await?;
     let share = async || {

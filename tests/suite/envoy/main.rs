@@ -18,6 +18,7 @@ mod http3;
 mod identity;
 mod in_band;
 mod nack;
+mod picks;
 mod policy_errors;
 mod queue;
 mod quota;
@@ -72,8 +73,12 @@ on_every_envoy!(
     gateway::what_a_proxy_refuses_is_seen_and_changes_nothing,
     gateway::who_shows_no_token_or_signature_gets_nothing,
     balancing::equal_hash_values_meet_the_same_endpoint_and_most_stay_when_one_leaves,
+    balancing::consistent_hash_works_beside_picks,
     balancing::latency_aware_balancing_follows_what_endpoints_tell_of_their_load,
+    balancing::latency_aware_balancing_works_beside_picks,
     balancing::a_saturated_engine_gets_the_least_part,
+    picks::requests_go_to_the_endpoint_that_they_name_and_the_others_by_the_algorithm,
+    picks::a_request_that_names_an_endpoint_that_is_dead_or_out_goes_elsewhere,
     http3::a_request_over_quic_is_served,
     identity::a_proxy_is_the_node_that_its_certificate_names_and_no_other,
     in_band::engines_tell_their_load_in_their_responses_without_any_page,

@@ -89,6 +89,12 @@ fn options_of_balancing_that_mean_nothing_together_are_refused() {
     }
     assert!(balancing("{algorithm: consistent_hash, hashHeader: x-user, slowStartMs: 1}")[0].contains("has no slow start"));
     assert_eq!(balancing("{algorithm: consistent_hash, hashHeader: x-user}"), [""; 0]);
+    for algorithm in
+        ["round_robin", "weighted, weights: telemetry", "least_request", "latency_aware", "consistent_hash, hashHeader: x-user"]
+    {
+        assert_eq!(balancing(&format!("{{algorithm: {algorithm}, followPicks: true}}")), [""; 0], "picks go with every algorithm");
+    }
+    assert!(balancing("{followPicks: always}")[0].contains("balancing.followPicks"), "{:?}", balancing("{followPicks: always}"));
 }
 
 #[test]

@@ -24,6 +24,8 @@ pub struct Pool {
     pub endpoints: Vec<Endpoint>,
     /// How requests are spread.
     pub balancing: Balancing,
+    /// Whether a request that names its endpoint goes there, and only the others by `balancing`.
+    pub follows_picks: bool,
     /// Active health checks.
     pub health_check: Option<HealthCheck>,
     /// Passive health checks.
@@ -198,6 +200,7 @@ pub(super) fn check(check: &mut Checker, name: &str, wire: &v1::PoolSpec) -> Poo
         name: name.to_owned(),
         endpoints: self::endpoints(check, endpoints),
         balancing: self::balancing(check, balancing.as_ref().unwrap_or(&v1::PoolBalancing::default())),
+        follows_picks: balancing.as_ref().is_some_and(|wire| wire.follow_picks),
         health_check: self::health_check(check, health_check.as_ref().unwrap_or(&v1::PoolHealthCheck::default())),
         outliers: self::outliers(check, outliers.as_ref().unwrap_or(&v1::PoolOutliers::default())),
         retries: self::retries(check, retries.as_ref().unwrap_or(&v1::PoolRetries::default())),
@@ -255,7 +258,7 @@ fn endpoint(check: &mut Checker, at: &str, wire: &v1::PoolEndpoint) -> Endpoint 
 
 fn balancing(check: &mut Checker, wire: &v1::PoolBalancing) -> Balancing {
     use v1::BalancingAlgorithm as Algorithm;
-    let v1::PoolBalancing { algorithm: _, weights: _, hash_header, slow_start_ms } = wire;
+    let v1::PoolBalancing { algorithm: _, weights: _, hash_header, slow_start_ms, follow_picks: _ } = wire;
     let at = "balancing";
     let algorithm = wire.algorithm();
     let (weights, moved_by) = match wire.weights() {

@@ -10,6 +10,7 @@ use envoy_types::pb::envoy::config::endpoint::v3 as endpoint;
 use envoy_types::pb::envoy::extensions::load_balancing_policies as lb;
 use envoy_types::pb::envoy::extensions::upstreams::http::v3 as http;
 use envoy_types::pb::google::protobuf as google;
+use headgate_core::envoy::DESTINATION_ENDPOINT;
 use prost::Name;
 
 use super::super::config::{Balancing, HealthCheck, Outliers, Pool, RemoteFile, Retries};
@@ -29,7 +30,7 @@ pub(super) fn of_pool(pool: &Pool) -> Cluster {
         cluster_discovery_type: Some(discovery),
         eds_cluster_config: Some(cluster::cluster::EdsClusterConfig { eds_config: Some(from_ads()), service_name: String::new() }),
         connect_timeout: duration(pool.connect_timeout),
-        load_balancing_policy: Some(balancing(&pool.balancing)),
+        load_balancing_policy: Some(balancing(pool)),
         // Without it Envoy would send to endpoints that are out once too many are: a GPU that computes wrong is no way out.
         common_lb_config: Some(cluster::cluster::CommonLbConfig {
             healthy_panic_threshold: percent(0),
@@ -69,8 +70,26 @@ pub(super) fn of_remote(name: &str, remote: &RemoteFile, ca_file: &str) -> Clust
     }
 }
 
-fn balancing(balancing: &Balancing) -> cluster::LoadBalancingPolicy {
-    let typed = match balancing {
+fn balancing(pool: &Pool) -> cluster::LoadBalancingPolicy {
+    let algorithm = only(algorithm(&pool.balancing));
+    if !pool.follows_picks {
+        return algorithm;
+    }
+    let header = DESTINATION_ENDPOINT.to_owned();
+    let policy = lb::override_host::v3::OverrideHost {
+        override_host_sources: vec![lb::override_host::v3::override_host::OverrideHostSource { header, metadata: None }],
+        selected_host_key: None,
+        fallback_policy: Some(algorithm),
+    };
+    only(extension("envoy.load_balancing_policies.override_host", &policy))
+}
+
+fn only(policy: core::TypedExtensionConfig) -> cluster::LoadBalancingPolicy {
+    cluster::LoadBalancingPolicy { policies: vec![cluster::load_balancing_policy::Policy { typed_extension_config: Some(policy) }] }
+}
+
+fn algorithm(balancing: &Balancing) -> core::TypedExtensionConfig {
+    match balancing {
         Balancing::RoundRobin { slow_start } | Balancing::Weighted { slow_start, .. } => {
             let policy = lb::round_robin::v3::RoundRobin { slow_start_config: slow_start.and_then(self::slow_start), ..Default::default() };
             extension("envoy.load_balancing_policies.round_robin", &policy)
@@ -95,8 +114,7 @@ fn balancing(balancing: &Balancing) -> cluster::LoadBalancingPolicy {
             let policy = lb::ring_hash::v3::RingHash { minimum_ring_size, ..Default::default() };
             extension("envoy.load_balancing_policies.ring_hash", &policy)
         }
-    };
-    cluster::LoadBalancingPolicy { policies: vec![cluster::load_balancing_policy::Policy { typed_extension_config: Some(typed) }] }
+    }
 }
 
 fn slow_start(window: Duration) -> Option<lb::common::v3::SlowStartConfig> {

@@ -14,11 +14,18 @@ use super::wrap::{tcp, whole};
 pub(super) fn assignment(pool: &Pool, states: &EndpointStates) -> ClusterLoadAssignment {
     let mut groups: BTreeMap<(u32, &str), Vec<endpoint::LbEndpoint>> = BTreeMap::new();
     for endpoint in &pool.endpoints {
+        // A tier stays, whoever is left in it: Envoy wants tiers without gaps.
+        let group = groups.entry((endpoint.tier, &endpoint.zone)).or_default();
         let mut state = states.of(pool, endpoint);
+        // Envoy does not look at the health of an endpoint that a request names (`findHost` in `override_host/load_balancer.cc`); one that
+        // is not there it cannot find.
+        if pool.follows_picks && !state.out_because.is_empty() {
+            continue;
+        }
         if pool.balancing.weights().is_none() {
             state.weight = 1;
         }
-        groups.entry((endpoint.tier, &endpoint.zone)).or_default().push(lb_endpoint(endpoint, &state));
+        group.push(lb_endpoint(endpoint, &state));
     }
     let endpoints = groups.into_iter().map(|((tier, zone), lb_endpoints)| endpoint::LocalityLbEndpoints {
         locality: Some(Locality { zone: zone.to_owned(), ..Locality::default() }),

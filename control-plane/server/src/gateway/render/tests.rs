@@ -116,6 +116,22 @@ fn backends_share_by_weight_and_only_pools_that_want_retries_pay_for_them() {
 }
 
 #[test]
+fn named_endpoints_are_followed_before_the_algorithm_and_only_where_the_pool_says_so() {
+    use envoy_types::pb::envoy::config::cluster::v3::LoadBalancingPolicy;
+    use envoy_types::pb::envoy::extensions::load_balancing_policies::override_host::v3::OverrideHost;
+    let only = |policy: &LoadBalancingPolicy| policy.policies[0].typed_extension_config.clone().unwrap();
+    let of_small = |documents: &str| only(rendered(documents).clusters[1].load_balancing_policy.as_ref().unwrap());
+    let ring = of_small(DOCUMENTS);
+    assert_eq!(ring.name, "envoy.load_balancing_policies.ring_hash");
+    let follows = of_small(&DOCUMENTS.replace("hashHeader: x-user", "hashHeader: x-user, followPicks: true"));
+    assert_eq!(follows.name, "envoy.load_balancing_policies.override_host");
+    let policy = OverrideHost::decode(follows.typed_config.unwrap().value.as_slice()).unwrap();
+    let headers: Vec<&str> = policy.override_host_sources.iter().map(|source| source.header.as_str()).collect();
+    assert_eq!(headers, ["x-gateway-destination-endpoint"]);
+    assert_eq!(only(&policy.fallback_policy.unwrap()), ring, "the algorithm as it would be by itself");
+}
+
+#[test]
 fn tiers_are_priorities() {
     let rendered = rendered(DOCUMENTS);
     let priorities: Vec<u32> = rendered.assignments[0].endpoints.iter().map(|group| group.priority).collect();

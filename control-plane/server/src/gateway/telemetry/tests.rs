@@ -2,9 +2,13 @@
 
 use std::sync::Arc;
 
+use envoy_types::pb::envoy::config::endpoint::v3::LocalityLbEndpoints;
+
 use super::*;
+use crate::config::FilterDelivery;
 use crate::device::{DeviceActivity, DeviceReading, DeviceSample, DeviceState, LostDevice, NodeView};
 use crate::gateway::documents;
+use crate::gateway::render::render;
 
 const POOL: &str = "
 apiVersion: headgate.dev/v1
@@ -93,6 +97,25 @@ fn an_endpoint_with_an_ejected_gpu_is_out_with_its_reason_and_comes_back_by_step
         told.push(weights(&look(&mut memory, &set, &healthy))[0]);
     }
     assert_eq!(told, [10, 10, 50, 100, 100], "a tenth at first, everything after ten seconds");
+}
+
+#[test]
+fn an_endpoint_that_is_out_is_not_told_at_all_where_requests_name_endpoints() {
+    let ejected = view(0, "", 0, vec![sample(0, 10, Some(79)), sample(1, 10, None)]);
+    let measured = Measured { devices: &ejected, latency: &|_| None, engine: &|_| None };
+    let filter = FilterDelivery { wasm: "w".into(), control_cluster: "c".into(), control_authority: "a".into() };
+    // Tier, endpoints, and how many of them are told to be out.
+    let told = |follows: &str| {
+        let tiers = POOL.replace("[GPU-1]", "[GPU-1], tier: 1").replace("gpu-node", "gpu-node, tier: 1").replace("WEIGHTS", "given");
+        let text = tiers.replace("slowStartMs: 10000", &format!("followPicks: {follows}"));
+        let set = GatewaySet::try_new(&documents::read(&text).unwrap()).unwrap();
+        let states = TelemetryMemory::default().look(ejected.now(), &set, &measured);
+        let groups = render(&set, &states, &filter).assignments[0].endpoints.clone();
+        let unhealthy = |group: &LocalityLbEndpoints| group.lb_endpoints.iter().filter(|one| one.health_status != 0).count();
+        groups.iter().map(|group| (group.priority, group.lb_endpoints.len(), unhealthy(group))).collect::<Vec<_>>()
+    };
+    assert_eq!(told("false"), [(0, 1, 1), (1, 2, 0)]);
+    assert_eq!(told("true"), [(0, 0, 0), (1, 2, 0)], "Envoy would follow to it; its tier stays");
 }
 
 #[test]
