@@ -248,6 +248,7 @@ pub(super) static POOL_BALANCING: Message = Message {
         Field { name: "weights", number: 2, list: false, kind: Kind::Enum(&[("given", 1), ("telemetry", 2), ("saturation", 3)]) },
         Field { name: "hashHeader", number: 3, list: false, kind: Kind::Text },
         Field { name: "slowStartMs", number: 4, list: false, kind: Kind::Uint32 },
+        Field { name: "followPicks", number: 5, list: false, kind: Kind::Bool },
     ],
 };
 pub(super) static POOL_HEALTH_CHECK: Message = Message {

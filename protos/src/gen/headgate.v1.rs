@@ -4801,6 +4801,16 @@ pub struct PoolBalancing {
         serde(skip_serializing_if = "crate::document::is_default")
     )]
     pub slow_start_ms: ::core::option::Option<u32>,
+    /// Whether a request goes to the endpoint that its header `x-gateway-destination-endpoint` names: `IP:PORT`, an IPv6 address in brackets;
+    /// of several, separated by commas, the first that the pool has. Requests that name none go by `algorithm`, as does what is sent again
+    /// after a failure. Envoy follows whatever health checks and outliers say of the endpoint, and any tier; an endpoint whose GPU is ejected
+    /// is not there for it. A client can set the header too, where no filter in front takes it off. Default: false.
+    #[prost(bool, tag = "5")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub follow_picks: bool,
 }
 impl ::prost::Name for PoolBalancing {
     const NAME: &'static str = "PoolBalancing";
