@@ -184,6 +184,7 @@ pub(super) static OVERLOAD: Message = Message {
         Field { name: "retries", number: 9, list: false, kind: Kind::Message(&RETRY_BUDGET) },
         Field { name: "ladder", number: 10, list: true, kind: Kind::Message(&RUNG) },
         Field { name: "fairTenants", number: 11, list: false, kind: Kind::Bool },
+        Field { name: "picksEndpoint", number: 12, list: false, kind: Kind::Bool },
         Field { name: "usage", number: 60, list: false, kind: Kind::Bool },
     ],
 };

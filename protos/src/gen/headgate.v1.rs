@@ -846,6 +846,14 @@ pub struct OverloadLimits {
     /// One entry a class: work tokens per second that the class is always given (its floor), this proxy's part.
     #[prost(double, repeated, tag = "14")]
     pub floor_work_per_s: ::prost::alloc::vec::Vec<f64>,
+    /// Addresses, `IP:port`, of the engines of this proxy's aperture, in the order in which they lie on the ring of the pool's engines. Empty:
+    /// the filter names none. At most 256 are read.
+    #[prost(string, repeated, tag = "15")]
+    pub engines: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Where each of them begins, and last where the last one ends: in parts of this proxy's aperture, 0 where that begins and 1 where it ends.
+    /// Engines are as wide as they are fast; the first may begin before 0 and the last end after 1, and are other proxies' too then.
+    #[prost(double, repeated, tag = "16")]
+    pub engine_bounds: ::prost::alloc::vec::Vec<f64>,
 }
 impl ::prost::Name for OverloadLimits {
     const NAME: &'static str = "OverloadLimits";
@@ -2474,6 +2482,15 @@ pub struct Overload {
         serde(skip_serializing_if = "crate::document::is_default")
     )]
     pub fair_tenants: ::core::option::Option<bool>,
+    /// Whether the filter names the engine that an admitted request is to go to, in the header `x-gateway-destination-endpoint`, by where the
+    /// fewest of its own prompts are being computed. The gateway's cluster has to follow that header (`override_host`), and the addresses
+    /// of `engines` have to be those at which they serve. Default: false.
+    #[prost(bool, optional, tag = "12")]
+    #[cfg_attr(
+        feature = "document",
+        serde(skip_serializing_if = "crate::document::is_default")
+    )]
+    pub picks_endpoint: ::core::option::Option<bool>,
     /// Whether the token counts that engines put at the end of a response (`usage`) are read, to learn how many tokens a piece of a stream
     /// holds: at each piece of some responses, at none of the others. Default: true.
     #[prost(bool, optional, tag = "60")]
@@ -8355,7 +8372,7 @@ impl ::prost::Name for QuotaGrants {
         "/headgate.v1.QuotaGrants".into()
     }
 }
-/// One proxy's part of a pool's rates, both 0 to 1.
+/// One proxy's part of a pool, all numbers 0 to 1.
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]
 pub struct ProxyPart {
     /// Part of the rate now.
@@ -8364,6 +8381,12 @@ pub struct ProxyPart {
     /// Part of the safe rate.
     #[prost(double, tag = "2")]
     pub safe: f64,
+    /// Where its aperture begins on the ring of engines.
+    #[prost(double, tag = "3")]
+    pub aperture_from: f64,
+    /// Where that ends.
+    #[prost(double, tag = "4")]
+    pub aperture_to: f64,
 }
 impl ::prost::Name for ProxyPart {
     const NAME: &'static str = "ProxyPart";
