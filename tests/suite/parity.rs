@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use headgate_core::envoy::DESTINATION_ENDPOINT;
 use headgate_core::in_band::{LoadHeader, LoadSeen, TAIL_BYTES};
 use headgate_core::policy::Policy;
 use headgate_core::request::{HeaderView, RequestInfo, VerifiedIdentity};
@@ -65,7 +66,7 @@ fn overload_spec() -> Value {
     let mut spec = policy_spec();
     spec["classes"][1]["maxQueueMs"] = json!(40);
     spec["overload"] = json!({
-        "ttftSloMs": 200, "tpotSloMs": 50, "queue": {"maxDepthFactor": 2.0, "maxRequests": 20},
+        "ttftSloMs": 200, "tpotSloMs": 50, "picksEndpoint": true, "queue": {"maxDepthFactor": 2.0, "maxRequests": 20},
         "retries": {"percent": 10, "minRps": 0.5},
         "ladder": [
             {"kind": "delay", "engageAt": 0.8, "classes": ["low"], "delayMs": 100},
@@ -193,7 +194,15 @@ impl Draw {
             prompt_factor: self.rng.random_range(0.5..2.0),
             output_tokens: self.rng.random_range(0.0..500.0),
             floor_work_per_s: (0..3).map(|_| self.rng.random_range(0.0..20_000.0)).collect(),
+            engines: (0..5).map(|index| format!("10.0.0.{index}:8000")).collect(),
+            engine_bounds: self.engine_bounds(),
         }
+    }
+
+    /// Where five engines of an aperture begin and end, of which some reach beyond it.
+    fn engine_bounds(&self) -> Vec<f64> {
+        let (shift, width) = (0.05 * (self.epoch % 7) as f64, 0.15 + 0.03 * (self.epoch % 5) as f64);
+        (0..6).map(|index| f64::from(index) * width - shift).collect()
     }
 
     fn request(&mut self) -> Happening {
@@ -562,7 +571,7 @@ impl Native {
 fn effects_of(outcome: Outcome) -> Vec<Effect> {
     match outcome {
         Outcome::Continue => Vec::new(),
-        Outcome::ContinueWith(changes) | Outcome::Wait(changes) => changes.into_iter().map(effect).collect(),
+        Outcome::ContinueWith(changes) | Outcome::Wait(changes) => changes.iter().map(effect).collect(),
         Outcome::Reply(reply) => vec![Effect::Reply {
             status: u32::from(reply.status),
             details: reply.details.as_bytes().to_vec(),
@@ -572,10 +581,10 @@ fn effects_of(outcome: Outcome) -> Vec<Effect> {
     }
 }
 
-fn effect(change: HeaderOp) -> Effect {
+fn effect(change: &HeaderOp) -> Effect {
     match change {
-        HeaderOp::Set { name, value } => Effect::SetHeader(name.as_bytes().to_vec(), value.into_bytes()),
-        HeaderOp::Remove { name } => Effect::RemoveHeader(name),
+        HeaderOp::Set { name, value } => Effect::SetHeader(name.as_bytes().to_vec(), value.as_bytes().to_vec()),
+        HeaderOp::Remove { name } => Effect::RemoveHeader(name.clone()),
     }
 }
 
@@ -586,7 +595,7 @@ fn native_and_wasm_agree_on_every_event_of_a_tape() -> Result<()> {
 
 #[test]
 fn native_and_wasm_agree_under_overload_control() -> Result<()> {
-    let kinds = ["admit", "cut_off", "deadline", "queue_full", "expired", "retry_budget", "continue", "wait", "set"];
+    let kinds = ["admit", "cut_off", "deadline", "queue_full", "expired", "retry_budget", "continue", "wait", "set", "pick"];
     agree(&overload_spec(), EVENTS / 2, &kinds)
 }
 
@@ -643,6 +652,7 @@ fn a_decision_costs_one_read_of_headers_and_clock() -> Result<()> {
 /// What an effect shows, for counting.
 fn kind_of(effect: &Effect) -> String {
     match effect {
+        Effect::SetHeader(name, _) if name == DESTINATION_ENDPOINT.as_bytes() => "pick".to_owned(),
         Effect::SetHeader(..) => "set".to_owned(),
         Effect::RemoveHeader(_) => "remove".to_owned(),
         Effect::Reply { headers, .. } => {

@@ -259,8 +259,14 @@ impl ControlLoop {
             choice.sample
         };
         let capacity = |books: &str, config: &GpuMemoryConfig| devices.capacity(serving_pool(books), config).fraction();
-        let table = controls
-            .step(at, &StepInputs { loads: &loads, gpu_memory: &gpu_memory, capacity: &capacity, engines: &sample, shares: &shares });
+        let ring = |books: &str| {
+            let memories = memories.borrow();
+            let known = engines.get(books).zip(memories.0.get(books));
+            known.map(|(engines, memories)| engines.ring(&memories.paces)).unwrap_or_default()
+        };
+        let inputs =
+            StepInputs { loads: &loads, gpu_memory: &gpu_memory, capacity: &capacity, engines: &sample, rings: &ring, shares: &shares };
+        let table = controls.step(at, &inputs);
         let (_, memory_sources, gpu_memory) = memories.into_inner();
         let is_granted = self.ledger.lock().quotas().step(at);
         if table.is_some() || is_granted {

@@ -12,22 +12,30 @@ fn main() {
     divan::main();
 }
 
+fn named(control: &str) -> Control {
+    match control {
+        "work" => Control::Work,
+        "picks" => Control::Picks,
+        _ => Control::Levels,
+    }
+}
+
 /// Headers to verdict, admitted.
-#[divan::bench(args = ["levels", "work"], sample_count = 500, sample_size = 200)]
+#[divan::bench(args = ["levels", "work", "picks"], sample_count = 500, sample_size = 200)]
 fn admit(bencher: Bencher<'_, '_>, control: &str) {
-    let mut site = Site::new(if control == "work" { Control::Work } else { Control::Levels }, PLENTY);
+    let mut site = Site::new(named(control), PLENTY);
     let mut stream = Stream::new();
     bencher.bench_local(|| black_box(site.send_as(&mut stream)));
 }
 
 /// Headers to log: decision, first token, end.
-#[divan::bench(args = ["levels", "work"], sample_count = 500, sample_size = 200)]
+#[divan::bench(args = ["levels", "work", "picks"], sample_count = 500, sample_size = 200)]
 fn whole_request(bencher: Bencher<'_, '_>, control: &str) {
-    let mut site = Site::new(if control == "work" { Control::Work } else { Control::Levels }, PLENTY);
+    let mut site = Site::new(named(control), PLENTY);
     let mut stream = Stream::new();
     bencher.bench_local(|| {
         let outcome = site.send_as(&mut stream);
-        assert_eq!(outcome, Outcome::Continue);
+        assert!(matches!(outcome, Outcome::Continue | Outcome::ContinueWith(_)));
         site.first_token(&mut stream);
         site.end(&mut stream, StreamEnd::Complete);
     });

@@ -253,7 +253,7 @@ pub(crate) fn start_waiting(pool: &mut Pool, now: Timestamp, rng: &mut Rng, held
         BreakerSays::Shut { opened, recovery } => {
             pool.refund(held.charges, held.reservation.size);
             if let Some(load) = &mut pool.overload {
-                held.reservation.undo(&mut load.flow);
+                held.undo(load);
             }
             if let Some(state) = pool.states.get_mut(state) {
                 state.admitted = state.admitted.saturating_sub(1);

@@ -74,12 +74,13 @@ impl Reservation {
         Self { size, has_prefill: true }
     }
 
-    /// Gives the prefill back; once.
-    pub(crate) fn on_first_token(&mut self, flow: &mut Flow) {
-        if self.has_prefill {
-            self.has_prefill = false;
-            give_back(flow, Work { prefill_tokens: u64::from(self.size.prompt), ..Work::NONE });
-        }
+    /// Gives the prefill back; once. Its tokens, if it was not given back before.
+    pub(crate) fn on_first_token(&mut self, flow: &mut Flow) -> Option<u64> {
+        let prefill_tokens = u64::from(self.size.prompt);
+        core::mem::take(&mut self.has_prefill).then(|| {
+            give_back(flow, Work { prefill_tokens, ..Work::NONE });
+            prefill_tokens
+        })
     }
 
     /// Gives back all that is left.

@@ -11,6 +11,7 @@ use core::time::Duration;
 
 use thiserror::Error;
 
+use crate::aperture::Extent;
 use crate::record::{self, Reader};
 use crate::time::Timestamp;
 
@@ -52,6 +53,8 @@ pub struct Holding {
     pub permits: Option<u32>,
     /// Part of the proxy's rates, `0..=1`.
     pub rate_share: f64,
+    /// Part of the proxy's aperture: as long as its part of the rates is of what all workers hold, and after those of the slots before.
+    pub aperture: Extent,
     /// Live workers, this one included.
     pub workers: u32,
 }
@@ -168,7 +171,16 @@ impl LeaseRecord {
         let permits = grant.permits_total.map(|total| self.settle_permits(now, slot, total));
         let share = self.settle_share(slot);
         let workers = u32::try_from(self.workers()).unwrap_or(u32::MAX);
-        Ok(Holding { permits, rate_share: f64::from(share) / f64::from(WHOLE_SHARE), workers })
+        let rate_share = f64::from(share) / f64::from(WHOLE_SHARE);
+        Ok(Holding { permits, rate_share, aperture: self.aperture(slot), workers })
+    }
+
+    /// See [`Holding::aperture`].
+    fn aperture(&self, index: SlotIndex) -> Extent {
+        let held = |slots: &[Slot]| f64::from(slots.iter().fold(0_u32, |sum, slot| sum.saturating_add(slot.share_have)));
+        let until = |end: usize| held(self.slots.get(..end).unwrap_or(&self.slots));
+        let all = held(&self.slots).max(1.0);
+        Extent::new(until(index.index()) / all, until(index.index() + 1) / all)
     }
 
     /// Gives the slot back, for a worker that ends in an orderly way. Whose slot it is not changes nothing.

@@ -14,6 +14,7 @@ extern crate alloc;
 extern crate std;
 
 mod admission;
+pub mod aperture;
 pub mod breaker;
 mod budget;
 pub mod classify;

@@ -10,6 +10,7 @@ use core::time::Duration;
 
 use headgate_protos::v1;
 
+use crate::aperture::NamedEngine;
 use crate::control::{ClassAction, ClassDecision, PoolState};
 use crate::level::{LevelKind, LevelStatus};
 use crate::reason::{Cause, Reason, Source};
@@ -75,6 +76,8 @@ pub(crate) struct HeldLimits {
     levels: Vec<(Reason, f64, f64)>,
     /// Overload control; `None` when the control plane knows of none.
     work: Option<HeldWork>,
+    /// Engines of the proxy's aperture.
+    engines: Vec<NamedEngine>,
 }
 
 /// How far limits are from their receipt.
@@ -100,7 +103,13 @@ impl HeldLimits {
             classes: classes.iter().map(HeldClass::new).collect(),
             levels: levels.iter().map(|level| (Reason::of_level(level.kind()), finite(level.value), finite(level.threshold))).collect(),
             work: overload.as_ref().map(HeldWork::new),
+            engines: overload.as_ref().map(NamedEngine::read).unwrap_or_default(),
         }
+    }
+
+    /// The engines to pick from at `now`: none once the limits have ended, since nobody says any more which of them live.
+    pub(crate) fn engines(&self, now: Timestamp) -> &[NamedEngine] {
+        if self.age(now) == Age::Expired { &[] } else { &self.engines }
     }
 
     pub(crate) fn age(&self, now: Timestamp) -> Age {

@@ -7,6 +7,7 @@ use core::time::Duration;
 
 use headgate_protos::v1;
 
+use crate::aperture::Extent;
 use crate::breaker::{Breaker, KeyedBreakers};
 use crate::control::{ClassAction, ClassLoad, PoolController, Signals};
 use crate::fleet::term_of;
@@ -161,6 +162,8 @@ pub(crate) struct Pool {
     pub(crate) quotas: QuotaBook,
     overloads_made: u64,
     rate_share: f64,
+    /// Its part of the proxy's aperture.
+    pub(crate) aperture: Extent,
     /// Workers of the proxy.
     pub(crate) workers: u32,
     controller: PoolController,
@@ -188,6 +191,7 @@ impl Pool {
             quotas: QuotaBook::default(),
             overloads_made: 0,
             rate_share: 1.0,
+            aperture: Extent::WHOLE,
             workers: 1,
             controller: PoolController::new(now, &policy),
             controlled_at: now,
@@ -375,7 +379,7 @@ impl Pool {
     /// Puts into force what holds at `now`.
     fn enforce(&mut self, now: Timestamp) {
         if let (Some(load), Some(config)) = (&mut self.overload, self.policy.overload()) {
-            load.enforce(now, self.limits.as_ref(), self.rate_share, self.workers, config);
+            load.enforce(now, self.limits.as_ref(), (self.rate_share, self.aperture), self.workers, config);
         }
         // Under overload control the levels are terms of the saturation and act on no class themselves.
         let acts = self.overload.is_none();

@@ -3,7 +3,7 @@
 /// Shell's sort, ascending: a thousand numbers ten times a second do not need the library's, which is several KiB of wasm.
 ///
 /// Source of the gaps: Ciura, "Best increments for the average case of Shellsort" (FCT 2001).
-pub(crate) fn ascending(values: &mut [f64]) {
+pub(crate) fn ascending<T: PartialOrd>(values: &mut [T]) {
     for gap in [701, 301, 132, 57, 23, 10, 4, 1] {
         for start in gap..values.len() {
             let mut at = start;

@@ -20,6 +20,7 @@ use crate::worker::{Collected, Decided, PoolRef, Worker};
 mod effect;
 mod events;
 mod flight;
+mod headers;
 mod in_band;
 mod load;
 mod shadow;
@@ -27,8 +28,9 @@ mod summary;
 #[cfg(test)]
 mod tests;
 
-use effect::{continue_with, degrade, direct_header, divert, forged_headers};
+use effect::{continue_with, degrade, destination, direct_header, divert, forged_destination, forged_headers};
 use flight::Flight;
+pub use headers::{HeaderOp, HeaderOps};
 use shadow::Shadow;
 pub use summary::{Decision, Summary};
 
@@ -82,28 +84,11 @@ pub enum Outcome {
     /// Let the request or response go on as it is.
     Continue,
     /// Change its headers, then let it go on.
-    ContinueWith(Vec<HeaderOp>),
+    ContinueWith(HeaderOps),
     /// Answer it.
     Reply(Reply),
     /// Change its headers, then hold it until [`Worker::next_released`] names it.
-    Wait(Vec<HeaderOp>),
-}
-
-/// A change of one header.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum HeaderOp {
-    /// Set it, replacing every value it has.
-    Set {
-        /// Name, in lower case.
-        name: &'static str,
-        /// Value.
-        value: String,
-    },
-    /// Remove it.
-    Remove {
-        /// Name as it was received.
-        name: Vec<u8>,
-    },
+    Wait(HeaderOps),
 }
 
 /// An answer in place of the upstream's.
@@ -234,7 +219,7 @@ impl Stream {
     pub fn release(&mut self, worker: &mut Worker, now: Timestamp) -> Outcome {
         let Phase::Waiting(wait) = self.phase else { return Outcome::Continue };
         let (decision, outcome) = match worker.collect(wait.pool, wait.ticket, now) {
-            Collected::Nothing => return Outcome::Wait(Vec::new()),
+            Collected::Nothing => return Outcome::Wait(HeaderOps::default()),
             Collected::Orphaned => {
                 self.phase = Phase::Done;
                 return Outcome::Continue;
@@ -243,7 +228,7 @@ impl Stream {
                 self.phase = Phase::Done;
                 let Some(policy) = self.record.as_ref().map(|record| Arc::clone(&record.policy)) else { return Outcome::Continue };
                 let asked = Asked { pool: wait.pool, state, arrival: wait.arrival, policy: &policy };
-                self.carry_out(now, &asked, admission, Vec::new(), || wait.format)
+                self.carry_out(now, &asked, admission, HeaderOps::default(), || wait.format)
             }
         };
         if !matches!(decision, Verdict::Admitted) {
@@ -323,6 +308,9 @@ impl Stream {
         if policy.orca() {
             headers.extend(in_band::load_request(request));
         }
+        if policy.overload().is_some_and(|config| config.picks_endpoint) {
+            headers.extend(forged_destination(request));
+        }
         let asked = Asked { pool, state, arrival: Arrival { at: now, place }, policy: &policy };
         let (decision, outcome) = self.carry_out(now, &asked, admission, headers, || ApiFormat::of_path(request.path));
         self.record = Some(Record { policy, classified, decision, ttft: None });
@@ -339,13 +327,14 @@ impl Stream {
         now: Timestamp,
         asked: &Asked<'_>,
         admission: Admission,
-        mut headers: Vec<HeaderOp>,
+        mut headers: HeaderOps,
         format: impl FnOnce() -> ApiFormat,
     ) -> (Verdict, Outcome) {
         let Asked { pool, state, arrival, policy } = *asked;
         match admission {
             Admission::Admitted(passes, dues) => {
                 headers.extend(direct_header(passes));
+                headers.extend(destination(&dues));
                 self.phase = Phase::InFlight(Flight::new(pool, state, arrival, now, passes, dues));
                 (Verdict::Admitted, continue_with(headers))
             }

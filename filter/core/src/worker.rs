@@ -8,6 +8,7 @@ use core::time::Duration;
 use headgate_protos::v1;
 
 use crate::admission::{self, Admission, Newcomer};
+use crate::aperture::Extent;
 use crate::classify::{Classified, classify};
 use crate::latency::Place;
 use crate::lease::Want;
@@ -195,6 +196,13 @@ impl Worker {
         let now = self.now;
         if let Some(pool) = self.pools.get_mut(policy_index) {
             pool.set_permits(now, permits, rate_share);
+        }
+    }
+
+    /// Gives the worker its part of the proxy's aperture; all of it before the first call. It takes effect with the next tick or limits.
+    pub fn set_aperture(&mut self, policy_index: usize, aperture: Extent) {
+        if let Some(pool) = self.pools.get_mut(policy_index) {
+            pool.aperture = aperture;
         }
     }
 

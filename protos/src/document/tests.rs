@@ -290,6 +290,7 @@ fn overload() -> Overload {
             max_tokens: Some(64),
         }],
         fair_tenants: Some(false),
+        picks_endpoint: Some(true),
         usage: Some(false),
     }
 }

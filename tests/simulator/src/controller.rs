@@ -57,6 +57,8 @@ pub struct Arrival {
 pub enum Verdict {
     /// It goes to the pool.
     Admit,
+    /// It goes to this engine of the pool, as with [`Ctx::release_to`].
+    AdmitTo(u16),
     /// It waits until [`Ctx::release`] or [`Ctx::refuse`], or until its client leaves.
     Wait,
     /// It is refused.
@@ -209,7 +211,7 @@ impl<'a> Ctx<'a> {
         self.effects.push(Effect::Release(id, None));
     }
 
-    /// Sends a waiting request to an engine of the algorithm's choice, past the world's balancer. For the clairvoyant oracle alone.
+    /// Sends a waiting request to an engine of the algorithm's choice, past the world's balancer, as long as that engine lives.
     pub fn release_to(&mut self, id: RequestId, engine: u16) {
         self.effects.push(Effect::Release(id, Some(engine)));
     }

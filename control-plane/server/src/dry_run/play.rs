@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use headgate_core::control::ClassAction;
-use headgate_core::fleet::{PolicySet, PoolControlView, PoolView, Shares, StepInputs, StoredPolicy};
+use headgate_core::fleet::{PolicySet, PoolControlView, PoolView, Ring, Shares, StepInputs, StoredPolicy};
 use headgate_core::level::{GpuMemorySample, LevelKind};
 use headgate_core::policy::GpuMemoryConfig;
 use headgate_protos::v1;
@@ -70,7 +70,15 @@ pub fn play(frames: &[Arc<Frame>], policy: &v1::Policy) -> Course {
         let capacity = |pool: &str, _: &GpuMemoryConfig| frame.capacity.get(pool).copied().unwrap_or(1.0);
         let engines = |pool: &str| frame.engines.get(pool).copied();
         let shares = |_: &str| Shares::default();
-        let inputs = StepInputs { loads: &frame.loads, gpu_memory: &gpu_memory, capacity: &capacity, engines: &engines, shares: &shares };
+        let inputs = StepInputs {
+            loads: &frame.loads,
+            gpu_memory: &gpu_memory,
+            capacity: &capacity,
+            engines: &engines,
+            // Where requests would have gone is no part of what is said.
+            rings: &|_| Ring::default(),
+            shares: &shares,
+        };
         controls.step(frame.at, &inputs);
     }
     course

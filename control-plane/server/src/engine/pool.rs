@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use headgate_core::fleet::StreamView;
+use headgate_core::fleet::{Ring, StreamView};
 use headgate_core::level::{EngineFacts, EngineMemory};
 use headgate_core::overload::{EngineSample, Paces};
 use headgate_core::time::Timestamp;
@@ -90,6 +90,16 @@ impl PoolEngines {
         };
         paces.read(self.engines.iter().filter(|engine| engine.counts()).filter_map(pace));
         sample.slowest = paces.slowest();
+    }
+
+    /// The engines that count, on a ring by their addresses, each as wide as it is fast. Where two pages are of one address it is one engine.
+    pub fn ring(&self, paces: &EnginePaces) -> Ring {
+        let widths: BTreeMap<&(String, SocketAddr), f64> = paces.widths().collect();
+        let place = |EngineView { url, address, .. }: &EngineView| {
+            let address = (*address)?;
+            Some((address.to_string(), widths.get(&(url.clone(), address)).copied().unwrap_or(1.0)))
+        };
+        Ring::of(self.engines.iter().filter(|engine| engine.counts()).filter_map(place))
     }
 
     /// What the engines say of memory: whether NVML's figure means anything, and how full the fullest KV cache is.

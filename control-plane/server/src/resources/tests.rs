@@ -30,8 +30,8 @@ fn policies(names: &[&str]) -> Arc<PolicySet> {
 fn limits(pool: &str, rate_rps: f64) -> LimitsTable {
     let class = v1::ClassLimit { class: "low".into(), rate_rps, ..v1::ClassLimit::default() };
     let fleet = v1::Limits { pool: pool.into(), classes: vec![class], ..v1::Limits::default() };
-    let shares = [("node-1".to_owned(), ProxyShare { rate: 0.25, safe: 0.5 })].into();
-    let newcomer = ProxyShare { rate: 0.5, safe: 0.5 };
+    let shares = [("node-1".to_owned(), ProxyShare { rate: 0.25, safe: 0.5, ..ProxyShare::default() })].into();
+    let newcomer = ProxyShare { rate: 0.5, safe: 0.5, ..ProxyShare::default() };
     LimitsTable {
         pools: [(pool.to_owned(), Arc::new(PoolLimits { fleet, shares, newcomer, overload: None, grants: Arc::default() }))].into(),
     }

@@ -23,6 +23,8 @@ pub(crate) enum Control {
     Levels,
     /// Overload control, with a queue.
     Work,
+    /// The same, where the filter names one of four engines.
+    Picks,
 }
 
 /// The policy.
@@ -35,12 +37,14 @@ pub(crate) fn policy(control: Control) -> Arc<Policy> {
         may_claim: Vec::new(),
         identities: vec![v1::Identity { spiffe_id: spiffe_id(number), ..Default::default() }],
     };
-    let overload = v1::Overload { queue: Some(v1::AdmissionQueue::default()), ..Default::default() };
+    let picks = control == Control::Picks;
+    let overload = v1::Overload { queue: Some(v1::AdmissionQueue::default()), picks_endpoint: Some(picks), ..Default::default() };
     let spec = v1::PolicySpec {
         pool: "llm".into(),
         classes: CLASSES.map(class).to_vec(),
         classification: Some(v1::Classification { tenants: (0..TENANTS).map(tenant).collect(), ..Default::default() }),
-        overload: (control == Control::Work).then_some(overload),
+        overload: (control != Control::Levels).then_some(overload),
+        engines: (0..u32::from(picks)).map(|_| v1::Engine { metrics_url: "http://engines/metrics".into() }).collect(),
         ..Default::default()
     };
     Arc::new(Policy::try_from_wire(&v1::Policy { name: "bench".into(), version: String::new(), spec: Some(spec) }).expect("a valid policy"))
@@ -84,7 +88,16 @@ impl Site {
         let mut worker = Worker::new(7);
         worker.set_policies(Timestamp::ZERO, vec![policy(control)]);
         let budgets = Some(v1::Work { streams, ..Default::default() });
-        let overload = v1::OverloadLimits { budgets, cut_level: 1000, cut_fraction: 0.5, retry_ratio: 0.1, ..Default::default() };
+        let engines: Vec<String> = (0..4).filter(|_| control == Control::Picks).map(|index| format!("10.0.0.{index}:8000")).collect();
+        let overload = v1::OverloadLimits {
+            budgets,
+            cut_level: 1000,
+            cut_fraction: 0.5,
+            retry_ratio: 0.1,
+            engines,
+            engine_bounds: vec![0.0, 0.25, 0.5, 0.75, 1.0],
+            ..Default::default()
+        };
         let limits = v1::Limits { pool: "llm".into(), epoch: 1, ttl_ms: u32::MAX, overload: Some(overload), ..Default::default() };
         worker.set_limits(Timestamp::ZERO, &limits);
         worker.on_tick(Timestamp::ZERO);

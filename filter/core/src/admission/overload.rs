@@ -3,6 +3,7 @@
 use core::time::Duration;
 
 use super::Newcomer;
+use crate::aperture::Pick;
 use crate::budget::{self, Reservation, Size};
 use crate::overload::{Budgets, COHORTS, Level};
 use crate::policy::{Class, ClassId, OverloadConfig, Policy, RungKind};
@@ -40,6 +41,33 @@ pub(crate) struct Held {
     pub(crate) number: u64,
     /// Whether the pieces of its response are looked at, for `usage`.
     pub(crate) looks_at_pieces: bool,
+    /// The engine that it goes to, where the filter says so; whoever computes its prompt.
+    pub(crate) pick: Option<Pick>,
+}
+
+impl Held {
+    /// The prompt is computed.
+    pub(crate) fn on_first_token(&mut self, load: &mut PoolOverload) {
+        if let Some(prompt) = self.reservation.on_first_token(&mut load.flow)
+            && let Some(pick) = &self.pick
+        {
+            load.aperture.give_back(pick, prompt);
+        }
+    }
+
+    /// The request is over: everything that is left goes back.
+    pub(crate) fn end(mut self, load: &mut PoolOverload) {
+        self.on_first_token(load);
+        self.reservation.end(&mut load.flow);
+    }
+
+    /// The request was not admitted after all: everything goes back as if it had never been taken.
+    pub(crate) fn undo(self, load: &mut PoolOverload) {
+        if let Some(pick) = &self.pick {
+            load.aperture.give_back(pick, u64::from(self.reservation.size.prompt));
+        }
+        self.reservation.undo(&mut load.flow);
+    }
 }
 
 /// What is done with a request.
@@ -224,7 +252,8 @@ fn hold(load: &mut PoolOverload, now: Timestamp, config: &OverloadConfig, size: 
     let (class, tenant) = whose;
     load.usage.serve(now, class.index(), tenant, size.work_tokens(config.output_weight) as f64);
     let looks_at_pieces = config.reads_usage && load.yields.looks_at_next();
-    Held { reservation: Reservation::take(&mut load.flow, size), class, tenant, charges, number: load.number, looks_at_pieces }
+    let pick = load.aperture.pick(u64::from(size.prompt));
+    Held { reservation: Reservation::take(&mut load.flow, size), class, tenant, charges, number: load.number, looks_at_pieces, pick }
 }
 
 /// Time for which a request of a class may wait: what the policy says, or what the objective leaves after the expected time to first

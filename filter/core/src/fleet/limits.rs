@@ -6,7 +6,8 @@ use alloc::sync::Arc;
 
 use headgate_protos::v1;
 
-use super::{OverloadPush, PoolGrants};
+use super::{OverloadPush, PoolGrants, Ring};
+use crate::aperture::Extent;
 use crate::overload::{OverloadState, Work};
 
 /// The limits of all pools, by pool.
@@ -31,13 +32,15 @@ pub struct PoolLimits {
     pub grants: Arc<PoolGrants>,
 }
 
-/// One proxy's part of a pool's rates, both in `0..=1`.
+/// One proxy's part of a pool's rates and engines.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ProxyShare {
-    /// Part of the rate now, by demand.
+    /// Part of the rate now, by demand, `0..=1`.
     pub rate: f64,
-    /// Part of the safe rate, by count of proxies: it must stay safe when demand has moved and nobody says so.
+    /// Part of the safe rate, by count of proxies, `0..=1`: it must stay safe when demand has moved and nobody says so.
     pub safe: f64,
+    /// Its part of the ring of engines.
+    pub aperture: Extent,
 }
 
 // === impl LimitsTable ===
@@ -77,7 +80,7 @@ impl PoolLimits {
     pub fn to_wire(&self, is_wanted: impl Fn(&str) -> bool) -> v1::FleetLimits {
         let overload = self.overload.as_ref();
         v1::FleetLimits {
-            fleet: Some(v1::Limits { overload: overload.map(|overload| overload.state.to_wire(1.0, 1.0)), ..self.fleet.clone() }),
+            fleet: Some(v1::Limits { overload: overload.map(OverloadPush::whole), ..self.fleet.clone() }),
             least: overload.map(|overload| overload.least.to_wire()),
             shares: self.shares.iter().filter(|(node, _)| is_wanted(node)).map(|(node, share)| (node.clone(), share.to_wire())).collect(),
             newcomer: Some(self.newcomer.to_wire()),
@@ -91,7 +94,11 @@ impl PoolLimits {
         let v1::FleetLimits { fleet, least, shares, newcomer, grants } = wire;
         let mut fleet = fleet?;
         let least = Work::from_wire(least.as_ref());
-        let overload = fleet.overload.take().map(|whole| OverloadPush { state: Arc::new(OverloadState::from_wire(&whole)), least });
+        let overload = fleet.overload.take().map(|whole| OverloadPush {
+            state: Arc::new(OverloadState::from_wire(&whole)),
+            least,
+            ring: Arc::new(Ring::from_wire(&whole)),
+        });
         let shares = shares.into_iter().map(|(node, part)| (node, ProxyShare::from_wire(&part))).collect();
         let grants = Arc::new(grants.into_iter().map(|(node, grants)| (node, grants.grants)).collect());
         let newcomer = newcomer.as_ref().map_or(ProxyShare::default(), ProxyShare::from_wire);
@@ -107,12 +114,13 @@ fn leases(grants: &[v1::QuotaGrant]) -> v1::QuotaGrants {
 
 impl ProxyShare {
     fn to_wire(self) -> v1::ProxyPart {
-        v1::ProxyPart { rate: self.rate, safe: self.safe }
+        v1::ProxyPart { rate: self.rate, safe: self.safe, aperture_from: self.aperture.from, aperture_to: self.aperture.to }
     }
 
     fn from_wire(wire: &v1::ProxyPart) -> Self {
         let part = |part: f64| if part.is_finite() { part.clamp(0.0, 1.0) } else { 0.0 };
-        Self { rate: part(wire.rate), safe: part(wire.safe) }
+        let aperture = Extent::new(part(wire.aperture_from), part(wire.aperture_to));
+        Self { rate: part(wire.rate), safe: part(wire.safe), aperture }
     }
 }
 
@@ -130,8 +138,8 @@ mod tests {
         let class = |rate_rps: f64, burst: f64| v1::ClassLimit { rate_rps, burst, safe_rps: 8.0, drain_rps: 40.0, ..Default::default() };
         let limits = PoolLimits {
             fleet: v1::Limits { classes: vec![class(100.0, 100.0), class(0.0, 0.0)], ..Default::default() },
-            shares: [("busy".to_owned(), ProxyShare { rate: 0.9, safe: 0.5 })].into(),
-            newcomer: ProxyShare { rate: 0.005, safe: 0.25 },
+            shares: [("busy".to_owned(), ProxyShare { rate: 0.9, safe: 0.5, ..Default::default() })].into(),
+            newcomer: ProxyShare { rate: 0.005, safe: 0.25, ..Default::default() },
             overload: None,
             grants: Arc::default(),
         };
@@ -164,13 +172,20 @@ mod tests {
         let class = v1::ClassLimit { rate_rps: 100.0, burst: 10.0, safe_rps: 8.0, drain_rps: 40.0, ..Default::default() };
         let limits = PoolLimits {
             fleet: v1::Limits { pool: "llm".to_owned(), epoch: 9, classes: vec![class], ..Default::default() },
-            overload: Some(OverloadPush { state: Arc::new(state), least: Work { prefill_tokens: 50, kv_tokens: 60, streams: 1 } }),
-            shares: ["a", "b"].map(|node| (node.to_owned(), ProxyShare { rate: 0.3, safe: 0.5 })).into(),
-            newcomer: ProxyShare { rate: 0.01, safe: 0.25 },
+            overload: Some(OverloadPush {
+                state: Arc::new(state),
+                least: Work { prefill_tokens: 50, kv_tokens: 60, streams: 1 },
+                ring: Arc::new(Ring::of([("10.0.0.1:8000".to_owned(), 1.0), ("10.0.0.2:8000".to_owned(), 3.0)])),
+            }),
+            shares: ["a", "b"]
+                .map(|node| (node.to_owned(), ProxyShare { rate: 0.3, safe: 0.5, aperture: Extent { from: 0.25, to: 0.75 } }))
+                .into(),
+            newcomer: ProxyShare { rate: 0.01, safe: 0.25, ..Default::default() },
             grants: Arc::new(["a", "b"].map(|node| (node.to_owned(), vec![v1::QuotaGrant { fence: 5, ..Default::default() }])).into()),
         };
         let there = PoolLimits::from_wire(limits.to_wire(|node| node == "a")).unwrap();
         assert_eq!(there.for_node("a"), limits.for_node("a"));
+        assert_eq!(there.for_node("a").overload.unwrap().engine_bounds, [0.0, 1.5]);
         assert_eq!(there.for_node("new"), limits.for_node("new"));
         assert_eq!(there.for_node("a").quotas.len(), 1);
         assert_eq!((there.shares.len(), there.grants.len()), (1, 1), "the other proxy is none of that replica's");

@@ -14,6 +14,7 @@ mod controls;
 mod ledger;
 mod limits;
 mod quotas;
+mod ring;
 mod term;
 
 pub use self::controls::{Controls, OverloadPush, PoolControlView, StepInputs};
@@ -23,6 +24,7 @@ pub use self::ledger::{
 };
 pub use self::limits::{LimitsTable, PoolLimits, ProxyShare};
 pub use self::quotas::{FleetQuotaView, FleetQuotas, PoolGrants};
+pub use self::ring::Ring;
 pub use self::term::{Term, first_epoch, term_of};
 
 /// Proxies that are remembered at once; a further one is served but not accounted for.

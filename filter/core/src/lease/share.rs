@@ -21,7 +21,7 @@ pub(super) fn permits(slots: &[Slot], index: usize, total: u32) -> u32 {
     // One each first, if that is possible at all: whoever wants something comes before whoever does not.
     let minimum = u32::from(total >= count);
     // Ascending by want, so that each worker gets the smaller of its want and an even part of what is left.
-    workers.sort_unstable();
+    crate::shellsort::ascending(workers);
     let mut left = total;
     let mut waiting = count;
     let mut mine = 0;

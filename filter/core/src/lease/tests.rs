@@ -39,7 +39,7 @@ fn a_worker_that_comes_later_finds_permits_at_once() {
 fn a_single_worker_has_all_the_rates() {
     let (mut record, slots) = workers(1);
     let holding = record.update(ms(20), slots[0], 1, Want::default(), Grant { permits_total: None }).unwrap();
-    assert_eq!(holding, Holding { permits: None, rate_share: 1.0, workers: 1 });
+    assert_eq!(holding, Holding { permits: None, rate_share: 1.0, aperture: Extent::WHOLE, workers: 1 });
 }
 
 #[test]

@@ -184,3 +184,34 @@ impl OfferedLevels {
         }
     }
 }
+
+/// Work tokens offered by level since the last tick: adding to them must not search.
+#[derive(Debug)]
+pub(crate) struct RecentLevels {
+    work: Vec<u64>,
+    /// Levels that are not 0.
+    touched: Vec<Level>,
+}
+
+impl RecentLevels {
+    pub(crate) fn new() -> Self {
+        Self { work: alloc::vec![0; usize::from(LEVELS)], touched: Vec::with_capacity(usize::from(LEVELS)) }
+    }
+
+    /// Counts work, which is never 0.
+    pub(crate) fn record(&mut self, level: Level, work: u64) {
+        let Some(sum) = self.work.get_mut(usize::from(level.index())) else { return };
+        if *sum == 0 {
+            self.touched.push(level);
+        }
+        *sum = sum.saturating_add(work);
+    }
+
+    pub(crate) fn drain_into(&mut self, offered: &mut OfferedLevels) {
+        for level in self.touched.drain(..) {
+            if let Some(sum) = self.work.get_mut(usize::from(level.index())) {
+                offered.record(level, core::mem::take(sum));
+            }
+        }
+    }
+}

@@ -29,6 +29,7 @@ mod work;
 pub use controller::{OverloadController, engine_queue_reference};
 pub use fit::{FitSums, Line};
 pub use flow::{EngineSample, Flow, FlowError, OverloadSignals};
+pub(crate) use level::RecentLevels;
 pub use level::{COHORTS, CutOff, LEVELS, Level, OfferedError, OfferedLevels};
 pub use paces::Paces;
 pub use state::{OverloadState, RungState, Saturation, Term};

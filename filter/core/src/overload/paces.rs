@@ -1,4 +1,4 @@
-//! How much slower the slowest engine of a pool is than all of them together.
+//! How fast the engines of a pool are, one against all of them together.
 
 use alloc::collections::BTreeMap;
 
@@ -7,16 +7,44 @@ use crate::time::Timestamp;
 
 /// Memory of an engine's pace: with less of it a few prompts more than the others have would make an engine the slowest.
 const MEMORY_S: f64 = 5.0;
+/// The same for its width on the ring, which must follow what an engine can do before its responses are late. With 1 s the widths follow
+/// what prompts happen to come, with 5 s an engine that has become slow gets too much for too long.
+const WIDTH_MEMORY_S: f64 = 2.0;
 /// Tokens a second below which an engine tells no time between them.
 const LEAST_RATE: f64 = 1.0;
+/// How much faster or slower than all an engine can count as.
+const MOST_APART: f64 = 4.0;
 
-/// Tokens a second and requests of one engine.
+/// Tokens a second and requests of one engine, averaged.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+struct Average {
+    rate: f64,
+    running: f64,
+}
+
+impl Average {
+    fn follow(&mut self, weight: f64, rate: f64, running: f64) {
+        self.rate += weight * (rate - self.rate);
+        self.running += weight * (running - self.running);
+    }
+
+    /// Time between tokens by Little's law, in seconds; 0 while it is not known.
+    fn step_s(self) -> f64 {
+        if self.rate >= LEAST_RATE { self.running / self.rate } else { 0.0 }
+    }
+
+    fn plus(self, other: Self) -> Self {
+        Self { rate: self.rate + other.rate, running: self.running + other.running }
+    }
+}
+
+/// One engine.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Pace {
     at: Timestamp,
     tokens: u64,
-    rate: f64,
-    running: f64,
+    steady: Average,
+    recent: Average,
 }
 
 impl Pace {
@@ -25,9 +53,9 @@ impl Pace {
         if seconds <= 0.0 {
             return;
         }
-        let weight = weight(seconds, MEMORY_S);
-        self.rate += weight * (tokens.saturating_sub(self.tokens) as f64 / seconds - self.rate);
-        self.running += weight * (running as f64 - self.running);
+        let (rate, running) = (tokens.saturating_sub(self.tokens) as f64 / seconds, running as f64);
+        self.steady.follow(weight(seconds, MEMORY_S), rate, running);
+        self.recent.follow(weight(seconds, WIDTH_MEMORY_S), rate, running);
         (self.at, self.tokens) = (at, tokens.max(self.tokens));
     }
 }
@@ -49,26 +77,47 @@ impl<K: Ord> Paces<K> {
         let mut before = core::mem::take(&mut self.0);
         for (engine, at, running, tokens) in engines {
             let known = before.remove(&engine).or_else(|| self.0.remove(&engine));
-            let mut pace = known.unwrap_or(Pace { at, tokens, rate: 0.0, running: 0.0 });
+            let mut pace = known.unwrap_or(Pace { at, tokens, steady: Average::default(), recent: Average::default() });
             pace.observe(at, running, tokens);
             self.0.insert(engine, pace);
         }
     }
 
-    /// Time between tokens of the slowest engine over that of all, 1 and more, by Little's law: `max(running / rate) / (Σ running / Σ
-    /// rate)`. 1 when nothing is known.
+    /// Time between tokens of the slowest engine over that of all, 1 and more: `max(running / rate) / (Σ running / Σ rate)`. 1 when nothing is
+    /// known.
     #[must_use]
     pub fn slowest(&self) -> f64 {
-        let steps_s = |running: f64, rate: f64| if rate >= LEAST_RATE { running / rate } else { 0.0 };
-        let sum = |of: fn(&Pace) -> f64| self.0.values().map(of).sum::<f64>();
-        let all = steps_s(sum(|pace| pace.running), sum(|pace| pace.rate));
-        let slowest = self.0.values().map(|pace| steps_s(pace.running, pace.rate)).fold(0.0, f64::max);
+        let all = self.all(|pace| pace.steady).step_s();
+        let slowest = self.0.values().map(|pace| pace.steady.step_s()).fold(0.0, f64::max);
         if all > 0.0 { (slowest / all).max(1.0) } else { 1.0 }
     }
+
+    /// The engines, each with its width on the [`Ring`](crate::fleet::Ring): 1 for one that is as fast as all together or of which nothing is
+    /// known, else the square of how much faster it is. The square, because of a step only what decoding leaves is for prompts: an engine
+    /// that is slower by a tenth can take prompts less by more than that, until some of its responses have ended.
+    pub fn widths(&self) -> impl Iterator<Item = (&K, f64)> {
+        let all = self.all(|pace| pace.recent).step_s();
+        self.0.iter().map(move |(engine, pace)| (engine, width(all, pace.recent.step_s())))
+    }
+
+    fn all(&self, of: impl Fn(&Pace) -> Average) -> Average {
+        self.0.values().map(of).fold(Average::default(), Average::plus)
+    }
+}
+
+/// See [`Paces::widths`].
+fn width(all_s: f64, own_s: f64) -> f64 {
+    if all_s <= 0.0 || own_s <= 0.0 {
+        return 1.0;
+    }
+    let faster = (all_s / own_s).clamp(1.0 / MOST_APART, MOST_APART);
+    faster * faster
 }
 
 #[cfg(test)]
 mod tests {
+    use std::vec::Vec;
+
     use super::*;
 
     fn at(ms: u64) -> Timestamp {
@@ -105,5 +154,15 @@ mod tests {
         assert!(paces.slowest().is_finite() && paces.slowest() > 1.5);
         paces.read([(0, at(20_200), 100, 0)]);
         assert!((paces.slowest() - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn an_engine_is_as_wide_as_it_is_fast_and_one_that_is_idle_as_all_are() {
+        // Steps of 100 ms and 50 ms; of both 66.7 ms.
+        let widths: Vec<f64> = after(20, &[(100, 1000), (100, 2000), (0, 0)]).widths().map(|(_, width)| width).collect();
+        let wanted = [1.0 / (1.5 * 1.5), 16.0 / 9.0, 1.0];
+        assert!(widths.iter().zip(wanted).all(|(width, wanted)| (width - wanted).abs() < 0.01), "{widths:?}");
+        let far: Vec<f64> = after(20, &[(100, 10), (100, 100_000)]).widths().map(|(_, width)| width).collect();
+        assert!(far[0] > 0.05 && far[1] < 16.0, "bounded: {far:?}");
     }
 }

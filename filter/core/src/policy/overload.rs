@@ -31,6 +31,8 @@ pub struct OverloadConfig {
     pub ladder: Vec<RungConfig>,
     /// Whether tenants share a class's work equally while it is short.
     pub fair_tenants: bool,
+    /// Whether the filter names the engine that a request goes to.
+    pub picks_endpoint: bool,
     /// Whether `usage` in responses is read.
     pub reads_usage: bool,
 }
@@ -49,6 +51,7 @@ impl Default for OverloadConfig {
             retries: RetryConfig::default(),
             ladder: Vec::new(),
             fair_tenants: true,
+            picks_endpoint: false,
             reads_usage: true,
         }
     }

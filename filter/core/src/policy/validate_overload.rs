@@ -44,6 +44,7 @@ pub(super) fn overload(check: &mut Checker, wire: &v1::Overload, classes: &[Clas
         retries,
         ladder,
         fair_tenants,
+        picks_endpoint,
         usage,
     } = wire;
     let defaults = OverloadConfig::default();
@@ -59,7 +60,16 @@ pub(super) fn overload(check: &mut Checker, wire: &v1::Overload, classes: &[Clas
         retries: retries.as_ref().map_or(defaults.retries, |wire| self::retries(check, *wire)),
         ladder: self::ladder(check, ladder, classes, own_pool),
         fair_tenants: fair_tenants.unwrap_or(defaults.fair_tenants),
+        picks_endpoint: picks_endpoint.unwrap_or(defaults.picks_endpoint),
         reads_usage: usage.unwrap_or(defaults.reads_usage),
+    }
+}
+
+/// Whoever picks has to know from what.
+pub(super) fn picks(check: &mut Checker, overload: Option<&OverloadConfig>, engines: &[String], orca: bool) {
+    if overload.is_some_and(|config| config.picks_endpoint) && engines.is_empty() && !orca {
+        let rule = "nothing says what the endpoints are: give `engines`, or `orca`";
+        check.report(join(AT, "picksEndpoint"), Problem::Conflict { got: String::from("true"), rule });
     }
 }
 

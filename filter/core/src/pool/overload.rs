@@ -6,6 +6,7 @@ use core::time::Duration;
 use headgate_protos::v1;
 
 use crate::admission::Held;
+use crate::aperture::{Aperture, Extent};
 use crate::budget::Size;
 use crate::control::PoolState;
 use crate::fairness::Usage;
@@ -15,7 +16,7 @@ use crate::level::{LevelState, LevelStatus};
 use crate::limits::HeldLimits;
 use crate::limits::work::{self, WorkLimits};
 use crate::output_estimate::{Estimates, Presumed};
-use crate::overload::{Flow, LEVELS, Level, OfferedLevels, OverloadController, OverloadSignals};
+use crate::overload::{Flow, OverloadController, OverloadSignals, RecentLevels};
 use crate::permits::MAX_CLASSES;
 use crate::policy::{ClassId, OverloadConfig, Policy, QueueConfig, RungKind};
 use crate::pool::Pool;
@@ -80,37 +81,6 @@ pub(crate) struct Offered {
     slow_rate: f64,
 }
 
-/// Work tokens offered by level since the last tick: adding to them must not search.
-#[derive(Debug)]
-pub(crate) struct RecentLevels {
-    work: Vec<u64>,
-    /// Levels that are not 0.
-    touched: Vec<Level>,
-}
-
-impl RecentLevels {
-    fn new() -> Self {
-        Self { work: alloc::vec![0; usize::from(LEVELS)], touched: Vec::with_capacity(usize::from(LEVELS)) }
-    }
-
-    /// Counts work, which is never 0.
-    pub(crate) fn record(&mut self, level: Level, work: u64) {
-        let Some(sum) = self.work.get_mut(usize::from(level.index())) else { return };
-        if *sum == 0 {
-            self.touched.push(level);
-        }
-        *sum = sum.saturating_add(work);
-    }
-
-    fn drain_into(&mut self, offered: &mut OfferedLevels) {
-        for level in self.touched.drain(..) {
-            if let Some(sum) = self.work.get_mut(usize::from(level.index())) {
-                offered.record(level, core::mem::take(sum));
-            }
-        }
-    }
-}
-
 /// Overload control of one policy.
 #[derive(Debug)]
 pub(crate) struct PoolOverload {
@@ -131,6 +101,7 @@ pub(crate) struct PoolOverload {
     pub(crate) offered: [Offered; MAX_CLASSES],
     pub(crate) levels: RecentLevels,
     pub(crate) floors: [TokenBucket; MAX_CLASSES],
+    pub(crate) aperture: Aperture,
     controller: OverloadController,
     rated_at: Timestamp,
     /// Whether the pool's breaker let nothing or only probes through.
@@ -158,6 +129,7 @@ impl PoolOverload {
             offered: [Offered::default(); MAX_CLASSES],
             levels: RecentLevels::new(),
             floors: core::array::from_fn(|_| TokenBucket::new(now, 0.0, 0.0)),
+            aperture: Aperture::default(),
             controller,
             rated_at: now,
             was_stopped: false,
@@ -233,10 +205,20 @@ impl PoolOverload {
         self.controller.step(now, &signals);
     }
 
-    /// Every tick: takes stock, and puts into force what holds at `now` for a worker with `share` of its proxy, one of `workers`.
-    pub(crate) fn enforce(&mut self, now: Timestamp, limits: Option<&HeldLimits>, share: f64, workers: u32, config: &OverloadConfig) {
+    /// Every tick: takes stock, and puts into force what holds at `now` for a worker with `share` of its proxy and `aperture` of that's
+    /// engines, one of `workers`.
+    pub(crate) fn enforce(
+        &mut self,
+        now: Timestamp,
+        limits: Option<&HeldLimits>,
+        (share, aperture): (f64, Extent),
+        workers: u32,
+        config: &OverloadConfig,
+    ) {
         self.levels.drain_into(&mut self.flow.offered);
         self.in_force = work::in_force(limits, self.controller.state(), now, share);
+        let engines = limits.filter(|_| config.picks_endpoint).map_or(&[][..], |limits| limits.engines(now));
+        self.aperture.follow(engines, aperture);
         for (bucket, floor) in self.floors.iter_mut().zip(self.in_force.floors_work_per_s) {
             bucket.set_rate(now, floor, floor);
         }
@@ -360,7 +342,7 @@ impl Pool {
         let Answer::Admitted { held, state } = answer else { return };
         self.refund(held.charges, held.reservation.size);
         if let Some(load) = &mut self.overload {
-            held.reservation.end(&mut load.flow);
+            held.end(load);
         }
         if let Some(state) = self.states.get_mut(state) {
             state.cancelled += 1;

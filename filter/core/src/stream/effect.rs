@@ -1,10 +1,11 @@
 //! What a decision does to a request's headers, and to the request.
 
-use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use super::{FAILED_DEPENDENCY_HEADER, HeaderOp, Outcome};
-use crate::admission::Passes;
+use super::{FAILED_DEPENDENCY_HEADER, HeaderOp, HeaderOps, Outcome};
+use crate::admission::{Dues, Passes};
+use crate::envoy::DESTINATION_ENDPOINT;
 use crate::policy::{Fallback, Policy, RungKind};
 use crate::reason::Cause;
 use crate::refusal;
@@ -15,14 +16,14 @@ const POOL_HEADER: &str = "x-headgate-pool";
 
 /// What the rung of the ladder at this position does to a request.
 #[inline(never)]
-pub(super) fn degrade(policy: &Policy, rung: usize, mut headers: Vec<HeaderOp>) -> Outcome {
+pub(super) fn degrade(policy: &Policy, rung: usize, mut headers: HeaderOps) -> Outcome {
     headers.extend(policy.overload().and_then(|config| degraded_header(&config.ladder.get(rung)?.kind)));
     continue_with(headers)
 }
 
 fn degraded_header(kind: &RungKind) -> Option<HeaderOp> {
     match kind {
-        RungKind::SwitchModel(pool) => Some(HeaderOp::Set { name: POOL_HEADER, value: pool.clone() }),
+        RungKind::SwitchModel(pool) => Some(HeaderOp::Set { name: POOL_HEADER, value: pool.as_str().into() }),
         RungKind::CacheFirst => Some(only_if_cached()),
         RungKind::CapMaxTokens(_) | RungKind::DropFeatures | RungKind::Delay(_) => None,
     }
@@ -30,27 +31,27 @@ fn degraded_header(kind: &RungKind) -> Option<HeaderOp> {
 
 /// RFC 9111 section 5.2.1.7: a cache answers 504 when it has nothing stored.
 fn only_if_cached() -> HeaderOp {
-    HeaderOp::Set { name: "cache-control", value: String::from("only-if-cached") }
+    HeaderOp::Set { name: "cache-control", value: Arc::from("only-if-cached") }
 }
 
 // Apart from here on: what few requests need is kept out of the code of those that are just admitted.
 
 /// Removal of every header that only Headgate may set, once for each name.
 #[inline]
-pub(super) fn forged_headers(request: &RequestInfo<'_>) -> Vec<HeaderOp> {
-    if request.has_forged_headers { removals(request) } else { Vec::new() }
+pub(super) fn forged_headers(request: &RequestInfo<'_>) -> HeaderOps {
+    if request.has_forged_headers { removals(request) } else { HeaderOps::default() }
 }
 
 #[inline(never)]
-fn removals(request: &RequestInfo<'_>) -> Vec<HeaderOp> {
+fn removals(request: &RequestInfo<'_>) -> HeaderOps {
     let mut names: Vec<&[u8]> = request.headers.iter().map(|(name, _)| name).filter(|name| name.starts_with(OWN_HEADER_PREFIX)).collect();
-    names.sort_unstable();
+    crate::shellsort::ascending(&mut names);
     names.dedup();
     names.into_iter().map(|name| HeaderOp::Remove { name: Vec::from(name) }).collect()
 }
 
 #[inline]
-pub(super) fn continue_with(headers: Vec<HeaderOp>) -> Outcome {
+pub(super) fn continue_with(headers: HeaderOps) -> Outcome {
     if headers.is_empty() { Outcome::Continue } else { Outcome::ContinueWith(headers) }
 }
 
@@ -61,7 +62,21 @@ pub(super) fn without_dependency_header(failed_dependency: Option<&[u8]>) -> Out
 
 #[inline(never)]
 fn dependency_header_removed() -> Outcome {
-    Outcome::ContinueWith(alloc::vec![HeaderOp::Remove { name: Vec::from(FAILED_DEPENDENCY_HEADER.as_bytes()) }])
+    Outcome::ContinueWith(alloc::vec![HeaderOp::Remove { name: Vec::from(FAILED_DEPENDENCY_HEADER.as_bytes()) }].into())
+}
+
+/// Removal of a destination that the client has named: where the cluster follows the header, it is ours to choose.
+#[inline(never)]
+pub(super) fn forged_destination(request: &RequestInfo<'_>) -> Option<HeaderOp> {
+    let name = DESTINATION_ENDPOINT.as_bytes();
+    request.headers.first(name).map(|_| HeaderOp::Remove { name: Vec::from(name) })
+}
+
+/// The engine that was picked for an admitted request.
+#[inline]
+pub(super) fn destination(dues: &Dues) -> Option<HeaderOp> {
+    let Dues::Work(held) = dues else { return None };
+    held.pick.as_ref().map(|pick| HeaderOp::Set { name: DESTINATION_ENDPOINT, value: Arc::clone(&pick.address) })
 }
 
 #[inline]
@@ -71,16 +86,16 @@ pub(super) fn direct_header(passes: Passes) -> Option<HeaderOp> {
 
 #[inline(never)]
 fn direct() -> HeaderOp {
-    HeaderOp::Set { name: "x-headgate-fallback", value: String::from("direct") }
+    HeaderOp::Set { name: "x-headgate-fallback", value: Arc::from("direct") }
 }
 
 /// What the fallback of an open breaker does with the request.
 #[inline(never)]
-pub(super) fn divert(policy: &Policy, cause: &Cause, mut headers: Vec<HeaderOp>) -> Outcome {
+pub(super) fn divert(policy: &Policy, cause: &Cause, mut headers: HeaderOps) -> Outcome {
     match policy.breaker().and_then(|config| config.fallback.as_ref()) {
         Some(Fallback::StaticReply(reply)) => return Outcome::Reply(refusal::static_reply(policy, reply, cause)),
         Some(Fallback::CacheOnly) => headers.push(only_if_cached()),
-        Some(Fallback::OtherPool(name)) => headers.push(HeaderOp::Set { name: POOL_HEADER, value: name.clone() }),
+        Some(Fallback::OtherPool(name)) => headers.push(HeaderOp::Set { name: POOL_HEADER, value: name.as_str().into() }),
         Some(Fallback::Direct) | None => {}
     }
     continue_with(headers)

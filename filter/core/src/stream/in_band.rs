@@ -1,6 +1,5 @@
 //! What a response itself says of the engine.
 
-use alloc::string::String;
 use core::ops::Deref;
 
 use super::{HeaderOp, Phase, Stream};
@@ -68,5 +67,5 @@ impl Stream {
 /// Asks the engine for its load, unless the client does so itself, in a form of its own choice.
 pub(super) fn load_request(request: &RequestInfo<'_>) -> Option<HeaderOp> {
     let is_asked = request.headers.first(FORMAT_HEADER.as_bytes()).is_some();
-    (!is_asked).then(|| HeaderOp::Set { name: FORMAT_HEADER, value: String::from("text") })
+    (!is_asked).then(|| HeaderOp::Set { name: FORMAT_HEADER, value: "text".into() })
 }

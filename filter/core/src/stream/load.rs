@@ -58,7 +58,7 @@ impl Load {
     #[inline(never)]
     pub(super) fn on_first_byte(&mut self, pool: &mut Pool) -> bool {
         let Some(load) = pool.overload.as_mut().filter(|load| self.is_of(load)) else { return false };
-        self.held.reservation.on_first_token(&mut load.flow);
+        self.held.on_first_token(load);
         true
     }
 
@@ -90,11 +90,11 @@ impl Load {
         let tokens = tally.output_tokens(&load.yields, config.bytes_per_token);
         let size = held.reservation.size;
         let prompt = usage.prompt.unwrap_or(size.prompt);
-        held.reservation.end(&mut load.flow);
-        let class = held.class.index();
+        let (class, tenant) = (held.class.index(), held.tenant);
+        held.end(load);
         // What was produced is known only now; what a client that left has had counts, too.
         let excess = config.output_weight * (f64::from(tokens) - f64::from(size.output));
-        load.usage.serve(now, class, held.tenant, excess + f64::from(prompt) - f64::from(size.prompt));
+        load.usage.serve(now, class, tenant, excess + f64::from(prompt) - f64::from(size.prompt));
         match outcome {
             Outcome::Failed => {
                 load.flow.failed += 1;

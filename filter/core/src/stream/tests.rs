@@ -10,6 +10,7 @@ use crate::policy::fixture;
 use crate::request::{HeaderView, VerifiedIdentity};
 
 mod in_band;
+mod picks;
 mod whole;
 
 /// A worker with one policy and its time.
@@ -401,12 +402,12 @@ fn opened(fallback: v1::Fallback) -> Bench {
 fn fallbacks_take_the_request_of_an_open_breaker() {
     let mut bench = opened(v1::Fallback { cache_only: true, ..Default::default() });
     let (stream, outcome) = bench.send(NOBODY);
-    assert_eq!(outcome, Outcome::ContinueWith(vec![HeaderOp::Set { name: "cache-control", value: "only-if-cached".into() }]));
+    assert_eq!(outcome, Outcome::ContinueWith(vec![HeaderOp::Set { name: "cache-control", value: "only-if-cached".into() }].into()));
     assert!(stream.summary().unwrap().to_string().starts_with("decision=fallback class=low tenant=- reason=breaker_open value=5"));
     assert_eq!(bench.class("low").in_flight, 0, "it does not reach the pool");
 
     let mut bench = opened(v1::Fallback { other_pool: "small".into(), ..Default::default() });
-    assert_eq!(bench.send(NOBODY).1, Outcome::ContinueWith(vec![HeaderOp::Set { name: "x-headgate-pool", value: "small".into() }]));
+    assert_eq!(bench.send(NOBODY).1, Outcome::ContinueWith(vec![HeaderOp::Set { name: "x-headgate-pool", value: "small".into() }].into()));
 
     let fixed = v1::StaticReply { status: Some(200), body: "{\"busy\":true}".into(), content_type: String::new() };
     let mut bench = opened(v1::Fallback { static_reply: Some(fixed), ..Default::default() });
@@ -424,14 +425,14 @@ fn a_failed_dependency_is_gone_without_and_does_not_blame_the_pool() {
     for _ in 0..5 {
         let (mut stream, _) = bench.send(NOBODY);
         let outcome = bench.respond(&mut stream, 503, Some(b"search"));
-        assert_eq!(outcome, Outcome::ContinueWith(vec![HeaderOp::Remove { name: b"x-headgate-failed-dependency".to_vec() }]));
+        assert_eq!(outcome, Outcome::ContinueWith(vec![HeaderOp::Remove { name: b"x-headgate-failed-dependency".to_vec() }].into()));
         bench.log(&mut stream, StreamEnd::Complete);
     }
     assert_eq!(bench.breaker(), v1::BreakerState::Closed, "the pool did nothing wrong");
     let report = bench.worker.report(bench.now, 0);
     let open = &report.pools[0].open_breakers;
     assert_eq!(open.iter().map(|open| (open.scope.as_str(), open.key.as_str())).collect::<Vec<_>>(), [("dependency", "search")]);
-    let direct = Outcome::ContinueWith(vec![HeaderOp::Set { name: "x-headgate-fallback", value: "direct".into() }]);
+    let direct = Outcome::ContinueWith(vec![HeaderOp::Set { name: "x-headgate-fallback", value: "direct".into() }].into());
     let (mut stream, outcome) = bench.send(NOBODY);
     assert_eq!(outcome, direct);
     bench.respond(&mut stream, 200, None);

@@ -63,6 +63,7 @@ impl Worker {
         match lease.of {
             Of::Policy => {
                 self.set_workers(lease.policy, holding.workers);
+                self.set_aperture(lease.policy, holding.aperture);
                 self.set_permits(lease.policy, holding.permits.unwrap_or(u32::MAX), holding.rate_share);
             }
             Of::Quota(index) => self.set_quota_part(lease.policy, index, holding.rate_share),

@@ -189,6 +189,7 @@ fn overload(source: &mut Source<'_>, classes: usize) -> v1::Overload {
         retries: source.is_so(80).then(|| v1::RetryBudget { percent: maybe(source, 0, 100), min_rps: maybe_float(source, 0.0, 10.0) }),
         ladder: (0..ladder).map(|place| rung(source, classes, 0.6 + 0.1 * place as f64)).collect(),
         fair_tenants: source.is_so(100).then(|| source.is_so(128)),
+        picks_endpoint: source.is_so(100).then(|| source.is_so(128)),
         usage: source.is_so(100).then(|| source.is_so(128)),
     }
 }
@@ -251,7 +252,14 @@ fn overload_limits(source: &mut Source<'_>) -> v1::OverloadLimits {
         prompt_factor: source.float(),
         output_tokens: source.float(),
         floor_work_per_s: (0..source.below(4)).map(|_| source.float()).collect(),
+        engines: (0..source.below(4)).map(|_| format!("10.0.0.{}:8000", source.below(4))).collect(),
+        engine_bounds: (0..source.below(5)).map(|_| bound(source)).collect(),
     }
+}
+
+/// Where an engine ends, mostly near an aperture.
+fn bound(source: &mut Source<'_>) -> f64 {
+    if source.is_so(200) { f64::from(source.byte()) / 128.0 - 0.5 } else { source.float() }
 }
 
 /// Some work.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use headgate_core::fleet::{ClassTotals, Controls, Ledger, LimitsLifetime, PolicySet, PoolView, Shares, StepInputs, StoredPolicy};
+use headgate_core::fleet::{ClassTotals, Controls, Ledger, LimitsLifetime, PolicySet, PoolView, Ring, Shares, StepInputs, StoredPolicy};
 use headgate_core::overload::EngineSample;
 use headgate_core::policy::Policy;
 use headgate_core::time::Timestamp;
@@ -90,6 +90,7 @@ impl Books {
             gpu_memory: &|_, _| None,
             capacity: &|_, _| 1.0,
             engines: &|_| sample,
+            rings: &|_| Ring::default(),
             shares: &|pool| ledger.shares(now, pool),
         };
         if let Some(table) = self.controls.step(now, &inputs) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use headgate::document::CheckedPolicy;
-use headgate_core::fleet::{Controls, Ledger, LimitsLifetime, PolicySet, StepInputs, StoredPolicy};
+use headgate_core::fleet::{Controls, Ledger, LimitsLifetime, PolicySet, Ring, StepInputs, StoredPolicy};
 use headgate_core::histogram::Histogram;
 use headgate_core::overload::Flow;
 use headgate_core::policy::GpuMemoryConfig;
@@ -121,7 +121,14 @@ pub(super) fn run(input: &[u8]) -> u64 {
         let loads = ledger.view(now);
         let nothing = |_: &str, _: &GpuMemoryConfig| None;
         let share = |_: &str| shares.clone();
-        let inputs = StepInputs { loads: &loads, gpu_memory: &nothing, capacity: &|_, _| 1.0, engines: &|_| None, shares: &share };
+        let inputs = StepInputs {
+            loads: &loads,
+            gpu_memory: &nothing,
+            capacity: &|_, _| 1.0,
+            engines: &|_| None,
+            rings: &|_| Ring::default(),
+            shares: &share,
+        };
         if let Some(limits) = controls.step(now, &inputs).and_then(|table| table.for_node("n", "llm")) {
             check_limits(&limits);
         }

@@ -7,8 +7,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use headgate_core::envoy::DESTINATION_ENDPOINT;
 use headgate_core::request::{HeaderView, RequestInfo, VerifiedIdentity};
-use headgate_core::stream::{Event, Outcome, Reply, Stream, StreamEnd};
+use headgate_core::stream::{Event, HeaderOp, Outcome, Reply, Stream, StreamEnd};
 use headgate_core::time::Timestamp;
 use headgate_protos::v1;
 
@@ -205,7 +206,10 @@ impl Headgate {
         while let Some(id) = worker.next_released() {
             let Some(Some(exchange)) = self.exchanges.get_mut(id as usize) else { continue };
             match exchange.stream.release(worker, ctx.now()) {
-                Outcome::Continue | Outcome::ContinueWith(_) => ctx.release(RequestId(id)),
+                outcome @ (Outcome::Continue | Outcome::ContinueWith(_)) => match engine_named(&outcome) {
+                    Some(engine) => ctx.release_to(RequestId(id), engine),
+                    None => ctx.release(RequestId(id)),
+                },
                 Outcome::Reply(reply) => {
                     ctx.refuse(RequestId(id), retry_after(&reply));
                     self.exchanges[id as usize] = None;
@@ -255,7 +259,7 @@ impl Controller for Headgate {
             stream.handle(&mut vm.worker, now, Event::RequestHeaders(&info))
         });
         let verdict = match outcome {
-            Outcome::Continue | Outcome::ContinueWith(_) => Verdict::Admit,
+            outcome @ (Outcome::Continue | Outcome::ContinueWith(_)) => engine_named(&outcome).map_or(Verdict::Admit, Verdict::AdmitTo),
             Outcome::Wait(_) => Verdict::Wait,
             Outcome::Reply(reply) => {
                 self.count_refusal(&reply);
@@ -357,6 +361,20 @@ impl Controller for Headgate {
 
 fn link(ctx: &mut Ctx<'_>, proxy: u16) -> NetworkLink {
     ctx.link(proxy)
+}
+
+/// The address of an engine of the world.
+fn engine_address(index: usize) -> String {
+    format!("engine-{index:05}")
+}
+
+/// The engine that an outcome sends its request to.
+fn engine_named(outcome: &Outcome) -> Option<u16> {
+    let Outcome::ContinueWith(changes) = outcome else { return None };
+    changes.iter().find_map(|change| match change {
+        HeaderOp::Set { name: DESTINATION_ENDPOINT, value } => value.rsplit('-').next()?.parse().ok(),
+        HeaderOp::Set { .. } | HeaderOp::Remove { .. } => None,
+    })
 }
 
 /// What the answer tells the client to wait: the header in milliseconds is the more exact.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use headgate_core::fleet::{Controls, Ledger, LimitsLifetime, PolicySet, StepInputs, StoredPolicy};
+use headgate_core::fleet::{Controls, Ledger, LimitsLifetime, PolicySet, Ring, StepInputs, StoredPolicy};
 use headgate_core::overload::{EngineSample, LEVELS, Paces, Term};
 use headgate_core::policy::OverloadConfig;
 use headgate_core::session::Link;
@@ -15,6 +15,7 @@ use headgate_xds::{DeltaResponse, DeltaStream, Scope};
 use prost::Message as _;
 
 use super::catalogue::Catalogue;
+use super::engine_address;
 use super::reports::Reports;
 use super::transit::{Direction, Message};
 use crate::controller::Gauges;
@@ -89,6 +90,7 @@ impl Plane {
             gpu_memory: &|_, _| None,
             capacity: &|_, _| 1.0,
             engines: &|_| engines,
+            rings: &|_| Ring::of(self.paces.widths().map(|(index, width)| (engine_address(*index), width))),
             shares: &|pool| ledger.shares(now, pool),
         };
         let Some(table) = self.controls.step(now, &inputs) else { return Vec::new() };

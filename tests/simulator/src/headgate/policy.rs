@@ -41,8 +41,11 @@ pub fn default_policy(setup: &Setup) -> v1::Policy {
             tpot_slo_ms: u32::try_from(tpot.as_millis()).ok(),
             bytes_per_token: Some(setup.bytes_per_token.0),
             queue: Some(v1::AdmissionQueue::default()),
+            picks_endpoint: Some(true),
             ..v1::Overload::default()
         }),
+        // Whatever the page is called: the world reads its engines itself.
+        engines: vec![v1::Engine { metrics_url: "http://engines/metrics".to_owned() }],
         ..v1::PolicySpec::default()
     };
     v1::Policy { name: "simulated".to_owned(), spec: Some(spec), version: String::new() }

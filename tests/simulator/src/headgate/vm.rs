@@ -149,8 +149,9 @@ impl Vm {
         self.permits.clear();
         for (index, (key, grant)) in self.leases.iter().enumerate() {
             let held = refresh(now, self.owner, shared, key, self.worker.wants(index), *grant);
-            if let Some((_, Holding { permits, rate_share, workers })) = held {
+            if let Some((_, Holding { permits, rate_share, aperture, workers })) = held {
                 self.worker.set_workers(index, workers);
+                self.worker.set_aperture(index, aperture);
                 self.worker.set_permits(index, permits.unwrap_or(u32::MAX), rate_share);
                 self.share = rate_share;
             }

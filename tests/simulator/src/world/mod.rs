@@ -243,9 +243,9 @@ impl<'a> World<'a> {
         let arrival = self.requests.get(id).arrival;
         cast.observer.on_sent(self.now, &arrival);
         match cast.controller.on_arrival(&mut self.ctx(), &arrival) {
-            Verdict::Admit => {
+            verdict @ (Verdict::Admit | Verdict::AdmitTo(_)) => {
                 self.events.push(arrival.deadline, Event::Deadline(id.0));
-                self.admit(cast, id, None);
+                self.admit(cast, id, if let Verdict::AdmitTo(engine) = verdict { Some(engine) } else { None });
             }
             Verdict::Wait => {
                 self.events.push(arrival.deadline, Event::Deadline(id.0));
@@ -263,7 +263,9 @@ impl<'a> World<'a> {
         request.admitted_at = Some(now);
         let arrival = request.arrival;
         cast.observer.on_admitted(now, &arrival);
-        let Some(engine) = wanted.filter(|engine| usize::from(*engine) < self.engines.len()).or_else(|| self.balance()) else {
+        // As with `override_host`: what is named and does not live is passed over.
+        let lives = |engine: &u16| self.engines.get(usize::from(*engine)).is_some_and(Engine::is_alive);
+        let Some(engine) = wanted.filter(lives).or_else(|| self.balance()) else {
             return self.end(cast, id, Ending::Failed, 0);
         };
         let chosen = &mut self.engines[usize::from(engine)];

@@ -49,11 +49,13 @@ fn class_key(class: &v1::ClassLimit) -> (&str, i32, i32) {
 /// What a proxy acts on: cut-off, budgets, rungs, bounds and expectations. Saturation and its terms are for people.
 fn overload_differs(old: Option<&OverloadPush>, new: Option<&OverloadPush>) -> bool {
     let (Some(old), Some(new)) = (old, new) else { return old.is_some() != new.is_some() };
+    let has_moved = old.ring.has_moved(&new.ring);
     let cut = |state: &OverloadState| f64::from(state.cut_off.level) + state.cut_off.fraction;
     let expects =
         |state: &OverloadState| [state.drain_work_per_s, state.expected_ttft.as_secs_f64(), state.prompt_factor, state.output_tokens];
     let (old, new) = (&*old.state, &*new.state);
-    (cut(old) - cut(new)).abs() > CUT_CHANGE
+    has_moved
+        || (cut(old) - cut(new)).abs() > CUT_CHANGE
         || old.rungs != new.rungs
         || budgets_moved(&old.budgets, &new.budgets)
         || budgets_moved(&old.safe_budgets, &new.safe_budgets)

@@ -11,7 +11,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use super::{LimitsLifetime, LimitsTable, PolicySet, PoolLimits, PoolView, Shares};
+use super::{LimitsLifetime, LimitsTable, PolicySet, PoolLimits, PoolView, Ring, Shares};
 use crate::control::{ClassLoad, LimitsFrame, PoolController, PoolState, Signals};
 use crate::histogram::Histogram;
 use crate::level::{GpuMemorySample, SignalSource};
@@ -93,6 +93,8 @@ pub struct StepInputs<'a> {
     pub capacity: &'a dyn Fn(&str, &GpuMemoryConfig) -> f64,
     /// Newest reading of a pool's engines; `None` when nobody reads them or it is stale.
     pub engines: &'a dyn Fn(&str) -> Option<EngineSample>,
+    /// A pool's engines, each by how fast it is.
+    pub rings: &'a dyn Fn(&str) -> Ring,
     /// How each pool's rates are split.
     pub shares: &'a dyn Fn(&str) -> Shares,
 }
@@ -173,7 +175,7 @@ impl Controls {
             pool.compute(now, load, &|config| (inputs.gpu_memory)(name, config), (inputs.engines)(name));
             pool.able = pool.derate.step(now, (inputs.capacity)(name, &pool.policy.levels().gpu_memory));
             if pool.may_push(now, load) {
-                is_worth_it |= pool.offer(now, name, load, self.lifetime, (inputs.shares)(name));
+                is_worth_it |= pool.offer(now, name, load, self.lifetime, inputs);
             }
         }
         is_worth_it.then(|| self.table())
@@ -268,7 +270,8 @@ impl PoolControl {
     }
 
     /// Pushes the controller's state if that is worth it; returns whether it was.
-    fn offer(&mut self, now: Timestamp, pool: &str, load: &PoolView, lifetime: LimitsLifetime, shares: Shares) -> bool {
+    fn offer(&mut self, now: Timestamp, pool: &str, load: &PoolView, lifetime: LimitsLifetime, inputs: &StepInputs<'_>) -> bool {
+        let shares = (inputs.shares)(pool);
         let frame = LimitsFrame {
             pool,
             epoch: self.epoch + 1,
@@ -283,7 +286,9 @@ impl PoolControl {
             class.rate_rps *= self.able;
             class.drain_rps *= self.able;
         }
-        let overload = self.overload.as_ref().map(|overload| overload.push(load, self.able));
+        let picks = self.policy.overload().is_some_and(|config| config.picks_endpoint);
+        let ring = || if picks { (inputs.rings)(pool) } else { Ring::default() };
+        let overload = self.overload.as_ref().map(|overload| overload.push(load, self.able, ring()));
         if overload.is_some() {
             release_classes(&mut fleet);
         }

@@ -5,8 +5,9 @@ use core::time::Duration;
 
 use headgate_protos::v1;
 
+use crate::aperture::Extent;
 use crate::control::{ClassAction, PoolState};
-use crate::fleet::{PoolView, ProxyShare};
+use crate::fleet::{PoolView, ProxyShare, Ring};
 use crate::level::{LevelState, LevelStatus};
 use crate::overload::{Budgets, EngineSample, Flow, OverloadController, OverloadSignals, OverloadState, Work};
 use crate::policy::Policy;
@@ -40,6 +41,8 @@ pub struct OverloadPush {
     /// The work of a usual request. No budget is so small a part that this does not fit: a proxy that may admit nothing can tell
     /// nobody that it is asked for something. All proxies together may exceed the budgets by this much each.
     pub least: Work,
+    /// The engines, when the filters pick them; else none.
+    pub ring: Arc<Ring>,
 }
 
 // === impl PoolOverload ===
@@ -83,24 +86,32 @@ impl PoolOverload {
     }
 
     /// What the proxies are told. `able` is a factor on what depends on the devices' speed: not on the KV cache, which is there or not.
-    pub(super) fn push(&self, load: &PoolView, able: f64) -> OverloadPush {
+    pub(super) fn push(&self, load: &PoolView, able: f64, ring: Ring) -> OverloadPush {
         let mut state = self.state().clone();
         for budgets in [&mut state.budgets, &mut state.safe_budgets] {
             let part = |bound: Option<u64>| bound.map(|bound| (bound as f64 * able) as u64);
             (budgets.prefill_tokens, budgets.streams) = (part(budgets.prefill_tokens), part(budgets.streams));
         }
         state.drain_work_per_s *= able;
-        OverloadPush { state: Arc::new(state), least: usual_request(load) }
+        OverloadPush { state: Arc::new(state), least: usual_request(load), ring: Arc::new(ring) }
     }
 }
 
 // === impl OverloadPush ===
 
 impl OverloadPush {
+    /// All of it, as replicas pass it on.
+    pub(in crate::fleet) fn whole(&self) -> v1::OverloadLimits {
+        let mut limits = self.state.to_wire(1.0, 1.0);
+        self.ring.write(Extent::WHOLE, &mut limits);
+        limits
+    }
+
     /// One proxy's part.
     #[must_use]
     pub fn for_share(&self, share: ProxyShare) -> v1::OverloadLimits {
         let mut limits = self.state.to_wire(share.rate, share.safe);
+        self.ring.write(share.aperture, &mut limits);
         limits.budgets = Some(at_least(Budgets::from_wire(limits.budgets.as_ref()), &self.state.budgets, self.least).to_wire());
         limits.safe_budgets =
             Some(at_least(Budgets::from_wire(limits.safe_budgets.as_ref()), &self.state.safe_budgets, self.least).to_wire());

@@ -71,6 +71,7 @@ fn step_able(controls: &mut Controls, now_ms: u64, used_percent: u64, able: f64)
             gpu_memory: &memory(now, used_percent),
             capacity: &|_, _| able,
             engines: &|_| None,
+            rings: &|_| Ring::default(),
             shares: &shares,
         },
     )
@@ -104,6 +105,7 @@ fn a_pool_that_nobody_reports_gets_its_limits_all_the_same() {
             gpu_memory: &memory(now, 10),
             capacity: &|_, _| 1.0,
             engines: &|_| None,
+            rings: &|_| Ring::default(),
             shares: &shares,
         };
         controls.step(now, &inputs).is_some()
@@ -217,7 +219,14 @@ fn overloaded_before(now: Timestamp, controls: &mut Controls, shares: &dyn Fn(&s
     };
     controls.step(
         now,
-        &StepInputs { loads: &loads, gpu_memory: &memory(now, 95), capacity: &|_, _| 1.0, engines: &|_| is_read.then_some(sample), shares },
+        &StepInputs {
+            loads: &loads,
+            gpu_memory: &memory(now, 95),
+            capacity: &|_, _| 1.0,
+            engines: &|_| is_read.then_some(sample),
+            rings: &|_| Ring::default(),
+            shares,
+        },
     )
 }
 
@@ -272,7 +281,7 @@ fn overload_control_comes_and_goes_with_the_policy() {
 }
 
 fn pushed(state: &OverloadState) -> PoolLimits {
-    let overload = Some(OverloadPush { state: Arc::new(state.clone()), least: Work::NONE });
+    let overload = Some(OverloadPush { state: Arc::new(state.clone()), least: Work::NONE, ring: Arc::default() });
     PoolLimits { overload, ..PoolLimits::default() }
 }
 

@@ -23,7 +23,7 @@ fn hear(bench: &mut Bench, stream: &Stream, seen: LoadSeen) -> bool {
 fn an_admitted_request_asks_the_engine_unless_its_client_does() {
     let mut bench = asking();
     let ask = HeaderOp::Set { name: FORMAT_HEADER, value: "text".into() };
-    assert_eq!(bench.send(NOBODY).1, Outcome::ContinueWith(vec![ask]));
+    assert_eq!(bench.send(NOBODY).1, Outcome::ContinueWith(vec![ask].into()));
     let (_, outcome) = bench.send_with(NOBODY, &[(b":path", b"/v1/x"), (FORMAT_HEADER.as_bytes(), b"json")]);
     assert_eq!(outcome, Outcome::Continue);
 }
