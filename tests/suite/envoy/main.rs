@@ -79,6 +79,7 @@ on_every_envoy!(
     balancing::a_saturated_engine_gets_the_least_part,
     picks::requests_go_to_the_endpoint_that_they_name_and_the_others_by_the_algorithm,
     picks::a_request_that_names_an_endpoint_that_is_dead_or_out_goes_elsewhere,
+    picks::the_filter_names_the_engine_and_envoy_follows,
     http3::a_request_over_quic_is_served,
     identity::a_proxy_is_the_node_that_its_certificate_names_and_no_other,
     in_band::engines_tell_their_load_in_their_responses_without_any_page,

@@ -4,7 +4,9 @@ use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use headgate_core::envoy::DESTINATION_ENDPOINT;
 use headgate_test_support::ports::free_address;
-use headgate_test_support::{EnvoyVersion, NvmlDevice, NvmlState, http_client};
+use headgate_test_support::{EnvoyVersion, NvmlDevice, NvmlState, http_client, wait_until};
+use headgate_tests::documents;
+use headgate_tests::mesh::PATIENCE;
 use headgate_tests::upstream::Upstream;
 use http::Request;
 use serde_json::{Value, json};
@@ -83,4 +85,48 @@ pub(crate) async fn a_request_that_names_an_endpoint_that_is_dead_or_out_goes_el
     let got = of(&other_at).await?;
     ensure!(got == [REQUESTS, 0], "nobody is sent to a GPU that computes wrong: {got:?}");
     Ok(())
+}
+
+/// The filter picks and the cluster follows: every request comes to the engine that the filter named, whatever the client names, both engines
+/// have their part, and one that is gone is named no more.
+pub(crate) async fn the_filter_names_the_engine_and_envoy_follows(version: EnvoyVersion) -> Result<()> {
+    let [one, other] = [Upstream::start().await?, Upstream::start().await?];
+    let gateway = Gateway::start(version, None, &balanced(&[&one, &other], following())?).await?;
+    gateway.wait_for_endpoints("both engines", |page| healthy(page, "llm", 2)).await?;
+    let mut spec = documents::spec();
+    spec["engines"] = json!([&one, &other].map(|engine| json!({"metricsUrl": format!("http://{}/metrics", engine.address())})));
+    spec["overload"] = json!({"picksEndpoint": true});
+    gateway.control.apply(&documents::document("llm", &spec))?;
+    let ask = async || {
+        let body = json!({"messages": [{"role": "user", "content": "x".repeat(400)}]});
+        // What the client names is dead.
+        let headers = [(DESTINATION_ENDPOINT, "127.0.0.1:1")];
+        let status = http_client::post_json(gateway.envoy.address(), "/v1/chat/completions", &headers, &body).await?.status;
+        ensure!(status == 200, "{status}");
+        Ok(())
+    };
+    let seen = || [&one, &other].map(Upstream::named_and_misled);
+    // A worker knows the engines from its first tick after its first request on, and its own cluster a moment after the main thread does.
+    let (got, misled) = wait_until("a hundred requests that the filter has sent somewhere", PATIENCE, || async {
+        let before = seen();
+        for _ in 0..100 {
+            ask().await?;
+        }
+        let [(one, one_misled), (other, other_misled)] =
+            std::array::from_fn(|index| (seen()[index].0 - before[index].0, seen()[index].1 - before[index].1));
+        Ok((one + other + one_misled + other_misled == 100).then_some(([one, other], one_misled + other_misled)))
+    })
+    .await?;
+    ensure!(misled == 0, "{misled} came to the engine that the filter had not named");
+    // Two workers share the ring as connections happen to meet them; one that has next to none of it still has an engine.
+    ensure!(got.iter().all(|requests| *requests >= 5), "both have their part: {got:?}");
+    drop(other);
+    wait_until("notice that an engine is gone", PATIENCE, || async {
+        let was = one.named_and_misled().0;
+        for _ in 0..20 {
+            ask().await?;
+        }
+        Ok((one.named_and_misled().0 - was == 20).then_some(()))
+    })
+    .await
 }

@@ -10,6 +10,8 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use headgate_core::envoy::DESTINATION_ENDPOINT;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
@@ -26,6 +28,9 @@ struct Counts {
     in_flight: AtomicU64,
     peak: AtomicU64,
     forged: AtomicU64,
+    /// Requests whose destination is this upstream, and those whose is another.
+    named: AtomicU64,
+    misled: AtomicU64,
     /// What every answer says of the load.
     load: Option<&'static str>,
 }
@@ -45,7 +50,7 @@ impl Upstream {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
         let counts = Arc::new(counts);
-        let router = Router::new().fallback(answer).with_state(counts.clone());
+        let router = Router::new().route("/metrics", get(page)).fallback(answer).with_state((address, counts.clone()));
         let server = tokio::spawn(async move {
             // It ends when the task is aborted, and nobody reads an error then.
             let _ = axum::serve(listener, router).await;
@@ -66,6 +71,11 @@ impl Upstream {
     /// Most requests in flight at once since the last call.
     pub fn take_peak(&self) -> u64 {
         self.counts.peak.swap(0, Ordering::SeqCst)
+    }
+
+    /// Requests that the filter has sent here, and those that it has sent to another upstream and that came here all the same.
+    pub fn named_and_misled(&self) -> (u64, u64) {
+        (self.counts.named.load(Ordering::SeqCst), self.counts.misled.load(Ordering::SeqCst))
     }
 
     /// Requests that still had an `x-headgate-` header of the client's.
@@ -97,8 +107,20 @@ impl Drop for InFlight {
     }
 }
 
-async fn answer(State(counts): State<Arc<Counts>>, headers: HeaderMap) -> Response {
+/// The page of an engine that makes ten tokens for each request.
+async fn page(State((_, counts)): State<(SocketAddr, Arc<Counts>)>) -> String {
+    let (running, tokens) = (counts.in_flight.load(Ordering::SeqCst), 10 * counts.total.load(Ordering::SeqCst));
+    format!(
+        "vllm:num_requests_running {running}\nvllm:num_requests_waiting 0\nvllm:kv_cache_usage_perc 0.1\nvllm:generation_tokens_total {tokens}\n"
+    )
+}
+
+async fn answer(State((address, counts)): State<(SocketAddr, Arc<Counts>)>, headers: HeaderMap) -> Response {
     counts.total.fetch_add(1, Ordering::SeqCst);
+    if let Some(named) = headers.get(DESTINATION_ENDPOINT) {
+        let count = if *named == *address.to_string() { &counts.named } else { &counts.misled };
+        count.fetch_add(1, Ordering::SeqCst);
+    }
     if headers.keys().any(|name| name.as_str().starts_with("x-headgate-")) {
         counts.forged.fetch_add(1, Ordering::SeqCst);
     }

@@ -87,8 +87,7 @@ pub(super) fn policy(wire: &v1::Policy) -> Result<Policy, PolicyErrors> {
     if overload.is_none() {
         validate_classes::without_overload(&mut check, &classes);
     }
-    let engines = validate_overload::engines(&mut check, engines);
-    validate_overload::picks(&mut check, overload.as_ref(), &engines, *orca);
+    let engines = validate_overload::engines(&mut check, engines, overload.as_ref(), *orca);
     let quotas = validate_quotas::quotas(&mut check, quotas, (&classes, &classified.tenants), overload.is_some());
     let stage = validate_stage::stage(&mut check, name, *enforcement, candidate.as_ref());
     check.optional_text("", "version", version, &VERSION);

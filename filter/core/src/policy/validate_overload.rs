@@ -65,16 +65,12 @@ pub(super) fn overload(check: &mut Checker, wire: &v1::Overload, classes: &[Clas
     }
 }
 
-/// Whoever picks has to know from what.
-pub(super) fn picks(check: &mut Checker, overload: Option<&OverloadConfig>, engines: &[String], orca: bool) {
-    if overload.is_some_and(|config| config.picks_endpoint) && engines.is_empty() && !orca {
+/// Addresses of the engines' metrics pages. Whoever picks has to know from what: by them, or by the engines' responses (`orca`).
+pub(super) fn engines(check: &mut Checker, wire: &[v1::Engine], overload: Option<&OverloadConfig>, orca: bool) -> Vec<String> {
+    if overload.is_some_and(|config| config.picks_endpoint) && wire.is_empty() && !orca {
         let rule = "nothing says what the endpoints are: give `engines`, or `orca`";
         check.report(join(AT, "picksEndpoint"), Problem::Conflict { got: String::from("true"), rule });
     }
-}
-
-/// Addresses of the engines' metrics pages.
-pub(super) fn engines(check: &mut Checker, wire: &[v1::Engine]) -> Vec<String> {
     let checked = check.count("", "engines", wire.len(), 0..=MAX_ENGINES);
     let mut seen = BTreeMap::new();
     for (index, v1::Engine { metrics_url }) in wire.iter().take(checked).enumerate() {
