@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
+use headgate_core::envoy::DESTINATION_ENDPOINT;
 use serde_json::{Value, json};
 
 use super::filters::HttpFilter;
@@ -53,10 +54,17 @@ pub struct ControlTls {
 }
 
 /// What requests reach.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Upstream {
     /// One endpoint.
     Endpoint(SocketAddr),
+    /// Several, of which Envoy takes the less busy of two, or the one that a request names.
+    Endpoints {
+        /// Where they are.
+        addresses: Vec<SocketAddr>,
+        /// Whether the header of the picked endpoint is followed (`override_host`).
+        follows_picks: bool,
+    },
     /// Envoy itself answers 200 with a short body, so nothing but Envoy is measured.
     Direct,
 }
@@ -120,8 +128,10 @@ impl Bootstrap {
     /// When a filter's module is not built.
     pub fn render(&self, access_log: &Path) -> Result<Value> {
         let mut clusters = Vec::new();
-        if let Upstream::Endpoint(address) = self.upstream {
-            clusters.push(upstream_cluster(address));
+        match &self.upstream {
+            Upstream::Endpoint(address) => clusters.push(upstream_cluster(&[*address], false)),
+            Upstream::Endpoints { addresses, follows_picks } => clusters.push(upstream_cluster(addresses, *follows_picks)),
+            Upstream::Direct => {}
         }
         if !self.control_plane.is_empty() {
             clusters.push(control_cluster(&self.control_plane, self.control_tls.as_ref()));
@@ -180,7 +190,9 @@ impl Bootstrap {
     fn routes(&self) -> Value {
         let mut route = match self.upstream {
             // Streams of tokens last as long as they last; what stands still is bounded by the idle timeout.
-            Upstream::Endpoint(_) => json!({"match": {"prefix": "/"}, "route": {"cluster": "inference", "timeout": "0s"}}),
+            Upstream::Endpoint(_) | Upstream::Endpoints { .. } => {
+                json!({"match": {"prefix": "/"}, "route": {"cluster": "inference", "timeout": "0s"}})
+            }
             Upstream::Direct => json!({"match": {"prefix": "/"}, "direct_response": {"status": 200, "body": {"inline_string": "ok\n"}}}),
         };
         if !self.removed_response_headers.is_empty() {
@@ -242,15 +254,22 @@ fn endpoints(name: &str, addresses: &[SocketAddr]) -> Value {
     json!({"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]})
 }
 
-fn upstream_cluster(address: SocketAddr) -> Value {
+fn upstream_cluster(addresses: &[SocketAddr], follows_picks: bool) -> Value {
     // Envoy's own limits lie above all that a test sends, so every refusal is the filter's.
     let thresholds = json!({"max_connections": 100_000, "max_pending_requests": 100_000, "max_requests": 100_000});
+    let policy = |name: &str, kind: &str, config: Value| {
+        let typed_config = typed(&format!("envoy.extensions.load_balancing_policies.{name}.v3.{kind}"), config);
+        json!({"policies": [{"typed_extension_config": {"name": format!("envoy.load_balancing_policies.{name}"), "typed_config": typed_config}}]})
+    };
+    let least_request = policy("least_request", "LeastRequest", json!({}));
+    let follows = json!({"override_host_sources": [{"header": DESTINATION_ENDPOINT}], "fallback_policy": least_request});
     json!({
         "name": "inference",
         "type": "STATIC",
         "connect_timeout": "5s",
         "circuit_breakers": {"thresholds": [thresholds]},
-        "load_assignment": endpoints("inference", &[address]),
+        "load_balancing_policy": if follows_picks { policy("override_host", "OverrideHost", follows) } else { least_request },
+        "load_assignment": endpoints("inference", addresses),
     })
 }
 

@@ -30,7 +30,7 @@ const SIMULATED_SEED: u64 = 1;
 /// Headgate, no control and Envoy's own filters under overload.
 #[derive(Parser)]
 #[command(
-    after_help = "Examples:\n  cargo xtask bench overload\n  cargo xtask bench overload --loads 3 --only headgate,no_control --json overload.json"
+    after_help = "Examples:\n  cargo xtask bench overload\n  cargo xtask bench overload --loads 3 --only headgate,no_control --json overload.json\n  cargo xtask bench overload --engines 4 --only headgate,headgate_picks"
 )]
 struct Args {
     /// Loads, in multiples of the capacity.
@@ -39,6 +39,9 @@ struct Args {
     /// Judged length of each run, in seconds.
     #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u64).range(4..=600))]
     seconds: u64,
+    /// Engines that together do what one does alone; with several `headgate_picks` takes part.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8))]
+    engines: u32,
     /// Measures these alone, for example headgate,no_control.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
@@ -62,19 +65,20 @@ async fn run(args: &Args) -> Result<()> {
     let length = Duration::from_secs(args.seconds);
     let mut report = Report {
         capacity_rps: world::capacity_rps(),
+        engines: args.engines,
         seconds: args.seconds,
         processors: std::thread::available_parallelism().map_or(0, usize::from),
         load_average_before: load_average(),
         scenarios: Vec::new(),
     };
-    let contenders =
-        || Contender::ALL.into_iter().filter(|contender| args.only.is_empty() || args.only.iter().any(|name| name == contender.name()));
+    let is_wanted = |contender: &Contender| args.only.is_empty() || args.only.iter().any(|name| name == contender.name());
+    let contenders = || Contender::ALL.into_iter().filter(|contender| contender.is_of(args.engines)).filter(is_wanted);
     for load in &args.loads {
-        let scenario = world::scenario(*load, length);
+        let scenario = world::scenario(*load, length, args.engines);
         let optimum = simulate(&scenario, Algorithm::Oracle, None, SIMULATED_SEED)?.run;
         let mut runs = Vec::new();
         for contender in contenders() {
-            let run = compare(contender, &scenario, &optimum, length).await;
+            let run = compare(contender, args.engines, &scenario, &optimum, length).await;
             let run = run.with_context(|| format!("{} at {load}x", contender.name()))?;
             let slo = run.real.top_class_slo * 100.0;
             eprintln!("{load}x {}: goodput {:.0} work tokens/s, top class {slo:.1} %", run.name, run.real.goodput);
@@ -92,13 +96,14 @@ async fn run(args: &Args) -> Result<()> {
 }
 
 /// One contender at one load, really and simulated.
-async fn compare(contender: Contender, scenario: &Scenario, optimum: &Run, length: Duration) -> Result<RunReport> {
-    let stage = contender.start().await?;
+async fn compare(contender: Contender, engines: u32, scenario: &Scenario, optimum: &Run, length: Duration) -> Result<RunReport> {
+    let stage = contender.start(engines).await?;
     let plan = world::plan(stage.envoy.address(), scenario.judging.load, length);
     let played = play(&stage, plan, length).await;
     stage.stop().await?;
     let (real, overrun, status) = played?;
-    let run = simulate(scenario, contender.simulated(), None, SIMULATED_SEED)?.run;
+    let policy = contender.policy(&scenario.setup);
+    let run = simulate(scenario, contender.simulated(), policy.as_ref(), SIMULATED_SEED)?.run;
     let simulated = judge::simulated(&Simulated::of(scenario, &run, optimum));
     let error = Errors::of(&real, &simulated, world::capacity_work());
     Ok(RunReport { name: contender.name(), real, simulated, error, overrun, status })

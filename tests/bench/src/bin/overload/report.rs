@@ -15,8 +15,9 @@ const LEAST_PART: f64 = 0.05;
 /// The whole result.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
-    /// Requests per second that the engine can serve in the long run.
+    /// Requests per second that the engines can serve in the long run, and how many they are.
     pub(crate) capacity_rps: f64,
+    pub(crate) engines: u32,
     /// Judged length of each run, in seconds.
     pub(crate) seconds: u64,
     /// Processors of this machine, and how many programs wanted one on average when the bench began.

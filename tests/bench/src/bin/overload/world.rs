@@ -1,4 +1,4 @@
-//! The scenario: one engine, three classes, a load in multiples of what the engine can do; and the same as the simulator's world.
+//! The scenario: one engine or a few, three classes, a load in multiples of what the engine can do; and the same as the simulator's world.
 //!
 //! The most important class asks for the same at every load, a quarter of the capacity: what grows in an overload is the rest.
 
@@ -69,18 +69,19 @@ pub(crate) const KINDS: [Kind; 4] = [
     Kind { prompt_tokens: 200, output_tokens: 160, part: 0.15 },
 ];
 
-/// The flags of inference-sim.
-pub(crate) fn engine_flags() -> Vec<String> {
+/// The flags of inference-sim for each of so many engines, which together do what one does alone: a step of one takes as long with its part
+/// of the sequences and prompts.
+pub(crate) fn engine_flags(engines: u32) -> Vec<String> {
     let flag = |name: &str, value: u32| format!("--{name}={value}");
     vec![
-        flag("kv-blocks", KV_BLOCKS),
+        flag("kv-blocks", KV_BLOCKS / engines),
         flag("block-size", BLOCK_TOKENS),
-        flag("prefill-tps", PREFILL_TPS),
+        flag("prefill-tps", PREFILL_TPS / engines),
         flag("decode-base-ms", DECODE_BASE_MS),
-        flag("decode-per-seq-us", DECODE_PER_SEQ_US),
+        flag("decode-per-seq-us", DECODE_PER_SEQ_US * engines),
         flag("step-tokens", STEP_TOKENS),
-        flag("max-batch", MAX_BATCH),
-        flag("max-queue", MAX_QUEUE),
+        flag("max-batch", MAX_BATCH / engines),
+        flag("max-queue", MAX_QUEUE / engines),
         // As vLLM does unless told otherwise: a proxy counts pieces of a response to know its tokens.
         flag("stream-interval", 1),
         "--preallocate".to_owned(),
@@ -153,16 +154,16 @@ fn request(key: &str, kind: Kind) -> Template {
     template.header("x-sim-output-tokens", &kind.output_tokens.to_string())
 }
 
-/// The same world for the simulator: the engine's constants, and every request of the plan as a row of a trace.
-pub(crate) fn scenario(multiple: f64, length: Duration) -> Scenario {
+/// The same world for the simulator: the engines' constants, and every request of the plan as a row of a trace.
+pub(crate) fn scenario(multiple: f64, length: Duration, engines: u32) -> Scenario {
     let engine = LlmConfig {
-        kv_blocks: KV_BLOCKS,
-        max_sequences: MAX_BATCH,
+        kv_blocks: KV_BLOCKS / engines,
+        max_sequences: MAX_BATCH / engines,
         step_tokens: STEP_TOKENS,
-        max_queue: MAX_QUEUE,
+        max_queue: MAX_QUEUE / engines,
         base_s: f64::from(DECODE_BASE_MS) * 1e-3,
-        per_sequence_s: f64::from(DECODE_PER_SEQ_US) * 1e-6,
-        per_prefill_token_s: 1.0 / f64::from(PREFILL_TPS),
+        per_sequence_s: f64::from(DECODE_PER_SEQ_US * engines) * 1e-6,
+        per_prefill_token_s: f64::from(engines) / f64::from(PREFILL_TPS),
         per_kv_token_s: 0.0,
     };
     let class = |class: &Class| ClassSpec { name: class.name.to_owned(), ttft: TTFT_SLO, tpot: TPOT_SLO };
@@ -172,7 +173,7 @@ pub(crate) fn scenario(multiple: f64, length: Duration) -> Scenario {
         drain: PATIENCE,
         proxies: 1,
         workers: 2,
-        engines: vec![EngineConfig::Llm(engine)],
+        engines: vec![EngineConfig::Llm(engine); engines as usize],
         classes: CLASSES.iter().map(class).collect(),
         trace: trace(&plan(SocketAddr::from(([127, 0, 0, 1], 0)), multiple, length)),
         trace_patience: Patience { timeout: PATIENCE, retries: Retries::None },
