@@ -1,6 +1,7 @@
 //! The invariants of the design that a worker keeps whatever comes, as properties: the decision reads its memory alone (2), the loss of
 //! the control plane fails no request (4), every refusal says why in numbers (7), work that waits before room raises the budget (8).
 
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use std::collections::BTreeMap;
 use std::string::String;
@@ -39,7 +40,7 @@ fn policy() -> Arc<Policy> {
 #[derive(Clone, Debug)]
 enum Step {
     Request { class: usize, bytes: u32, is_retry: bool },
-    Limits(v1::OverloadLimits),
+    Limits(Box<v1::OverloadLimits>),
     FirstToken(usize),
     End(usize, StreamEnd),
     Pass(u64),
@@ -69,7 +70,7 @@ fn any_step() -> impl Strategy<Value = Step> {
     let request = (0..3_usize, 0..20_000_u32, any::<bool>()).prop_map(|(class, bytes, is_retry)| Step::Request { class, bytes, is_retry });
     prop_oneof![
         6 => request,
-        1 => any_limits().prop_map(Step::Limits),
+        1 => any_limits().prop_map(|limits| Step::Limits(Box::new(limits))),
         2 => any::<usize>().prop_map(Step::FirstToken),
         2 => (any::<usize>(), prop_oneof![Just(StreamEnd::Complete), Just(StreamEnd::ByClient), Just(StreamEnd::ByUpstream)])
             .prop_map(|(which, end)| Step::End(which, end)),
@@ -101,7 +102,7 @@ impl Site {
         let pick = |which: usize| self.streams.keys().nth(which % self.streams.len().max(1)).copied();
         match step {
             Step::Request { class, bytes, is_retry } => self.request(*class, *bytes, *is_retry),
-            Step::Limits(limits) => self.limit(limits.clone()),
+            Step::Limits(limits) => self.limit((**limits).clone()),
             Step::FirstToken(which) => {
                 let Some(stream) = pick(*which).and_then(|id| self.streams.get_mut(&id)) else { return };
                 if !stream.is_waiting() {
