@@ -12,7 +12,7 @@ use headgate_test_support::control_plane::ControlPlaneOptions;
 use headgate_test_support::envoy::{AccessLog, Bootstrap, EnvoyOptions, Gradient, HttpFilter, Upstream, WasmFilter};
 use headgate_test_support::{ControlPlaneProcess, EnvoyProcess, InferenceSimProcess, wait_until};
 
-use crate::world::{capacity_rps, engine_flags};
+use crate::world::{Engines, capacity_rps};
 
 const POLICY: &str = include_str!("../../../overload-policy.yaml");
 const READY_LIMIT: Duration = Duration::from_secs(30);
@@ -91,12 +91,10 @@ impl Contender {
     }
 
     /// Starts engines, control plane when there is one, and Envoy with two workers; returns when decisions are made.
-    pub(crate) async fn start(self, count: u32) -> Result<Stage> {
-        let flags = engine_flags(count);
-        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    pub(crate) async fn start(self, wanted: Engines) -> Result<Stage> {
         let mut engines = Vec::new();
-        for _ in 0..count {
-            engines.push(InferenceSimProcess::start(None, &flags).await?);
+        for flags in wanted.flags() {
+            engines.push(InferenceSimProcess::start(None, &flags.iter().map(String::as_str).collect::<Vec<_>>()).await?);
         }
         let addresses: Vec<SocketAddr> = engines.iter().map(InferenceSimProcess::address).collect();
         let upstream = Upstream::Endpoints { addresses: addresses.clone(), follows_picks: self == Self::HeadgatePicks };

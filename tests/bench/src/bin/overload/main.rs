@@ -23,6 +23,7 @@ mod world;
 use contender::{Contender, Stage};
 use judge::Figures;
 use report::{Errors, Report, RunReport, ScenarioReport};
+use world::Engines;
 
 /// Seed of what is random in the simulator besides the load.
 const SIMULATED_SEED: u64 = 1;
@@ -30,7 +31,7 @@ const SIMULATED_SEED: u64 = 1;
 /// Headgate, no control and Envoy's own filters under overload.
 #[derive(Parser)]
 #[command(
-    after_help = "Examples:\n  cargo xtask bench overload\n  cargo xtask bench overload --loads 3 --only headgate,no_control --json overload.json\n  cargo xtask bench overload --engines 4 --only headgate,headgate_picks"
+    after_help = "Examples:\n  cargo xtask bench overload\n  cargo xtask bench overload --loads 3 --only headgate,no_control --json overload.json\n  cargo xtask bench overload --engines 4 --slower 2 --only headgate,headgate_picks"
 )]
 struct Args {
     /// Loads, in multiples of the capacity.
@@ -42,6 +43,9 @@ struct Args {
     /// Engines that together do what one does alone; with several `headgate_picks` takes part.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=8))]
     engines: u32,
+    /// How many times as slow the first half of them is; the loads stay multiples of what they could do without that.
+    #[arg(long, default_value_t = 1.0)]
+    slower: f64,
     /// Measures these alone, for example headgate,no_control.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
@@ -56,6 +60,7 @@ fn main() -> Result<()> {
     if let Some(name) = args.only.iter().find(|name| !known(name)) {
         return Err(anyhow!("--only: {name} is none of {}", Contender::ALL.map(Contender::name).join(", ")));
     }
+    ensure!((1.0..=10.0).contains(&args.slower), "--slower: {} is outside 1..=10", args.slower);
     ensure!(args.loads.iter().all(|load| (0.1..=100.0).contains(load)), "--loads: outside 0.1..=100");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(run(&args))
@@ -66,19 +71,21 @@ async fn run(args: &Args) -> Result<()> {
     let mut report = Report {
         capacity_rps: world::capacity_rps(),
         engines: args.engines,
+        slower: args.slower,
         seconds: args.seconds,
         processors: std::thread::available_parallelism().map_or(0, usize::from),
         load_average_before: load_average(),
         scenarios: Vec::new(),
     };
+    let engines = Engines { count: args.engines, slower: args.slower };
     let is_wanted = |contender: &Contender| args.only.is_empty() || args.only.iter().any(|name| name == contender.name());
     let contenders = || Contender::ALL.into_iter().filter(|contender| contender.is_of(args.engines)).filter(is_wanted);
     for load in &args.loads {
-        let scenario = world::scenario(*load, length, args.engines);
+        let scenario = world::scenario(*load, length, engines);
         let optimum = simulate(&scenario, Algorithm::Oracle, None, SIMULATED_SEED)?.run;
         let mut runs = Vec::new();
         for contender in contenders() {
-            let run = compare(contender, args.engines, &scenario, &optimum, length).await;
+            let run = compare(contender, engines, &scenario, &optimum, length).await;
             let run = run.with_context(|| format!("{} at {load}x", contender.name()))?;
             let slo = run.real.top_class_slo * 100.0;
             eprintln!("{load}x {}: goodput {:.0} work tokens/s, top class {slo:.1} %", run.name, run.real.goodput);
@@ -96,7 +103,7 @@ async fn run(args: &Args) -> Result<()> {
 }
 
 /// One contender at one load, really and simulated.
-async fn compare(contender: Contender, engines: u32, scenario: &Scenario, optimum: &Run, length: Duration) -> Result<RunReport> {
+async fn compare(contender: Contender, engines: Engines, scenario: &Scenario, optimum: &Run, length: Duration) -> Result<RunReport> {
     let stage = contender.start(engines).await?;
     let plan = world::plan(stage.envoy.address(), scenario.judging.load, length);
     let played = play(&stage, plan, length).await;

@@ -15,9 +15,10 @@ const LEAST_PART: f64 = 0.05;
 /// The whole result.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
-    /// Requests per second that the engines can serve in the long run, and how many they are.
+    /// Requests per second that the engines can serve in the long run, how many they are, and how many times as slow half of them is.
     pub(crate) capacity_rps: f64,
     pub(crate) engines: u32,
+    pub(crate) slower: f64,
     /// Judged length of each run, in seconds.
     pub(crate) seconds: u64,
     /// Processors of this machine, and how many programs wanted one on average when the bench began.

@@ -69,23 +69,78 @@ pub(crate) const KINDS: [Kind; 4] = [
     Kind { prompt_tokens: 200, output_tokens: 160, part: 0.15 },
 ];
 
-/// The flags of inference-sim for each of so many engines, which together do what one does alone: a step of one takes as long with its part
-/// of the sequences and prompts.
-pub(crate) fn engine_flags(engines: u32) -> Vec<String> {
-    let flag = |name: &str, value: u32| format!("--{name}={value}");
-    vec![
-        flag("kv-blocks", KV_BLOCKS / engines),
-        flag("block-size", BLOCK_TOKENS),
-        flag("prefill-tps", PREFILL_TPS / engines),
-        flag("decode-base-ms", DECODE_BASE_MS),
-        flag("decode-per-seq-us", DECODE_PER_SEQ_US * engines),
-        flag("step-tokens", STEP_TOKENS),
-        flag("max-batch", MAX_BATCH / engines),
-        flag("max-queue", MAX_QUEUE / engines),
-        // As vLLM does unless told otherwise: a proxy counts pieces of a response to know its tokens.
-        flag("stream-interval", 1),
-        "--preallocate".to_owned(),
-    ]
+/// The engines: so many, which together do what one does alone; of several the first half may be slower by a factor.
+#[derive(Clone, Copy)]
+pub(crate) struct Engines {
+    pub(crate) count: u32,
+    pub(crate) slower: f64,
+}
+
+/// The constants of one engine.
+#[derive(Clone, Copy)]
+struct Constants {
+    kv_blocks: u32,
+    max_batch: u32,
+    max_queue: u32,
+    base_us: u32,
+    per_sequence_us: u32,
+    prefill_tps: u32,
+}
+
+impl Engines {
+    /// A step takes each of several as long, with its part of the sequences and prompts, as it takes the one.
+    fn constants(self) -> impl Iterator<Item = Constants> {
+        let Self { count, slower } = self;
+        (0..count).map(move |index| {
+            let factor = if 2 * index < count && count > 1 { slower } else { 1.0 };
+            let times = |value: u32, by: f64| (f64::from(value) * by).round() as u32;
+            Constants {
+                kv_blocks: KV_BLOCKS / count,
+                max_batch: MAX_BATCH / count,
+                max_queue: MAX_QUEUE / count,
+                base_us: times(1000 * DECODE_BASE_MS, factor),
+                per_sequence_us: times(DECODE_PER_SEQ_US * count, factor),
+                prefill_tps: times(PREFILL_TPS / count, 1.0 / factor),
+            }
+        })
+    }
+
+    /// The flags of inference-sim, for each.
+    pub(crate) fn flags(self) -> impl Iterator<Item = Vec<String>> {
+        let flag = |name: &str, value: u32| format!("--{name}={value}");
+        self.constants().map(move |engine| {
+            vec![
+                flag("kv-blocks", engine.kv_blocks),
+                flag("block-size", BLOCK_TOKENS),
+                flag("prefill-tps", engine.prefill_tps),
+                flag("decode-base-ms", engine.base_us / 1000),
+                flag("decode-per-seq-us", engine.per_sequence_us),
+                flag("step-tokens", STEP_TOKENS),
+                flag("max-batch", engine.max_batch),
+                flag("max-queue", engine.max_queue),
+                // As vLLM does unless told otherwise: a proxy counts pieces of a response to know its tokens.
+                flag("stream-interval", 1),
+                "--preallocate".to_owned(),
+            ]
+        })
+    }
+
+    /// The same for the simulator.
+    fn simulated(self) -> Vec<EngineConfig> {
+        let config = |engine: Constants| {
+            EngineConfig::Llm(LlmConfig {
+                kv_blocks: engine.kv_blocks,
+                max_sequences: engine.max_batch,
+                step_tokens: STEP_TOKENS,
+                max_queue: engine.max_queue,
+                base_s: f64::from(engine.base_us / 1000) * 1e-3,
+                per_sequence_s: f64::from(engine.per_sequence_us) * 1e-6,
+                per_prefill_token_s: 1.0 / f64::from(engine.prefill_tps),
+                per_kv_token_s: 0.0,
+            })
+        };
+        self.constants().map(config).collect()
+    }
 }
 
 /// Requests per second that the engine serves in the long run with its cache at the target.
@@ -155,17 +210,7 @@ fn request(key: &str, kind: Kind) -> Template {
 }
 
 /// The same world for the simulator: the engines' constants, and every request of the plan as a row of a trace.
-pub(crate) fn scenario(multiple: f64, length: Duration, engines: u32) -> Scenario {
-    let engine = LlmConfig {
-        kv_blocks: KV_BLOCKS / engines,
-        max_sequences: MAX_BATCH / engines,
-        step_tokens: STEP_TOKENS,
-        max_queue: MAX_QUEUE / engines,
-        base_s: f64::from(DECODE_BASE_MS) * 1e-3,
-        per_sequence_s: f64::from(DECODE_PER_SEQ_US * engines) * 1e-6,
-        per_prefill_token_s: f64::from(engines) / f64::from(PREFILL_TPS),
-        per_kv_token_s: 0.0,
-    };
+pub(crate) fn scenario(multiple: f64, length: Duration, engines: Engines) -> Scenario {
     let class = |class: &Class| ClassSpec { name: class.name.to_owned(), ttft: TTFT_SLO, tpot: TPOT_SLO };
     let setup = Setup {
         name: format!("envoy-{multiple}x"),
@@ -173,7 +218,7 @@ pub(crate) fn scenario(multiple: f64, length: Duration, engines: u32) -> Scenari
         drain: PATIENCE,
         proxies: 1,
         workers: 2,
-        engines: vec![EngineConfig::Llm(engine); engines as usize],
+        engines: engines.simulated(),
         classes: CLASSES.iter().map(class).collect(),
         trace: trace(&plan(SocketAddr::from(([127, 0, 0, 1], 0)), multiple, length)),
         trace_patience: Patience { timeout: PATIENCE, retries: Retries::None },
