@@ -57,11 +57,17 @@ impl Default for Extent {
     }
 }
 
+/// What an engine is known by.
+#[derive(Debug, PartialEq, Eq)]
+struct Identity {
+    key: u64,
+    address: Arc<str>,
+}
+
 /// An engine as the limits name it.
 #[derive(Debug, Clone)]
 pub(crate) struct NamedEngine {
-    key: u64,
-    address: Arc<str>,
+    identity: Arc<Identity>,
     extent: Extent,
 }
 
@@ -70,27 +76,29 @@ impl NamedEngine {
     pub(crate) fn read(wire: &v1::OverloadLimits) -> Vec<Self> {
         let extents = wire.engine_bounds.iter().zip(wire.engine_bounds.iter().skip(1)).map(|(from, to)| Extent::new(*from, *to));
         let named = |(address, extent): (&String, Extent)| Self {
-            key: fnv1a(address.as_bytes(), FNV_OFFSET),
-            address: Arc::from(address.as_str()),
+            identity: Arc::new(Identity { key: fnv1a(address.as_bytes(), FNV_OFFSET), address: Arc::from(address.as_str()) }),
             extent,
         };
         let engines = wire.engines.iter().zip(extents).take(MAX_ENGINES).map(named);
-        engines.filter(|engine| !engine.address.is_empty() && engine.extent.width() > 0.0).collect()
+        engines.filter(|engine| !engine.identity.address.is_empty() && engine.extent.width() > 0.0).collect()
     }
 }
 
-/// Where a request goes, and by what its prompt is found again.
+/// Where a request goes, and by what its prompt is found again. It is one pointer, since every request in flight has room for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Pick {
-    key: u64,
-    pub(crate) address: Arc<str>,
+pub(crate) struct Pick(Arc<Identity>);
+
+impl Pick {
+    /// The engine's address.
+    pub(crate) fn address(&self) -> Arc<str> {
+        Arc::clone(&self.0.address)
+    }
 }
 
 /// An engine as a worker knows it.
 #[derive(Debug)]
 struct Engine {
-    key: u64,
-    address: Arc<str>,
+    identity: Arc<Identity>,
     /// How much of the worker's aperture it is; 0: it has left it.
     part: f64,
     /// How much of the engine is the worker's, over the most that any is: how often it is a candidate.
@@ -116,17 +124,17 @@ impl Aperture {
             (engine.part, engine.reach) = (0.0, 0.0);
         }
         let mut widest = 0.0_f64;
-        for NamedEngine { key, address, extent } in named {
+        for NamedEngine { identity, extent } in named {
             let part = mine.overlap(*extent);
             if part <= 0.0 {
                 continue;
             }
             let reach = part / extent.width();
             widest = widest.max(reach);
-            if let Some(engine) = self.engines.iter_mut().find(|engine| engine.key == *key) {
+            if let Some(engine) = self.engines.iter_mut().find(|engine| engine.identity.key == identity.key) {
                 (engine.part, engine.reach) = (part, reach);
             } else if self.engines.len() < MAX_KNOWN {
-                self.engines.push(Engine { key: *key, address: Arc::clone(address), part, reach, turn: 0.0, prefill: 0 });
+                self.engines.push(Engine { identity: Arc::clone(identity), part, reach, turn: 0.0, prefill: 0 });
             }
         }
         for engine in &mut self.engines {
@@ -157,12 +165,12 @@ impl Aperture {
         self.next = index + 1;
         let engine = self.engines.get_mut(index)?;
         engine.prefill = engine.prefill.saturating_add(prompt);
-        Some(Pick { key: engine.key, address: Arc::clone(&engine.address) })
+        Some(Pick(Arc::clone(&engine.identity)))
     }
 
     /// A prompt of so many tokens is computed, or its request is over.
     pub(crate) fn give_back(&mut self, pick: &Pick, prompt: u64) {
-        if let Some(engine) = self.engines.iter_mut().find(|engine| engine.key == pick.key) {
+        if let Some(engine) = self.engines.iter_mut().find(|engine| engine.identity.key == pick.0.key) {
             engine.prefill = engine.prefill.saturating_sub(prompt);
         }
     }
@@ -196,7 +204,7 @@ mod tests {
         let (mut counts, mut flying) = (BTreeMap::new(), Vec::new());
         for _ in 0..n {
             let pick = aperture.pick(100).unwrap();
-            *counts.entry(pick.address.to_string()).or_default() += 1;
+            *counts.entry(pick.address().to_string()).or_default() += 1;
             flying.push(pick);
             if flying.len() > in_flight {
                 aperture.give_back(&flying.remove(0), 100);

@@ -28,7 +28,7 @@ mod summary;
 #[cfg(test)]
 mod tests;
 
-use effect::{continue_with, degrade, destination, direct_header, divert, forged_destination, forged_headers};
+use effect::{continue_with, degrade, divert, forged_destination, forged_headers, note_admission};
 use flight::Flight;
 pub use headers::{HeaderOp, HeaderOps};
 use shadow::Shadow;
@@ -333,8 +333,7 @@ impl Stream {
         let Asked { pool, state, arrival, policy } = *asked;
         match admission {
             Admission::Admitted(passes, dues) => {
-                headers.extend(direct_header(passes));
-                headers.extend(destination(&dues));
+                note_admission(&mut headers, passes, &dues);
                 self.phase = Phase::InFlight(Flight::new(pool, state, arrival, now, passes, dues));
                 (Verdict::Admitted, continue_with(headers))
             }

@@ -72,21 +72,22 @@ pub(super) fn forged_destination(request: &RequestInfo<'_>) -> Option<HeaderOp> 
     request.headers.first(name).map(|_| HeaderOp::Remove { name: Vec::from(name) })
 }
 
-/// The engine that was picked for an admitted request.
+/// What an admitted request carries to the pool: that it goes past an open breaker, and the engine that was picked for it.
 #[inline]
-pub(super) fn destination(dues: &Dues) -> Option<HeaderOp> {
-    let Dues::Work(held) = dues else { return None };
-    held.pick.as_ref().map(|pick| HeaderOp::Set { name: DESTINATION_ENDPOINT, value: Arc::clone(&pick.address) })
-}
-
-#[inline]
-pub(super) fn direct_header(passes: Passes) -> Option<HeaderOp> {
-    if passes.is_direct { Some(direct()) } else { None }
+pub(super) fn note_admission(headers: &mut HeaderOps, passes: Passes, dues: &Dues) {
+    if passes.is_direct {
+        note_direct(headers);
+    }
+    if let Dues::Work(held) = dues
+        && let Some(pick) = &held.pick
+    {
+        headers.push(HeaderOp::Set { name: DESTINATION_ENDPOINT, value: pick.address() });
+    }
 }
 
 #[inline(never)]
-fn direct() -> HeaderOp {
-    HeaderOp::Set { name: "x-headgate-fallback", value: Arc::from("direct") }
+fn note_direct(headers: &mut HeaderOps) {
+    headers.push(HeaderOp::Set { name: "x-headgate-fallback", value: Arc::from("direct") });
 }
 
 /// What the fallback of an open breaker does with the request.
