@@ -12,8 +12,6 @@ use alloc::vec::Vec;
 
 use headgate_protos::v1;
 
-use crate::record::{FNV_OFFSET, fnv1a};
-
 /// Engines of a proxy's aperture that are read from the wire.
 const MAX_ENGINES: usize = 256;
 /// Engines that a worker knows of at most, those included that have left its aperture and still compute its prompts.
@@ -38,6 +36,11 @@ impl Extent {
         if from.is_finite() && to.is_finite() && from < to { Self { from, to } } else { Self { from: 0.0, to: 0.0 } }
     }
 
+    /// The parts between bounds, of which each begins where the one before ends.
+    pub(crate) fn between(bounds: &[f64]) -> impl Iterator<Item = Self> {
+        bounds.iter().zip(bounds.iter().skip(1)).map(|(from, to)| Self::new(*from, *to))
+    }
+
     /// How long it is; not negative.
     #[must_use]
     pub fn width(self) -> f64 {
@@ -60,7 +63,6 @@ impl Default for Extent {
 /// What an engine is known by.
 #[derive(Debug, PartialEq, Eq)]
 struct Identity {
-    key: u64,
     address: Arc<str>,
 }
 
@@ -74,12 +76,9 @@ pub(crate) struct NamedEngine {
 impl NamedEngine {
     /// The engines of a proxy's aperture; one without an address or an extent is left out.
     pub(crate) fn read(wire: &v1::OverloadLimits) -> Vec<Self> {
-        let extents = wire.engine_bounds.iter().zip(wire.engine_bounds.iter().skip(1)).map(|(from, to)| Extent::new(*from, *to));
-        let named = |(address, extent): (&String, Extent)| Self {
-            identity: Arc::new(Identity { key: fnv1a(address.as_bytes(), FNV_OFFSET), address: Arc::from(address.as_str()) }),
-            extent,
-        };
-        let engines = wire.engines.iter().zip(extents).take(MAX_ENGINES).map(named);
+        let named =
+            |(address, extent): (&String, Extent)| Self { identity: Arc::new(Identity { address: Arc::from(address.as_str()) }), extent };
+        let engines = wire.engines.iter().zip(Extent::between(&wire.engine_bounds)).take(MAX_ENGINES).map(named);
         engines.filter(|engine| !engine.identity.address.is_empty() && engine.extent.width() > 0.0).collect()
     }
 }
@@ -131,7 +130,7 @@ impl Aperture {
             }
             let reach = part / extent.width();
             widest = widest.max(reach);
-            if let Some(engine) = self.engines.iter_mut().find(|engine| engine.identity.key == identity.key) {
+            if let Some(engine) = self.engines.iter_mut().find(|engine| engine.identity == *identity) {
                 (engine.part, engine.reach) = (part, reach);
             } else if self.engines.len() < MAX_KNOWN {
                 self.engines.push(Engine { identity: Arc::clone(identity), part, reach, turn: 0.0, prefill: 0 });
@@ -170,7 +169,8 @@ impl Aperture {
 
     /// A prompt of so many tokens is computed, or its request is over.
     pub(crate) fn give_back(&mut self, pick: &Pick, prompt: u64) {
-        if let Some(engine) = self.engines.iter_mut().find(|engine| engine.identity.key == pick.0.key) {
+        // An engine that still computes a prompt is the one that it was when that was sent.
+        if let Some(engine) = self.engines.iter_mut().find(|engine| Arc::ptr_eq(&engine.identity, &pick.0)) {
             engine.prefill = engine.prefill.saturating_sub(prompt);
         }
     }

@@ -44,8 +44,7 @@ impl Ring {
     /// Reads what [`Ring::write`] says of the whole.
     #[must_use]
     pub fn from_wire(limits: &v1::OverloadLimits) -> Self {
-        let widths = limits.engine_bounds.windows(2).map(|ends| ends.iter().rev().copied().reduce(|to, from| to - from).unwrap_or(0.0));
-        Self::of(limits.engines.iter().cloned().zip(widths))
+        Self::of(limits.engines.iter().cloned().zip(Extent::between(&limits.engine_bounds).map(Extent::width)))
     }
 
     /// Whether proxies must hear at once that it is `other` now.
