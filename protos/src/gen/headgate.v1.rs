@@ -854,6 +854,13 @@ pub struct OverloadLimits {
     /// Engines are as wide as they are fast; the first may begin before 0 and the last end after 1, and are other proxies' too then.
     #[prost(double, repeated, tag = "16")]
     pub engine_bounds: ::prost::alloc::vec::Vec<f64>,
+    /// Whom the whole fleet served work lately, in the classes that are asked by many tenants: in about one push a second, else empty, and what was
+    /// told before holds. Tenants as in `OverloadReport.servedSlotDeltas`, of the policy of `policyVersion`.
+    #[prost(uint32, repeated, tag = "17")]
+    pub served_slot_deltas: ::prost::alloc::vec::Vec<u32>,
+    /// Work tokens served to each, those of a while ago counting less: half after two minutes.
+    #[prost(uint64, repeated, tag = "18")]
+    pub served_work: ::prost::alloc::vec::Vec<u64>,
 }
 impl ::prost::Name for OverloadLimits {
     const NAME: &'static str = "OverloadLimits";
@@ -6732,6 +6739,17 @@ pub struct OverloadReport {
     /// Epoch of the limits that were in force when the report was made.
     #[prost(uint64, tag = "15")]
     pub limits_epoch: u64,
+    /// Number of the second that the two lists below tell of, the newest whole one; 0: they tell nothing, as they do where the policy names few
+    /// tenants. Reports repeat them until the next one is over.
+    #[prost(uint64, tag = "16")]
+    pub served_second: u64,
+    /// Whom work was served in it, as class index × 1,025 + the tenant's index in the policy, 1,024 for everybody whom it does not name: each as
+    /// the difference from the one before, ascending.
+    #[prost(uint32, repeated, tag = "17")]
+    pub served_slot_deltas: ::prost::alloc::vec::Vec<u32>,
+    /// Work tokens served to each.
+    #[prost(uint64, repeated, tag = "18")]
+    pub served_work: ::prost::alloc::vec::Vec<u64>,
 }
 impl ::prost::Name for OverloadReport {
     const NAME: &'static str = "OverloadReport";
