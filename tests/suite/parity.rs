@@ -75,6 +75,8 @@ fn overload_spec() -> Value {
         ],
     });
     spec["orca"] = json!(true);
+    let others = (0..70).map(|n| json!({"name": format!("t{n}"), "class": "low", "identities": [{"apiKeySha256": format!("{n:064x}")}]}));
+    spec["classification"]["tenants"].as_array_mut().expect("a list").extend(others);
     spec
 }
 
@@ -139,7 +141,8 @@ impl Draw {
         v1::Limits {
             pool: "llm".to_owned(),
             epoch: self.epoch,
-            policy_version: "v".to_owned(),
+            // That of a policy in a file: tenants are told of it alone.
+            policy_version: String::new(),
             // Short, so that expiry, decay and the worker's own levels are on the tape too.
             ttl_ms: self.rng.random_range(10..300),
             decay_ms: self.rng.random_range(0..300),
@@ -196,6 +199,8 @@ impl Draw {
             floor_work_per_s: (0..3).map(|_| self.rng.random_range(0.0..20_000.0)).collect(),
             engines: (0..5).map(|index| format!("10.0.0.{index}:8000")).collect(),
             engine_bounds: self.engine_bounds(),
+            served_slot_deltas: vec![self.epoch as u32 % 3, 1025, 1023],
+            served_work: (1..4).map(|slot| self.epoch * slot % 7 * 30_000).collect(),
         }
     }
 
@@ -590,22 +595,26 @@ fn effect(change: &HeaderOp) -> Effect {
 
 #[test]
 fn native_and_wasm_agree_on_every_event_of_a_tape() -> Result<()> {
-    agree(&policy_spec(), EVENTS, &["admit", "gpu_memory", "concurrency", "breaker_open", "remove"])
+    agree(&policy_spec(), EVENTS, &["admit", "gpu_memory", "concurrency", "breaker_open", "remove"]).map(drop)
 }
 
 #[test]
 fn native_and_wasm_agree_under_overload_control() -> Result<()> {
     let kinds = ["admit", "cut_off", "deadline", "queue_full", "expired", "retry_budget", "continue", "wait", "set", "pick"];
-    agree(&overload_spec(), EVENTS / 2, &kinds)
+    let report = agree(&overload_spec(), EVENTS / 2, &kinds)?;
+    let load = report.pools[0].overload.as_ref().context("overload control reports")?;
+    ensure!(load.served_second > 5 && !load.served_work.is_empty(), "whom it served is told: {load:?}");
+    Ok(())
 }
 
 #[test]
 fn native_and_wasm_agree_on_leases_of_quotas() -> Result<()> {
-    agree(&quota_spec(), EVENTS / 2, &["admit", "quota", "concurrency", "breaker_open"])
+    agree(&quota_spec(), EVENTS / 2, &["admit", "quota", "concurrency", "breaker_open"]).map(drop)
 }
 
-/// Plays a tape for a policy through both, and sees that it holds enough of `kinds`: it is worth something only then.
-fn agree(spec: &Value, events: usize, kinds: &[&str]) -> Result<()> {
+/// Plays a tape for a policy through both, and sees that it holds enough of `kinds`: it is worth something only then. The report that both
+/// made last.
+fn agree(spec: &Value, events: usize, kinds: &[&str]) -> Result<v1::WorkerReport> {
     let parsed = document::parse(serde_json::from_str(&render("test", spec))?).expect("the document is good");
     let policy = Policy::try_from_wire(&parsed).expect("the policy is good");
     let mut draw = Draw { rng: StdRng::seed_from_u64(SEED), now: 5_000_000_000, next_tick: 0, next_id: 0, epoch: 0, open: Vec::new() };
@@ -627,7 +636,7 @@ fn agree(spec: &Value, events: usize, kinds: &[&str]) -> Result<()> {
     for kind in kinds {
         ensure!(seen.get(*kind).is_some_and(|count| *count > 20), "the tape has too little of {kind}: {seen:?}");
     }
-    Ok(())
+    Ok(report)
 }
 
 #[test]

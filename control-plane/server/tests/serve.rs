@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use headgate::serve::Running;
-use headgate_protos::discovery::DeltaDiscoveryRequest;
 use headgate_protos::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use headgate_protos::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use headgate_protos::envoy_core::Node;
 use headgate_protos::v1::load_reporting_client::LoadReportingClient;
 use headgate_protos::v1::policy_life_client::PolicyLifeClient;
@@ -47,6 +47,45 @@ fn report(sequence: u64, policy: &v1::Policy, offered: u64) -> v1::LoadReport {
     v1::LoadReport { node_id: "proxy-1".to_owned(), sequence, workers: vec![worker], policies: vec![applied], ..Default::default() }
 }
 
+/// A proxy that hears limits of `demo`.
+struct Subscription {
+    requests: mpsc::Sender<DeltaDiscoveryRequest>,
+    responses: tonic::Streaming<DeltaDiscoveryResponse>,
+}
+
+impl Subscription {
+    async fn of(channel: Channel, node: &str) -> Self {
+        let request = DeltaDiscoveryRequest {
+            node: Some(Node { id: node.to_owned(), ..Node::default() }),
+            type_url: LIMITS_TYPE_URL.to_owned(),
+            resource_names_subscribe: vec!["demo".to_owned()],
+            ..DeltaDiscoveryRequest::default()
+        };
+        let (requests, stream) = mpsc::channel(4);
+        requests.send(request).await.unwrap();
+        let mut discovery = AggregatedDiscoveryServiceClient::new(channel);
+        let responses = discovery.delta_aggregated_resources(ReceiverStream::new(stream)).await.unwrap().into_inner();
+        Self { requests, responses }
+    }
+
+    /// The next limits, acknowledged: else there are no others.
+    async fn next(&mut self) -> v1::Limits {
+        loop {
+            let response = self.responses.message().await.unwrap().unwrap();
+            let ack = DeltaDiscoveryRequest {
+                type_url: LIMITS_TYPE_URL.to_owned(),
+                response_nonce: response.nonce,
+                ..DeltaDiscoveryRequest::default()
+            };
+            self.requests.send(ack).await.unwrap();
+            // The first answer may be that there are none yet.
+            if let Some(resource) = response.resources.first().and_then(|resource| resource.resource.as_ref()) {
+                return v1::Limits::decode(resource.value.clone()).unwrap();
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn reports_go_in_and_limits_status_and_metrics_come_out() {
     let directory = tempfile::tempdir().unwrap();
@@ -60,29 +99,7 @@ async fn reports_go_in_and_limits_status_and_metrics_come_out() {
     assert_eq!(answer.report_interval_ms, 100);
     reports.send(report(2, &policy, 50)).await.unwrap();
 
-    let request = DeltaDiscoveryRequest {
-        node: Some(Node { id: "proxy-1".to_owned(), ..Node::default() }),
-        type_url: LIMITS_TYPE_URL.to_owned(),
-        resource_names_subscribe: vec!["demo".to_owned()],
-        ..DeltaDiscoveryRequest::default()
-    };
-    let (requests, stream) = mpsc::channel(4);
-    requests.send(request).await.unwrap();
-    let mut discovery = AggregatedDiscoveryServiceClient::new(channel.clone());
-    let mut responses = discovery.delta_aggregated_resources(ReceiverStream::new(stream)).await.unwrap().into_inner();
-    let limits = loop {
-        let response = responses.message().await.unwrap().unwrap();
-        if let Some(resource) = response.resources.first().and_then(|resource| resource.resource.as_ref()) {
-            break v1::Limits::decode(resource.value.clone()).unwrap();
-        }
-        // The answer that there are no limits yet; the next one comes only when this one is acknowledged.
-        let ack = DeltaDiscoveryRequest {
-            type_url: LIMITS_TYPE_URL.to_owned(),
-            response_nonce: response.nonce,
-            ..DeltaDiscoveryRequest::default()
-        };
-        requests.send(ack).await.unwrap();
-    };
+    let limits = Subscription::of(channel.clone(), "proxy-1").await.next().await;
     assert_eq!((limits.pool.as_str(), limits.policy_version.as_str()), ("demo", policy.version.as_str()));
     assert_eq!(limits.classes.len(), 2);
     assert_eq!(limits.ttl_ms, 3000);
@@ -182,6 +199,47 @@ async fn work_that_is_reported_comes_out_in_limits_status_and_metrics() {
     ] {
         assert!(metrics.contains(line), "{line} in\n{metrics}");
     }
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn whom_one_proxy_serves_another_hears_with_its_limits() {
+    let directory = tempfile::tempdir().unwrap();
+    let (running, channel) = serve(&directory).await;
+    let tenant = |n: usize| format!("      - {{name: t{n}, class: low, identities: [{{apiKeySha256: \"{n:064x}\"}}]}}\n");
+    let tenants: String = (0..64).map(tenant).collect();
+    let policy = apply(channel.clone(), &format!("{POLICY}  overload: {{}}\n  classification:\n    tenants:\n{tenants}")).await;
+    let mut other = Subscription::of(channel.clone(), "proxy-2").await;
+    let (reports, stream) = mpsc::channel(4);
+    let mut client = LoadReportingClient::new(channel.clone());
+    let answers = tokio::spawn(async move { client.stream_load_reports(ReceiverStream::new(stream)).await });
+    let telling = tokio::spawn(async move {
+        for sequence in 1.. {
+            let mut report = report(sequence, &policy, sequence);
+            let pool = &mut report.workers[0].pools[0];
+            pool.policy_version.clone_from(&policy.version);
+            let served_slot_deltas = (0..64).map(|n| if n == 0 { 1025 } else { 1 }).collect();
+            let (served_second, served_work) = (1 + sequence / 15, vec![5000; 64]);
+            pool.overload = Some(v1::OverloadReport { served_second, served_slot_deltas, served_work, ..Default::default() });
+            reports.send(report).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    let heard = async {
+        loop {
+            let overload = other.next().await.overload.unwrap_or_default();
+            if !overload.served_work.is_empty() {
+                return overload;
+            }
+        }
+    };
+    let heard = tokio::time::timeout(PATIENCE, heard).await.expect("it is told");
+    assert_eq!((heard.served_slot_deltas[0], heard.served_work.len()), (1025, 64));
+    let seconds = heard.served_work[0] as f64 / 5000.0;
+    assert!(heard.served_work.iter().all(|work| *work == heard.served_work[0]) && seconds > 1.9, "{heard:?}");
+    assert!((seconds.round() - seconds).abs() < 0.1, "each second counts once, in however many reports it is: {seconds}");
+    telling.abort();
+    answers.abort();
     running.stop().await;
 }
 

@@ -5,7 +5,8 @@
 //!
 //! Cut-off and queue both read them. The cut-off takes whoever was served most lately first, everywhere at once, so tenants get equal
 //! work while work is short even if no queue stands; and a tenant that is cut off sinks until it is admitted again. Cohorts are ranks
-//! among the tenants of a worker, not amounts: with requests spread over workers the ranks agree, and no worker needs another's numbers.
+//! among the tenants of a worker, not amounts: with requests spread over workers the ranks agree, and no worker needs another's numbers
+//! as long as it serves each tenant now and then itself. Where there are many, the fleet's counters replace its own about once a second.
 
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -14,6 +15,12 @@ use crate::overload::COHORTS;
 use crate::policy::TenantId;
 use crate::rng::Rng;
 use crate::time::Timestamp;
+
+pub(crate) mod served;
+#[cfg(test)]
+mod tests;
+
+use served::{MANY, Served, Slot};
 
 /// Time in which what was served counts half: at least, and at most. The longer, the more exactly tenants get the same; the shorter, the
 /// less a tenant that comes back after a pause takes from the others until it has caught up, which is about as many requests as
@@ -25,6 +32,12 @@ const REQUESTS: f64 = 8.0;
 const RATE_MEMORY_S: f64 = 10.0;
 /// Half-lives after which all counters are scaled down, long before they could leave the range of `f64`.
 const RESCALE_AFTER: f64 = 64.0;
+/// Workers among which the fleet's counters are thought to be divided: those of a worker are an average one's of that many, whatever there
+/// are. So what is served here till the next time, and how large a request is, count that much more than what was served anywhere before. With
+/// 2 of them short requests make less of the pool, with 8 tenants of long ones get less than their part.
+const FLEET_OF: f64 = 4.0;
+/// Time between two tellings of whom work was served.
+const TELL_EVERY: Duration = Duration::from_secs(1);
 /// Time for which tenants that were served alike keep their order.
 const ROTATION: Duration = Duration::from_secs(3600);
 
@@ -41,6 +54,8 @@ pub(crate) struct Usage {
     ranks: Vec<Vec<Ranked>>,
     /// Whether a counter is among the ranks.
     is_ranked: Vec<bool>,
+    /// Whether the fleet's counters have come since the last tick.
+    is_of_fleet: bool,
     half_life_s: f64,
     /// Half-lives that had passed at the last tick, those taken off by which the counters were scaled down.
     half_lives: f64,
@@ -52,10 +67,16 @@ pub(crate) struct Usage {
     rate: f64,
     requests: u32,
     key: u64,
+    /// Work tokens served since the last telling; empty where nothing is told.
+    untold: Vec<f64>,
+    told_at: Timestamp,
+    /// Tellings, and the newest.
+    tellings: u64,
+    told: Served,
 }
 
 /// A tenant in the order of its class.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
 struct Ranked {
     counter: f64,
     tenant: u16,
@@ -70,6 +91,7 @@ impl Usage {
             counters: alloc::vec![0.0; classes * tenants],
             ranks: alloc::vec![Vec::new(); classes],
             is_ranked: alloc::vec![false; classes * tenants],
+            is_of_fleet: false,
             half_life_s: HALF_LIFE_S.0,
             half_lives: 0.0,
             ticked_at: now,
@@ -78,6 +100,10 @@ impl Usage {
             rate: 0.0,
             requests: 0,
             key,
+            untold: if tenants > MANY { alloc::vec![0.0; classes * tenants] } else { Vec::new() },
+            told_at: now,
+            tellings: 0,
+            told: Served::default(),
         }
     }
 
@@ -111,17 +137,58 @@ impl Usage {
         if let Some(counter) = self.counters.get_mut(slot) {
             *counter = (*counter + grown).max(0.0);
         }
+        if let Some(untold) = self.untold.get_mut(slot) {
+            *untold += work;
+        }
+    }
+
+    /// Takes what the whole fleet served, in place of what is known of those tenants.
+    pub(crate) fn follow_fleet(&mut self, now: Timestamp, slot_deltas: &[u32], work: &[u64]) {
+        let growth = self.growth(now);
+        for (number, fleet) in served::read(slot_deltas, work) {
+            let Slot { class, tenant } = Slot::numbered(number);
+            let slot = self.slot(class, self.index(tenant.map(TenantId::new)));
+            // What was served here in this second is in nobody's count yet.
+            let own = self.untold.get(slot).copied().unwrap_or(0.0);
+            if let Some(counter) = self.counters.get_mut(slot) {
+                *counter = (fleet / FLEET_OF + own).max(0.0) * growth;
+                self.is_of_fleet = true;
+            }
+        }
+    }
+
+    /// Tellings so far, and whom the newest says that work was served.
+    pub(crate) fn told(&self) -> (u64, &Served) {
+        (self.tellings, &self.told)
+    }
+
+    fn tell(&mut self, now: Timestamp) {
+        if self.untold.is_empty() || now.since(self.told_at) < TELL_EVERY {
+            return;
+        }
+        self.told_at = now;
+        self.tellings += 1;
+        self.told = Served::default();
+        let (tenants, mut last) = (self.tenants, 0);
+        for (at, untold) in self.untold.iter_mut().enumerate() {
+            let (class, tenant) = (at / tenants, at % tenants);
+            let slot = Slot { class, tenant: (tenant + 1 < tenants).then_some(tenant) };
+            // What was taken back is told with what is served next.
+            *untold -= self.told.push(&mut last, slot.number(), *untold);
+        }
     }
 
     /// Ranks the tenants anew, every control tick. The factor by which all counters were multiplied, if they were.
     pub(crate) fn on_tick(&mut self, now: Timestamp) -> Option<f64> {
         self.pass(now);
+        self.tell(now);
         let factor = self.rescale();
         self.growth_at_tick = libm::exp2(self.half_lives);
         self.half_lives_per_ns = 1e-9 / self.half_life_s;
+        let is_of_fleet = core::mem::take(&mut self.is_of_fleet);
         let counters = self.counters.chunks(self.tenants).zip(self.is_ranked.chunks_mut(self.tenants));
         for (ranks, (counters, is_ranked)) in self.ranks.iter_mut().zip(counters) {
-            follow(ranks, counters, is_ranked);
+            follow(ranks, counters, is_ranked, is_of_fleet);
         }
         factor
     }
@@ -188,8 +255,8 @@ impl Usage {
     }
 }
 
-/// Brings the ranks of one class up to date.
-fn follow(ranks: &mut Vec<Ranked>, counters: &[f64], is_ranked: &mut [bool]) {
+/// Brings the ranks of one class up to date. `is_new`: the counters may be quite others.
+fn follow(ranks: &mut Vec<Ranked>, counters: &[f64], is_ranked: &mut [bool], is_new: bool) {
     ranks.retain_mut(|ranked| {
         let tenant = usize::from(ranked.tenant);
         ranked.counter = counters.get(tenant).copied().unwrap_or(0.0);
@@ -205,16 +272,8 @@ fn follow(ranks: &mut Vec<Ranked>, counters: &[f64], is_ranked: &mut [bool]) {
             ranks.push(Ranked { counter: *counter, tenant: tenant as u16 });
         }
     }
-    // Counters only grow, and few do between two ticks: by insertion it is one look at each and a move for those.
-    for start in 1..ranks.len() {
-        let mut at = start;
-        while let Some(before) = at.checked_sub(1)
-            && ranks.get(before).map(|ranked| ranked.counter) > ranks.get(at).map(|ranked| ranked.counter)
-        {
-            ranks.swap(before, at);
-            at = before;
-        }
-    }
+    // Between two ticks counters only grow, and few do.
+    if is_new { crate::shellsort::ascending(ranks) } else { crate::shellsort::mend(ranks) }
 }
 
 /// `2^x` for `x` of 0 and above. Between two ticks `x` is next to nothing, and five terms of the series are exact to 10^-9.
@@ -228,119 +287,4 @@ fn exp2(x: f64) -> f64 {
 
 fn scaled(part: f64) -> u8 {
     (part * f64::from(COHORTS)).min(f64::from(COHORTS - 1)) as u8
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn at(seconds: u64) -> Timestamp {
-        Timestamp::from_millis(seconds * 1000)
-    }
-
-    #[test]
-    fn whoever_was_served_most_lately_is_cut_off_first() {
-        let mut usage = Usage::new(at(0), 1, 64, 7);
-        for tenant in 0..64_u16 {
-            usage.serve(at(0), 0, tenant, f64::from(tenant + 1) * 100.0);
-        }
-        usage.on_tick(at(0));
-        let cohorts: Vec<u8> = (0..64).map(|tenant| usage.cohort(at(0), 0, tenant, 0.0)).collect();
-        assert!(cohorts.is_sorted() && cohorts[0] < 2 && cohorts[63] >= 126, "{cohorts:?}");
-        // Sixty-four tenants have been served once in twenty seconds: a half-life is two minutes, and what was served counts nine tenths.
-        usage.serve(at(20), 0, 0, 6400.0);
-        usage.on_tick(at(20));
-        assert!(usage.cohort(at(20), 0, 0, 0.0) >= 126);
-    }
-
-    #[test]
-    fn a_long_request_ranks_behind_a_short_one_of_a_tenant_that_was_served_as_much() {
-        let mut usage = Usage::new(at(0), 1, 64, 7);
-        for tenant in 0..64_u16 {
-            usage.serve(at(0), 0, tenant, f64::from(tenant + 1) * 100.0);
-        }
-        usage.on_tick(at(0));
-        let cohort = |beyond| usage.cohort(at(0), 0, 32, beyond);
-        assert_eq!([cohort(-1000.0), cohort(0.0), cohort(1000.0)].map(|cohort| cohort / 20), [2, 3, 4], "ten tenants lie within 1,000");
-    }
-
-    #[test]
-    fn tenants_that_were_served_alike_are_spread_and_change_places_every_hour() {
-        let mut usage = Usage::new(at(0), 1, 1000, 7);
-        for tenant in 0..1000 {
-            usage.serve(at(0), 0, tenant, 500.0);
-        }
-        usage.on_tick(at(0));
-        let cohorts = |now| (0..1000).map(|tenant| usage.cohort(now, 0, tenant, 0.0)).collect::<Vec<_>>();
-        let mut in_half = [0; 2];
-        for cohort in cohorts(at(1)) {
-            in_half[usize::from(cohort / 64)] += 1;
-        }
-        assert!(in_half.iter().all(|count| (430..570).contains(count)), "{in_half:?}");
-        assert_eq!(cohorts(at(1)), cohorts(at(3599)));
-        assert_ne!(cohorts(at(1)), cohorts(at(3601)));
-    }
-
-    #[test]
-    fn counters_keep_their_order_over_days() {
-        let mut usage = Usage::new(at(0), 1, 2, 7);
-        for second in (0..400_000).step_by(100) {
-            usage.serve(at(second), 0, 0, 10.0);
-            usage.serve(at(second), 0, 1, 20.0);
-            usage.on_tick(at(second));
-        }
-        let now = at(400_000);
-        let (one, two) = (usage.served(0, 0) / usage.growth(now), usage.served(0, 1) / usage.growth(now));
-        assert!(one.is_finite() && (two / one - 2.0).abs() < 1e-6 && (12.7..12.9).contains(&one), "{one} {two}");
-    }
-
-    #[test]
-    fn what_was_served_is_forgotten_in_the_time_that_tenants_take_for_eight_requests_each() {
-        let half_life_s = |tenants: u16, per_tick: u16| {
-            let mut usage = Usage::new(at(0), 1, usize::from(tenants), 7);
-            for tick in 0..1000 {
-                let now = Timestamp::from_millis(100 * tick);
-                (0..per_tick).for_each(|n| usage.serve(now, 0, (tick as u16).wrapping_mul(per_tick).wrapping_add(n) % tenants, 100.0));
-                usage.on_tick(now);
-            }
-            let later = Timestamp::from_millis(200_000);
-            100.1 / libm::log2(usage.growth(later) / usage.growth(Timestamp::from_millis(99_900)))
-        };
-        assert!((9.0..11.0).contains(&half_life_s(4, 1)), "10 requests per second of 4 tenants: the least");
-        assert!((19.0..21.5).contains(&half_life_s(25, 1)), "of 25 tenants: 8 · 25 / 10 s");
-        assert!((117.0..123.0).contains(&half_life_s(1000, 1)), "of 1,000 tenants: the most");
-    }
-
-    #[test]
-    fn the_short_series_is_exact_to_a_billionth() {
-        for step in 0..=20_000 {
-            let x = f64::from(step) / 100_000.0;
-            assert!((exp2(x) / libm::exp2(x) - 1.0).abs() < 2e-9, "2^{x}");
-        }
-    }
-
-    #[test]
-    fn ranks_follow_who_comes_and_who_is_forgotten() {
-        let mut usage = Usage::new(at(0), 2, 8, 7);
-        for round in 0..500_u64 {
-            let (tenant, class) = ((round * 7 % 8) as u16, (round % 2) as usize);
-            usage.serve(at(round), class, tenant, 1.0 + (round * 31 % 17) as f64);
-            usage.on_tick(at(round));
-            for (class, ranks) in usage.ranks.iter().enumerate() {
-                assert!(ranks.is_sorted_by(|a, b| a.counter <= b.counter), "{ranks:?}");
-                let ranked = (0..8).filter(|tenant| usage.served(class, *tenant) > 0.0).count();
-                assert_eq!(ranks.len(), ranked, "round {round}, class {class}");
-            }
-        }
-        usage.on_tick(at(500_000));
-        assert!(usage.ranks.iter().all(Vec::is_empty), "nobody has been served for days");
-    }
-
-    #[test]
-    fn nobody_is_served_less_than_nothing() {
-        let mut usage = Usage::new(at(0), 1, 1, 7);
-        usage.serve(at(0), 0, 0, 10.0);
-        usage.serve(at(5), 0, 0, -1000.0);
-        assert!(usage.served(0, 0).abs() < f64::EPSILON);
-    }
 }

@@ -338,6 +338,9 @@ impl Pool {
         });
         if !is_old {
             self.limits = Some(HeldLimits::new(received_at, wire));
+            if let Some(load) = &mut self.overload {
+                load.follow_fleet(now, &self.policy, wire);
+            }
             self.enforce(now);
         }
     }

@@ -4,7 +4,16 @@
 ///
 /// Source of the gaps: Ciura, "Best increments for the average case of Shellsort" (FCT 2001).
 pub(crate) fn ascending<T: PartialOrd>(values: &mut [T]) {
-    for gap in [701, 301, 132, 57, 23, 10, 4, 1] {
+    by_insertion(&[701, 301, 132, 57, 23, 10, 4, 1], values);
+}
+
+/// The same for values few of which are out of place: one look at each, and a move for those.
+pub(crate) fn mend<T: PartialOrd>(values: &mut [T]) {
+    by_insertion(&[1], values);
+}
+
+fn by_insertion<T: PartialOrd>(gaps: &[usize], values: &mut [T]) {
+    for gap in gaps.iter().copied() {
         for start in gap..values.len() {
             let mut at = start;
             while let Some(before) = at.checked_sub(gap)
@@ -28,8 +37,10 @@ mod tests {
         let mut rng = Rng::new(5);
         for len in [0, 1, 2, 700, 1025] {
             let mut values: Vec<f64> = (0..len).map(|_| rng.next_f64()).collect();
+            let mut mended = values.clone();
             ascending(&mut values);
-            assert!(values.is_sorted(), "{len}");
+            mend(&mut mended);
+            assert!(values.is_sorted() && mended == values, "{len}");
         }
     }
 }

@@ -61,6 +61,15 @@ fn headgate_is_ahead_of_every_baseline_where_load_is_far_beyond_capacity() {
     }
 }
 
+/// Each worker serves each of them too seldom to be fair by what it knows itself: .98 after a whole run.
+#[test]
+fn a_thousand_tenants_get_the_same_from_all_workers_together() {
+    let scenario = standard("tenants-1000").expect("a standard scenario").expect("valid");
+    let cells = compare(&scenario, &[Algorithm::Headgate], None, 1).expect("no invariant is broken");
+    let figures = &cells[&Algorithm::Headgate].figures;
+    assert!(figures.jain.is_some_and(|jain| jain >= 0.99) && figures.top_class_slo >= 0.999, "{figures:?}");
+}
+
 #[test]
 fn the_same_plan_gives_the_same_results_on_any_number_of_threads() {
     let plan = |threads| Plan {

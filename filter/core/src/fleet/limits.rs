@@ -6,7 +6,7 @@ use alloc::sync::Arc;
 
 use headgate_protos::v1;
 
-use super::{OverloadPush, PoolGrants, Ring};
+use super::{FleetServed, OverloadPush, PoolGrants, Ring};
 use crate::aperture::Extent;
 use crate::overload::{OverloadState, Work};
 
@@ -94,10 +94,11 @@ impl PoolLimits {
         let v1::FleetLimits { fleet, least, shares, newcomer, grants } = wire;
         let mut fleet = fleet?;
         let least = Work::from_wire(least.as_ref());
-        let overload = fleet.overload.take().map(|whole| OverloadPush {
+        let overload = fleet.overload.take().map(|mut whole| OverloadPush {
             state: Arc::new(OverloadState::from_wire(&whole)),
             least,
             ring: Arc::new(Ring::from_wire(&whole)),
+            served: FleetServed::read(&mut whole).map(Arc::new),
         });
         let shares = shares.into_iter().map(|(node, part)| (node, ProxyShare::from_wire(&part))).collect();
         let grants = Arc::new(grants.into_iter().map(|(node, grants)| (node, grants.grants)).collect());
@@ -170,12 +171,14 @@ mod tests {
             tpot_is_engines: false,
         };
         let class = v1::ClassLimit { rate_rps: 100.0, burst: 10.0, safe_rps: 8.0, drain_rps: 40.0, ..Default::default() };
+        let mut served = v1::OverloadLimits { served_slot_deltas: vec![5, 7], served_work: vec![100, 200], ..Default::default() };
         let limits = PoolLimits {
             fleet: v1::Limits { pool: "llm".to_owned(), epoch: 9, classes: vec![class], ..Default::default() },
             overload: Some(OverloadPush {
                 state: Arc::new(state),
                 least: Work { prefill_tokens: 50, kv_tokens: 60, streams: 1 },
                 ring: Arc::new(Ring::of([("10.0.0.1:8000".to_owned(), 1.0), ("10.0.0.2:8000".to_owned(), 3.0)])),
+                served: FleetServed::read(&mut served).map(Arc::new),
             }),
             shares: ["a", "b"]
                 .map(|node| (node.to_owned(), ProxyShare { rate: 0.3, safe: 0.5, aperture: Extent { from: 0.25, to: 0.75 } }))
@@ -185,7 +188,8 @@ mod tests {
         };
         let there = PoolLimits::from_wire(limits.to_wire(|node| node == "a")).unwrap();
         assert_eq!(there.for_node("a"), limits.for_node("a"));
-        assert_eq!(there.for_node("a").overload.unwrap().engine_bounds, [0.0, 1.5]);
+        let told = there.for_node("a").overload.unwrap();
+        assert_eq!((told.engine_bounds, told.served_work), (vec![0.0, 1.5], vec![100, 200]));
         assert_eq!(there.for_node("new"), limits.for_node("new"));
         assert_eq!(there.for_node("a").quotas.len(), 1);
         assert_eq!((there.shares.len(), there.grants.len()), (1, 1), "the other proxy is none of that replica's");

@@ -19,8 +19,8 @@ mod term;
 
 pub use self::controls::{Controls, OverloadPush, PoolControlView, StepInputs};
 pub use self::ledger::{
-    ClassTotals, ClassView, Completeness, ControlCounters, LATENCY_WINDOW, Ledger, MAX_MODELS, PoolLatencies, PoolView, QueueTotals,
-    RecentView, Shares, StreamBook, StreamView, Tellers, TtftView,
+    ClassTotals, ClassView, Completeness, ControlCounters, FleetServed, LATENCY_WINDOW, Ledger, MAX_MODELS, PoolLatencies, PoolView,
+    QueueTotals, RecentView, Shares, StreamBook, StreamView, Tellers, TtftView,
 };
 pub use self::limits::{LimitsTable, PoolLimits, ProxyShare};
 pub use self::quotas::{FleetQuotaView, FleetQuotas, PoolGrants};

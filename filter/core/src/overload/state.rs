@@ -183,8 +183,8 @@ impl OverloadState {
         }
     }
 
-    /// The limits of one proxy: budgets, drain and floors times its `share`, safe budgets times its `safe_share` (both `0..=1`). The engines
-    /// are not the controller's.
+    /// The limits of one proxy: budgets, drain and floors times its `share`, safe budgets times its `safe_share` (both `0..=1`). Engines and
+    /// tenants are not the controller's.
     #[must_use]
     pub fn to_wire(&self, share: f64, safe_share: f64) -> v1::OverloadLimits {
         let engaged = self.rungs.iter().zip(0_u32..).filter(|(state, _)| **state == RungState::Engaged);
@@ -205,6 +205,8 @@ impl OverloadState {
             floor_work_per_s: self.floors_work_per_s.iter().map(|floor| floor * share).collect(),
             engines: Vec::new(),
             engine_bounds: Vec::new(),
+            served_slot_deltas: Vec::new(),
+            served_work: Vec::new(),
         }
     }
     /// What [`Self::to_wire`] says with a share of 1: how it is passed on to another replica. Terms and confidence are not in it.

@@ -34,6 +34,7 @@ pub use overload::{Fusion, OverloadConfig, QueueConfig, RetryConfig, RungConfig,
 pub use quotas::{QuotaConfig, QuotaUnit};
 pub use stage::{Canary, CanaryPart, RolloutConfig, Stage, books_name, canary_part, candidate_books, serving_pool};
 pub use tenant_table::TenantTable;
+pub(crate) use validate_classes::MAX_TENANTS;
 
 /// Index of a class in [`Policy::classes`]; 0 is the most important, so a smaller id is a higher class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -19,7 +19,7 @@ use crate::permits::MAX_CLASSES;
 const MAX_RESERVED_PERCENT: u32 = 90;
 const MAX_FLOOR_PERCENT: u32 = 90;
 const DEFAULT_MAX_RETRY_AFTER: Duration = Duration::from_secs(30);
-pub(super) const MAX_TENANTS: usize = 1024;
+pub(crate) const MAX_TENANTS: usize = 1024;
 const MAX_CAPS: usize = 64;
 const MAX_MODEL_BYTES: usize = 256;
 const AT: &str = "classification";

@@ -179,6 +179,13 @@ impl PoolOverload {
         );
     }
 
+    /// Takes whom the fleet served work; limits of another policy mean other tenants.
+    pub(crate) fn follow_fleet(&mut self, now: Timestamp, policy: &Policy, wire: &v1::Limits) {
+        if let Some(told) = wire.overload.as_ref().filter(|_| wire.policy_version == policy.version()) {
+            self.usage.follow_fleet(now, &told.served_slot_deltas, &told.served_work);
+        }
+    }
+
     /// One turn of the worker's own controller, every 100 ms. It runs while the control plane decides, too: it must have learned the pool
     /// when it is alone.
     pub(crate) fn control(&mut self, now: Timestamp, series: u64, levels: &PoolState, breaker: v1::BreakerState) {
@@ -293,6 +300,7 @@ impl PoolOverload {
     pub(crate) fn report(&self, limits_epoch: u64) -> v1::OverloadReport {
         let flow = &self.flow;
         let (offered_level_deltas, offered_work) = flow.offered.to_wire();
+        let (served_second, served) = self.usage.told();
         let QueueCounts { released, expired, abandoned, overflowed } = self.counts;
         let [wait_told, service_told, tpot_told] = &self.told;
         let queue = self.queue.as_ref().map(|queue| v1::QueueReport {
@@ -322,6 +330,9 @@ impl PoolOverload {
             good_work: flow.good_work,
             engine_refusals: flow.engine_refusals,
             limits_epoch,
+            served_second,
+            served_slot_deltas: served.slot_deltas.clone(),
+            served_work: served.work.clone(),
         }
     }
 }

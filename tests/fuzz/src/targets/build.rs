@@ -254,6 +254,8 @@ fn overload_limits(source: &mut Source<'_>) -> v1::OverloadLimits {
         floor_work_per_s: (0..source.below(4)).map(|_| source.float()).collect(),
         engines: (0..source.below(4)).map(|_| format!("10.0.0.{}:8000", source.below(4))).collect(),
         engine_bounds: (0..source.below(5)).map(|_| bound(source)).collect(),
+        served_slot_deltas: slots(source),
+        served_work: (0..source.below(4)).map(|_| source.number()).collect(),
     }
 }
 
@@ -310,7 +312,15 @@ pub(super) fn overload_report(source: &mut Source<'_>) -> v1::OverloadReport {
         good_work: source.number(),
         engine_refusals: source.number(),
         limits_epoch: source.number(),
+        served_second: u64::from(source.byte()),
+        served_slot_deltas: slots(source),
+        served_work: (0..source.below(4)).map(|_| source.number()).collect(),
     }
+}
+
+/// Differences of slots of tenants, a few of which may lie beyond the last.
+fn slots(source: &mut Source<'_>) -> Vec<u32> {
+    (0..source.below(4)).map(|_| if source.is_so(16) { source.number32() } else { u32::from(source.byte()) * 8 }).collect()
 }
 
 /// A report of one worker; its counters follow nothing.

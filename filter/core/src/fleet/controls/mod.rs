@@ -299,6 +299,9 @@ impl PoolControl {
             return false;
         }
         self.epoch += 1;
+        if let (Some(overload), Some(push)) = (&mut self.overload, &limits.overload) {
+            overload.pushed(push);
+        }
         self.pushed = Some(Pushed { limits: Arc::new(limits), at: now });
         true
     }

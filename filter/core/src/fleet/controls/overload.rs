@@ -7,7 +7,7 @@ use headgate_protos::v1;
 
 use crate::aperture::Extent;
 use crate::control::{ClassAction, PoolState};
-use crate::fleet::{PoolView, ProxyShare, Ring};
+use crate::fleet::{FleetServed, PoolView, ProxyShare, Ring};
 use crate::level::{LevelState, LevelStatus};
 use crate::overload::{Budgets, EngineSample, Flow, OverloadController, OverloadSignals, OverloadState, Work};
 use crate::policy::Policy;
@@ -20,6 +20,8 @@ pub(super) struct PoolOverload {
     /// Most engines that were read at once.
     engines: u32,
     fewer: Option<Fewer>,
+    /// Whom work was served, as the proxies have been told.
+    told: Option<Arc<FleetServed>>,
 }
 
 /// A time with fewer engines than there were.
@@ -43,6 +45,8 @@ pub struct OverloadPush {
     pub least: Work,
     /// The engines, when the filters pick them; else none.
     pub ring: Arc<Ring>,
+    /// Whom work was served lately, when that is news.
+    pub served: Option<Arc<FleetServed>>,
 }
 
 // === impl PoolOverload ===
@@ -50,7 +54,7 @@ pub struct OverloadPush {
 impl PoolOverload {
     /// For a policy that asks for it.
     pub(super) fn of(now: Timestamp, policy: &Policy) -> Option<Self> {
-        policy.overload().map(|_| Self { controller: OverloadController::new(now, policy), engines: 0, fewer: None })
+        policy.overload().map(|_| Self { controller: OverloadController::new(now, policy), engines: 0, fewer: None, told: None })
     }
 
     pub(super) fn set_policy(&mut self, now: Timestamp, policy: &Policy) {
@@ -93,7 +97,13 @@ impl PoolOverload {
             (budgets.prefill_tokens, budgets.streams) = (part(budgets.prefill_tokens), part(budgets.streams));
         }
         state.drain_work_per_s *= able;
-        OverloadPush { state: Arc::new(state), least: usual_request(load), ring: Arc::new(ring) }
+        let served = load.served.clone().filter(|served| served.is_news(self.told.as_deref()));
+        OverloadPush { state: Arc::new(state), least: usual_request(load), ring: Arc::new(ring), served }
+    }
+
+    /// Notes what was pushed.
+    pub(super) fn pushed(&mut self, push: &OverloadPush) {
+        self.told = push.served.clone().or(self.told.take());
     }
 }
 
@@ -102,16 +112,22 @@ impl PoolOverload {
 impl OverloadPush {
     /// All of it, as replicas pass it on.
     pub(in crate::fleet) fn whole(&self) -> v1::OverloadLimits {
-        let mut limits = self.state.to_wire(1.0, 1.0);
-        self.ring.write(Extent::WHOLE, &mut limits);
+        self.part(1.0, 1.0, Extent::WHOLE)
+    }
+
+    fn part(&self, rate: f64, safe: f64, aperture: Extent) -> v1::OverloadLimits {
+        let mut limits = self.state.to_wire(rate, safe);
+        self.ring.write(aperture, &mut limits);
+        if let Some(served) = &self.served {
+            served.write(&mut limits);
+        }
         limits
     }
 
     /// One proxy's part.
     #[must_use]
     pub fn for_share(&self, share: ProxyShare) -> v1::OverloadLimits {
-        let mut limits = self.state.to_wire(share.rate, share.safe);
-        self.ring.write(share.aperture, &mut limits);
+        let mut limits = self.part(share.rate, share.safe, share.aperture);
         limits.budgets = Some(at_least(Budgets::from_wire(limits.budgets.as_ref()), &self.state.budgets, self.least).to_wire());
         limits.safe_budgets =
             Some(at_least(Budgets::from_wire(limits.safe_budgets.as_ref()), &self.state.safe_budgets, self.least).to_wire());

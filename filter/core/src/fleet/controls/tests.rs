@@ -6,7 +6,7 @@ use std::vec;
 use headgate_protos::v1;
 
 use super::*;
-use crate::fleet::{ClassView, ControlCounters, StoredPolicy};
+use crate::fleet::{ClassView, ControlCounters, FleetServed, StoredPolicy};
 use crate::level::{LevelKind, LevelState};
 use crate::overload::{Budgets, CutOff, EngineSample, Flow, OverloadController, OverloadState, Work};
 
@@ -280,8 +280,34 @@ fn overload_control_comes_and_goes_with_the_policy() {
     assert!(without.overload.is_none() && without.classes[2].action() == v1::ClassAction::Refuse);
 }
 
+#[test]
+fn whom_the_fleet_served_is_pushed_once() {
+    let mut controls = Controls::new(LIFETIME);
+    controls.set_policies(Timestamp::ZERO, EPOCH, &overload_policies(Some(v1::Overload::default())));
+    let mut told = v1::OverloadLimits { served_slot_deltas: vec![3], served_work: vec![50], ..Default::default() };
+    let served = FleetServed::read(&mut told).map(Arc::new);
+    let told = (10..40_u64).filter_map(|tick| {
+        let now = Timestamp::from_millis(100 * tick);
+        let mut loads = loads(now);
+        loads.get_mut("pool").unwrap().served = served.clone().filter(|_| tick >= 20);
+        let inputs = StepInputs {
+            loads: &loads,
+            gpu_memory: &memory(now, 10),
+            capacity: &|_, _| 1.0,
+            engines: &|_| None,
+            rings: &|_| Ring::default(),
+            shares: &shares,
+        };
+        let limits = controls.step(now, &inputs)?.for_node("node", "pool")?;
+        Some((tick, limits.overload?.served_work))
+    });
+    let told: Vec<(u64, Vec<u64>)> = told.collect();
+    let with: Vec<u64> = told.iter().filter(|(_, work)| *work == [50]).map(|(tick, _)| *tick).collect();
+    assert!(with.len() == 1 && (20..=25).contains(&with[0]) && told.len() > 5, "{told:?}");
+}
+
 fn pushed(state: &OverloadState) -> PoolLimits {
-    let overload = Some(OverloadPush { state: Arc::new(state.clone()), least: Work::NONE, ring: Arc::default() });
+    let overload = Some(OverloadPush { state: Arc::new(state.clone()), least: Work::NONE, ring: Arc::default(), served: None });
     PoolLimits { overload, ..PoolLimits::default() }
 }
 

@@ -36,7 +36,8 @@ pub(super) fn join(views: &mut BTreeMap<String, PoolView>, candidate: &str) {
     let joined = whole.clone();
     if let Some(arm) = views.get_mut(candidate) {
         let (classes, proxies) = (core::mem::take(&mut arm.classes), arm.proxies);
-        *arm = PoolView { proxies, ..joined };
+        // Tenants are told by their places in a policy's list.
+        *arm = PoolView { proxies, served: arm.served.take(), ..joined };
         for class in &mut arm.classes {
             class.totals = classes.iter().find(|own| own.class == class.class).map(|own| own.totals.clone()).unwrap_or_default();
         }

@@ -9,6 +9,7 @@ use headgate_protos::v1;
 use super::flow::AccountDelta;
 use super::latency::LatencyBook;
 use super::node::ClassDelta;
+use super::served::ServedBook;
 use super::{ClassTotals, ClassView, ControlCounters, PoolView, QueueTotals, VIEW_SLICES, VIEW_WINDOW};
 use crate::estimator::SlidingHistogram;
 use crate::histogram::Histogram;
@@ -27,6 +28,7 @@ pub(super) struct PoolBook {
     /// Overload control; `None` as long as no worker has reported any. Counters of recent reports only, no gauges.
     pub(super) flow: Option<Flow>,
     pub(super) queue: QueueTotals,
+    pub(super) served: ServedBook,
     pub(super) latency: LatencyBook,
     pub(super) first_report_at: Option<Timestamp>,
 }
@@ -60,6 +62,7 @@ impl PoolBook {
             ttft: Histogram::new(),
             flow: None,
             queue: QueueTotals::default(),
+            served: ServedBook::default(),
             latency: LatencyBook::default(),
             first_report_at: None,
         }
@@ -131,6 +134,7 @@ impl PoolBook {
             flow: self.flow.clone(),
             queue: self.queue,
             queued_bytes: 0,
+            served: self.served.newest(),
             first_report_at: self.first_report_at,
             proxies: 0,
         }

@@ -8,6 +8,7 @@
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::time::Duration;
 
@@ -26,6 +27,7 @@ mod flow;
 mod forget;
 mod latency;
 mod node;
+mod served;
 mod share;
 #[cfg(test)]
 mod tests;
@@ -36,6 +38,7 @@ use self::flow::add_gauges;
 use self::forget::Forgotten;
 pub use self::latency::{Completeness, LATENCY_WINDOW, MAX_MODELS, PoolLatencies, RecentView, StreamBook, StreamView, Tellers};
 use self::node::{BUDGET_DEMAND_S, Node, RATE_DEMAND_S};
+pub use self::served::FleetServed;
 pub use self::share::Shares;
 
 /// Worker VMs of one proxy that are read from one report (leases have 64 slots).
@@ -129,6 +132,8 @@ pub struct PoolView {
     pub queue: QueueTotals,
     /// Bytes that queued requests count for now.
     pub queued_bytes: u64,
+    /// Whom work was served lately, where many tenants ask for it.
+    pub served: Option<Arc<FleetServed>>,
     /// Time of the first report about the pool.
     pub first_report_at: Option<Timestamp>,
     /// Proxies that reported the pool lately.
@@ -172,6 +177,7 @@ impl Ledger {
             };
             let mut book = kept.with_classes(&spec.classes);
             book.canary = canary;
+            book.served.set_policy(&stored.policy, spec);
             book.set_judged(compared.contains(spec.pool.as_str()) && (canary.is_some() || spec.candidate.is_none()));
             self.pools.insert(name.into_owned(), book);
         }
@@ -207,6 +213,9 @@ impl Ledger {
                 let requests = delta.classes.iter().map(|class| book.add(now, class, is_recent)).fold(0, u64::saturating_add);
                 // Under overload control the budgets are of work, and so is what decides how they are split.
                 let work = delta.account.as_ref().map(|account| book.add_account(account, is_recent));
+                if let Some((version, report)) = delta.served {
+                    book.served.add(now, version, report);
+                }
                 book.add_latencies(now, &mut delta.latency, !is_return);
                 let (amount, memory_s) = work.map_or((requests, RATE_DEMAND_S), |work| (work, BUDGET_DEMAND_S));
                 node.add_demand(now, delta.pool, amount, memory_s);

@@ -56,6 +56,8 @@ struct VmPolicy {
     classes: Vec<VmClass>,
     /// Overload control.
     account: Option<Account>,
+    /// Number of the newest second of which it told whom work was served.
+    served_second: u64,
     latency: Option<LatencyAccount>,
 }
 
@@ -96,6 +98,8 @@ pub(super) struct PolicyDelta<'a> {
     pub(super) classes: Vec<ClassDelta<'a>>,
     /// Of overload control.
     pub(super) account: Option<AccountDelta>,
+    /// Version of the policy and the report, when it tells whom work was served in another second.
+    pub(super) served: Option<(&'a str, &'a v1::OverloadReport)>,
     pub(super) latency: LatencyDelta,
 }
 
@@ -226,7 +230,8 @@ impl VmPolicy {
     /// What is known after a report, what it adds, and whether its overload report can be read.
     fn follow<'a>(old: Option<Self>, at_ns: u64, report: &'a v1::PoolReport) -> (Self, PolicyDelta<'a>, bool) {
         let (name, books) = (&report.policy, &report.pool);
-        let nothing = || Self { policy: name.clone(), pool: books.clone(), classes: Vec::new(), account: None, latency: None };
+        let nothing =
+            || Self { policy: name.clone(), pool: books.clone(), classes: Vec::new(), account: None, served_second: 0, latency: None };
         let old = old.unwrap_or_else(nothing);
         let classes: Vec<VmClass> = report.classes.iter().take(MAX_CLASSES).map(VmClass::of).collect();
         let new_classes = classes.iter().zip(&report.classes);
@@ -240,8 +245,16 @@ impl VmPolicy {
             Some(Err(_)) => (old.account, None, false),
         };
         let pool = if old.pool == *books { old.pool } else { books.clone() };
-        let delta = PolicyDelta { pool: books, classes: classes_delta, account: account_delta, latency: latency_delta };
-        (Self { policy: old.policy, pool, classes, account, latency }, delta, is_readable)
+        let served = report.overload.as_ref().filter(|overload| overload.served_second != old.served_second);
+        let served_second = served.map_or(old.served_second, |overload| overload.served_second);
+        let delta = PolicyDelta {
+            pool: books,
+            classes: classes_delta,
+            account: account_delta,
+            served: served.map(|overload| (report.policy_version.as_str(), overload)),
+            latency: latency_delta,
+        };
+        (Self { policy: old.policy, pool, classes, account, served_second, latency }, delta, is_readable)
     }
 }
 
@@ -273,6 +286,7 @@ impl<'a> Accepted<'a> {
             pool: delta.pool,
             classes: Vec::new(),
             account: None,
+            served: None,
             latency: delta.latency.into_missing(),
         };
         Self { policies: self.policies.into_iter().map(missing).collect(), ..Self::default() }

@@ -285,6 +285,26 @@ fn a_report_of_work_that_cannot_be_read_is_counted_and_the_next_one_catches_up()
     assert_eq!(flow(&ledger, at(300)).admitted.streams, 12);
 }
 
+/// Reports of one second are many; it counts once.
+#[test]
+fn a_second_of_which_many_reports_tell_counts_once() {
+    let mut ledger = ledger();
+    let told = |at_ms: u64, second: u64| {
+        let mut worker = loaded_worker(0, 1, at_ms, 0);
+        let pool = &mut worker.pools[0];
+        pool.policy_version = "1".to_owned();
+        let overload = pool.overload.as_mut().unwrap();
+        (overload.served_second, overload.served_slot_deltas, overload.served_work) = (second, vec![1; 80], vec![50; 80]);
+        report("a", vec![worker])
+    };
+    for (at_ms, second) in [(100, 1), (200, 1), (300, 1), (1200, 2), (1300, 2)] {
+        ledger.record(at(at_ms), &told(at_ms, second));
+    }
+    let mut limits = v1::OverloadLimits::default();
+    ledger.view(at(1300))["pool"].served.as_ref().unwrap().write(&mut limits);
+    assert_eq!(limits.served_work, [99; 80], "two seconds of 50, the first a little ago");
+}
+
 #[test]
 fn under_overload_control_the_demand_is_work() {
     let mut ledger = ledger();
