@@ -276,7 +276,10 @@ fn wait(
     delay: Option<Duration>,
 ) -> Result<Ruling, Option<Cause>> {
     let patience = patience(load, config, class) + delay.unwrap_or_default();
-    let drain = load.drain_of(candidate.class);
+    // Refused at once is what cannot start in time even if nobody comes who is more important. What may not is for the cut-off, which
+    // takes tenants and sizes into account: by a class's own part of the drain the newest were refused, whatever they were, and work that
+    // was worth more went with them.
+    let drain = load.in_force.drain_work_per_s;
     let (expected_ttft, source) = (load.in_force.expected_ttft, load.in_force.source);
     let served = load.usage.served(candidate.class.index(), candidate.tenant);
     let cost = if load.has_sizes() { candidate.work as f64 * load.usage.growth(now) } else { 0.0 };

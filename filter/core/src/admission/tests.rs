@@ -230,6 +230,25 @@ fn what_cannot_make_its_deadline_is_refused_at_once() {
 }
 
 #[test]
+fn what_others_may_overtake_may_wait() {
+    let mut site = Site::new(policy(|overload, _| overload.ttft_slo_ms = Some(1000)));
+    let limit = |site: &mut Site, now, streams| {
+        site.limit(now, |limits| {
+            limits.budgets = Some(v1::Work { streams, ..Default::default() });
+            (limits.drain_work_per_s, limits.expected_ttft_ms) = (15_120.0, 300.0);
+        });
+    };
+    limit(&mut site, ms(0), 1000);
+    for tenth in 0..40 {
+        assert_eq!(site.send(ms(100 * tenth), "high").1, Got::Admitted, "as many as are drained");
+        site.worker.on_tick(ms(100 * tenth + 50));
+    }
+    limit(&mut site, ms(4001), 1);
+    let outcomes: Vec<Got> = (0..5).map(|_| site.send(ms(4001), "low").1).collect();
+    assert!(outcomes.iter().all(|got| *got == Got::Waits), "{outcomes:?}: they start in time if nobody more important comes");
+}
+
+#[test]
 fn one_that_has_waited_as_long_as_it_could_is_refused_on_the_tick() {
     let mut site = Site::new(policy(|_, spec| spec.classes[1].max_queue_ms = Some(300)));
     site.kv(1);
