@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use super::aim::TpotAim;
+use super::aim::{AimInput, TpotAim};
 use super::credit::Credit;
 use super::flow::{EngineSample, Flow, OverloadSignals};
 use super::fuser::Fuser;
@@ -143,8 +143,13 @@ impl OverloadController {
         let sample = signals.engine.as_ref();
         let fresh = sample.is_some_and(|sample| self.credit.retire(sample));
         self.latency.observe(tick, flow, self.engines(sample));
-        let slowest = sample.map_or(1.0, |sample| sample.slowest);
-        self.aim.follow(tick, &self.latency.tpot, self.config.tpot_slo.as_secs_f64(), slowest);
+        let aim = AimInput {
+            slo_s: self.config.tpot_slo.as_secs_f64(),
+            slowest: sample.map_or(1.0, |sample| sample.slowest),
+            step_s: self.streams.tpot_s(),
+            is_short: flow.queued_requests > 0,
+        };
+        self.aim.follow(tick, &self.latency.tpot, &aim);
         let ttft_slo_s = self.config.ttft_slo.as_secs_f64();
         let hungry = self.is_hungry(flow, sample);
         let engines = sample.map_or(1.0, |sample| f64::from(sample.engines.max(1)));

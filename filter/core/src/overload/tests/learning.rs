@@ -1,6 +1,6 @@
 //! What the controller learns of a pool, one part at a time.
 
-use super::super::aim::TpotAim;
+use super::super::aim::{AimInput, TpotAim};
 use super::super::flow::EngineSample;
 use super::super::kv::{KvBudget, KvInput};
 use super::super::latency::Recent;
@@ -199,13 +199,18 @@ fn a_full_cache_of_which_next_to_nothing_is_reported_does_not_shut_everybody_out
     assert!(kv_bound(50.0) >= 80_000.0, "proxies were cut off and begin to report: {}", kv_bound(50.0));
 }
 
+/// What is known at steps of 60 ms, while work waits.
+fn aim_input(slowest: f64) -> AimInput {
+    AimInput { slo_s: 0.1, slowest, step_s: 0.06, is_short: true }
+}
+
 /// The aim after `seconds`, in each of which 100 responses end: three take `slowest_ms` between tokens, the others 60.
-fn aim(aim: &mut TpotAim, from_s: u64, seconds: u64, slowest_ms: u64, slowest_engine: f64) -> f64 {
+fn aim(aim: &mut TpotAim, from_s: u64, seconds: u64, slowest_ms: u64, input: AimInput) -> f64 {
     let (mut ended, mut all) = (Recent::default(), Histogram::new());
     for number in 10 * from_s..10 * (from_s + seconds) {
         (0..10).for_each(|n| all.record(if number % 10 == 0 && n < 3 { 1000 * slowest_ms } else { 60_000 }));
         ended.observe(Timestamp::from_millis(100 * number), &all);
-        aim.follow(&tick(number), &ended, 0.1, slowest_engine);
+        aim.follow(&tick(number), &ended, &input);
     }
     aim.seconds()
 }
@@ -213,17 +218,25 @@ fn aim(aim: &mut TpotAim, from_s: u64, seconds: u64, slowest_ms: u64, slowest_en
 #[test]
 fn the_aim_leaves_the_distance_of_the_slowest_responses_from_the_mean_and_forgets_it_slowly() {
     let mut of = TpotAim::new(0.1);
-    assert!((of.seconds() - 0.093).abs() < 1e-9);
-    let wide = aim(&mut of, 0, 20, 80, 1.0);
+    assert!((of.seconds() - 0.088).abs() < 1e-9);
+    let wide = aim(&mut of, 0, 20, 80, aim_input(1.0));
     assert!((0.079..0.083).contains(&wide), "100 ms less 20, the mean being a little above 60: {wide}");
-    let after = aim(&mut of, 20, 3, 60, 1.0);
+    let after = aim(&mut of, 20, 3, 60, aim_input(1.0));
     assert!(after - wide < 0.008, "one second without a slow response proves little: {after}");
-    assert!(aim(&mut of, 23, 60, 60, 1.0) > 0.09);
+    assert!(aim(&mut of, 23, 60, 60, aim_input(1.0)) > 0.087);
+}
+
+#[test]
+fn responses_from_before_a_step_of_the_load_and_from_before_an_idle_time_are_not_taken_for_ones_that_differ() {
+    let after_step = AimInput { step_s: 0.09, ..aim_input(1.0) };
+    assert!(aim(&mut TpotAim::new(0.1), 0, 20, 95, after_step) > 0.087, "the slowest are as the steps are now");
+    let idle = AimInput { is_short: false, ..aim_input(1.0) };
+    assert!(aim(&mut TpotAim::new(0.1), 0, 20, 95, idle) > 0.087);
 }
 
 #[test]
 fn only_a_slower_engine_lowers_the_aim_below_two_thirds() {
-    let lowest = |slowest_engine| aim(&mut TpotAim::new(0.1), 0, 20, 130, slowest_engine);
+    let lowest = |slowest_engine| aim(&mut TpotAim::new(0.1), 0, 20, 130, aim_input(slowest_engine));
     assert!((lowest(1.0) - 0.065).abs() < 1e-9 && lowest(2.0) < 0.04, "{} {}", lowest(1.0), lowest(2.0));
 }
 
