@@ -10,6 +10,10 @@ const MEMORY_S: f64 = 5.0;
 /// The same for its width on the ring, which must follow what an engine can do before its responses are late. With 1 s the widths follow
 /// what prompts happen to come, with 5 s an engine that has become slow gets too much for too long.
 const WIDTH_MEMORY_S: f64 = 2.0;
+/// Memory that sees early that an engine has become slow, and the part of what it says that counts: steps differ by so much from one to the
+/// next. Every prompt that such an engine still gets makes the responses late that it already has.
+const ALARM_MEMORY_S: f64 = 0.3;
+const ALARM_PART: f64 = 0.8;
 /// Tokens a second below which an engine tells no time between them.
 const LEAST_RATE: f64 = 1.0;
 /// How much faster or slower than all an engine can count as.
@@ -45,9 +49,14 @@ struct Pace {
     tokens: u64,
     steady: Average,
     recent: Average,
+    newest: Average,
 }
 
 impl Pace {
+    fn new(at: Timestamp, tokens: u64) -> Self {
+        Self { at, tokens, steady: Average::default(), recent: Average::default(), newest: Average::default() }
+    }
+
     fn observe(&mut self, at: Timestamp, running: u64, tokens: u64) {
         let seconds = at.since(self.at).as_secs_f64();
         if seconds <= 0.0 {
@@ -56,7 +65,13 @@ impl Pace {
         let (rate, running) = (tokens.saturating_sub(self.tokens) as f64 / seconds, running as f64);
         self.steady.follow(weight(seconds, MEMORY_S), rate, running);
         self.recent.follow(weight(seconds, WIDTH_MEMORY_S), rate, running);
+        self.newest.follow(weight(seconds, ALARM_MEMORY_S), rate, running);
         (self.at, self.tokens) = (at, tokens.max(self.tokens));
+    }
+
+    /// Time between tokens by which the engine's width goes: a slower one is believed sooner than a faster one.
+    fn wary_step_s(&self) -> f64 {
+        self.recent.step_s().max(ALARM_PART * self.newest.step_s())
     }
 }
 
@@ -77,7 +92,7 @@ impl<K: Ord> Paces<K> {
         let mut before = core::mem::take(&mut self.0);
         for (engine, at, running, tokens) in engines {
             let known = before.remove(&engine).or_else(|| self.0.remove(&engine));
-            let mut pace = known.unwrap_or(Pace { at, tokens, steady: Average::default(), recent: Average::default() });
+            let mut pace = known.unwrap_or(Pace::new(at, tokens));
             pace.observe(at, running, tokens);
             self.0.insert(engine, pace);
         }
@@ -97,7 +112,7 @@ impl<K: Ord> Paces<K> {
     /// that is slower by a tenth can take prompts less by more than that, until some of its responses have ended.
     pub fn widths(&self) -> impl Iterator<Item = (&K, f64)> {
         let all = self.all(|pace| pace.recent).step_s();
-        self.0.iter().map(move |(engine, pace)| (engine, width(all, pace.recent.step_s())))
+        self.0.iter().map(move |(engine, pace)| (engine, width(all, pace.wary_step_s())))
     }
 
     fn all(&self, of: impl Fn(&Pace) -> Average) -> Average {
@@ -138,6 +153,24 @@ mod tests {
         // Steps of 25, 50 and 100 ms; 300 requests with 7,000 tokens a second have 42.9 ms.
         let slowest = after(20, &[(100, 4000), (100, 2000), (100, 1000)]).slowest();
         assert!((slowest - 100.0 / (300.0 / 7.0)).abs() < 0.01, "{slowest}");
+    }
+
+    #[test]
+    fn an_engine_that_becomes_slow_is_narrow_sooner_than_one_that_becomes_fast_is_wide() {
+        let step = |rate: u64| {
+            let mut paces = after(20, &[(100, 2000), (100, 2000)]);
+            for tick in 1..=5 {
+                paces.read([
+                    (0, at(20_000 + 100 * tick), 100, 40_000 + 200 * tick),
+                    (1, at(20_000 + 100 * tick), 100, 40_000 + rate * tick),
+                ]);
+            }
+            let widths: Vec<f64> = paces.widths().map(|(_, width)| width).collect();
+            widths[1]
+        };
+        assert!(step(100) < 0.75, "of half the pace for half a second: {}", step(100));
+        assert!(step(400) < 1.3, "of twice the pace for half a second: {}", step(400));
+        assert!((step(200) - 1.0).abs() < 0.01);
     }
 
     #[test]
