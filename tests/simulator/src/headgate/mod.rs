@@ -1,5 +1,6 @@
 //! Headgate itself in the world: the production core in every worker, the production session in every proxy, the production books,
-//! control loop and xDS state machine in the control plane, and between them encoded messages over the simulated network.
+//! control loop and xDS state machine in the control plane, and between them encoded messages over the simulated network (of workers'
+//! reports the heads: `reports`).
 //!
 //! What is modelled here is only the host: who calls what when (`vm`), shared data and streams of one proxy (`proxy`), and the tasks of
 //! the control plane (`plane`), each after the production adapter that it stands for.

@@ -178,8 +178,9 @@ impl Plane {
     }
 
     fn on_report(&mut self, now: Timestamp, proxy: u16, message: &Message, reports: &mut Reports) -> Vec<Message> {
-        let Ok(report) = reports.arrived(&message.bytes) else { return Vec::new() };
-        self.ledger.record(now, &report);
+        if reports.with_arrived(&message.bytes, |report| self.ledger.record(now, report)).is_err() {
+            return Vec::new();
+        }
         if self.greeted.insert(proxy, message.stream) == Some(message.stream) {
             return Vec::new();
         }
