@@ -175,6 +175,13 @@ impl LeaseRecord {
         Ok(Holding { permits, rate_share, aperture: self.aperture(slot), workers })
     }
 
+    /// A [`claim`](Self::claim) and an [`update`](Self::update): `owner`'s slot and what it holds; `None` when there is no place for it.
+    pub fn refresh(&mut self, now: Timestamp, owner: u64, want: Want, grant: Grant) -> Option<(usize, Holding)> {
+        let slot = self.claim(now, owner).ok()?;
+        let holding = self.update(now, slot, owner, want, grant).ok()?;
+        Some((slot.index(), holding))
+    }
+
     /// See [`Holding::aperture`].
     fn aperture(&self, index: SlotIndex) -> Extent {
         let held = |slots: &[Slot]| f64::from(slots.iter().fold(0_u32, |sum, slot| sum.saturating_add(slot.share_have)));

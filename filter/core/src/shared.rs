@@ -129,9 +129,8 @@ pub fn next_generation(bytes: &[u8], configuration: &[u8], owner: u64) -> (Vec<u
 pub fn refresh_lease(bytes: &[u8], now: Timestamp, owner: u64, want: Want, grant: Grant) -> Option<(Vec<u8>, (usize, Holding))> {
     let unreadable = || if bytes.is_empty() { LeaseRecord::new() } else { LeaseRecord::recovered(now) };
     let mut record = LeaseRecord::decode(bytes).unwrap_or_else(unreadable);
-    let slot = record.claim(now, owner).ok()?;
-    let holding = record.update(now, slot, owner, want, grant).ok()?;
-    Some((record.encode(), (slot.index(), holding)))
+    let held = record.refresh(now, owner, want, grant)?;
+    Some((record.encode(), held))
 }
 
 /// The newest limits of every pool.

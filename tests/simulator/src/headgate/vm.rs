@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use headgate_core::discovery::PolicySnapshot;
-use headgate_core::lease::{Grant, Holding, Want};
+use headgate_core::lease::{Grant, Holding, LeaseRecord, Want};
 use headgate_core::policy::Policy;
-use headgate_core::shared::{self, Keys, Revisions, SharedLimits};
+use headgate_core::shared::{Keys, Revisions, SharedLimits};
 use headgate_core::time::Timestamp;
 use headgate_core::worker::Worker;
 
@@ -27,6 +27,8 @@ const LEASE_AGAIN: Duration = Duration::from_millis(5);
 pub(super) struct SharedData {
     /// A handful, whose keys differ in length: looked at one by one they are found without comparing texts.
     values: Vec<(String, Vec<u8>)>,
+    /// Records of leases, as their bytes are read: to seal and check them would cost more than to refresh a lease.
+    leases: Vec<(String, LeaseRecord)>,
     /// Under `Keys::report`, by slot.
     pub(super) reports: Reports,
     /// What `Keys::limits` decodes to, and the revision of it: each VM decodes the same.
@@ -44,6 +46,18 @@ impl SharedData {
             Some((_, known)) => *known = value,
             None => self.values.push((key.to_owned(), value)),
         }
+    }
+
+    /// One refresh of `owner`'s place in the record under a key: its slot and what it holds, as of `headgate_core::shared::refresh_lease`.
+    fn refresh_lease(&mut self, key: &str, now: Timestamp, owner: u64, want: Want, grant: Grant) -> Option<(usize, Holding)> {
+        let at = self.leases.iter().position(|(known, _)| known == key).unwrap_or_else(|| {
+            self.leases.push((key.to_owned(), LeaseRecord::new()));
+            self.leases.len() - 1
+        });
+        let record = &mut self.leases[at].1;
+        let held = record.refresh(now, owner, want, grant);
+        debug_assert_eq!(LeaseRecord::decode(&record.encode()).map(|read| read.encode()), Some(record.encode()));
+        held
     }
 
     /// The limits as of a revision.
@@ -148,7 +162,7 @@ impl Vm {
         self.leased_at = now;
         self.permits.clear();
         for (index, (key, grant)) in self.leases.iter().enumerate() {
-            let held = refresh(now, self.owner, shared, key, self.worker.wants(index), *grant);
+            let held = shared.refresh_lease(key, now, self.owner, self.worker.wants(index), *grant);
             if let Some((_, Holding { permits, rate_share, aperture, workers })) = held {
                 self.worker.set_workers(index, workers);
                 self.worker.set_aperture(index, aperture);
@@ -161,13 +175,7 @@ impl Vm {
 
     fn report(&mut self, now: Timestamp, keys: &Keys, shared: &mut SharedData) {
         let none = Grant { permits_total: None };
-        let Some((slot, _)) = refresh(now, self.owner, shared, &keys.roster, Want::default(), none) else { return };
+        let Some((slot, _)) = shared.refresh_lease(&keys.roster, now, self.owner, Want::default(), none) else { return };
         shared.reports.set(slot, self.worker.report(now, slot as u32));
     }
-}
-
-fn refresh(now: Timestamp, owner: u64, shared: &mut SharedData, key: &str, want: Want, grant: Grant) -> Option<(usize, Holding)> {
-    let (bytes, held) = shared::refresh_lease(shared.get(key), now, owner, want, grant)?;
-    shared.set(key, bytes);
-    Some(held)
 }
