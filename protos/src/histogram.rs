@@ -70,11 +70,29 @@ impl HistogramWriter {
         Self { index_deltas: list(), counts: list() }
     }
 
+    /// A list of counts alone, for [`finish_like`](Self::finish_like).
+    #[must_use]
+    pub fn of_counts(buckets: usize) -> Self {
+        Self { index_deltas: Vec::new(), counts: Vec::with_capacity(buckets.max(LIST_LEN)) }
+    }
+
     /// Appends a bucket: the difference of its index from the one before, and its count.
     #[inline]
     pub fn push(&mut self, index_delta: u32, count: u64) {
         put(&mut self.index_deltas, u64::from(index_delta));
         put(&mut self.counts, count);
+    }
+
+    /// Appends the count of a bucket.
+    #[inline]
+    pub fn push_count(&mut self, count: u64) {
+        put(&mut self.counts, count);
+    }
+
+    /// The histogram of the same buckets as `before` with these counts.
+    #[must_use]
+    pub fn finish_like(self, before: &Histogram, sum: u64) -> Histogram {
+        Histogram { index_deltas: before.index_deltas.clone(), counts: self.counts.into(), sum }
     }
 
     /// The histogram of the buckets, whose samples sum up to `sum`.

@@ -59,6 +59,13 @@ impl Histogram {
         lists.finish(self.sum)
     }
 
+    /// The wire form after `before`, an earlier one with samples in the same `buckets`.
+    fn counts_to_wire(&self, buckets: usize, before: &v1::Histogram) -> v1::Histogram {
+        let mut counts = HistogramWriter::of_counts(buckets);
+        self.for_each_occupied(|_, count| counts.push_count(count));
+        counts.finish_like(before, self.sum)
+    }
+
     /// Reads the wire form.
     ///
     /// # Errors
@@ -246,16 +253,35 @@ fn next_index(previous: Option<u32>, delta: u64) -> Result<u32, HistogramError> 
 
 /// The wire form of a histogram that only grows, made anew when samples have come since it was asked for last.
 #[derive(Default)]
-pub(crate) struct Told(Cell<Option<(u64, v1::Histogram)>>);
+pub(crate) struct Told(Cell<Option<LastTold>>);
+
+struct LastTold {
+    count: u64,
+    buckets: usize,
+    wire: v1::Histogram,
+}
 
 impl Told {
     /// The wire form of `samples`, always the same histogram; `None` of one without samples.
     pub(crate) fn of(&self, samples: &Histogram) -> Option<v1::Histogram> {
-        let newest = samples.count();
-        let told = self.0.take().filter(|(count, _)| *count == newest);
-        let (_, wire) = told.or_else(|| (newest > 0).then(|| (newest, samples.to_wire())))?;
-        self.0.set(Some((newest, wire.clone())));
+        let count = samples.count();
+        let last = match self.0.take() {
+            Some(last) if last.count == count => last,
+            last => (count > 0).then(|| LastTold::after(last, samples))?,
+        };
+        let wire = last.wire.clone();
+        self.0.set(Some(last));
         Some(wire)
+    }
+}
+
+impl LastTold {
+    /// Where no bucket has come to those that were told, they are the same: none ever empties.
+    fn after(before: Option<Self>, samples: &Histogram) -> Self {
+        let (count, buckets) = (samples.count(), samples.buckets());
+        let same = before.filter(|before| before.buckets == buckets);
+        let wire = same.map_or_else(|| samples.to_wire(), |before| samples.counts_to_wire(buckets, &before.wire));
+        Self { count, buckets, wire }
     }
 }
 
