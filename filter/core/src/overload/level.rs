@@ -127,7 +127,9 @@ impl OfferedLevels {
     /// Work at all levels; saturates.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.levels.iter().fold(0, |sum: u64, (_, work)| sum.saturating_add(*work))
+        // At most as many as there are levels: their sum has 128 bits, and what saturates is known at the end.
+        let sum = self.levels.iter().fold(0_u128, |sum, (_, work)| sum + u128::from(*work));
+        u64::try_from(sum).unwrap_or(u64::MAX)
     }
 
     /// Work that came since `older`, an earlier state. A level that shrank (a worker went away) counts as unchanged.
@@ -163,14 +165,16 @@ impl OfferedLevels {
         if deltas.len() != work.len() {
             return Err(OfferedError::Lengths { levels: deltas.len(), work: work.len() });
         }
-        let mut levels: Vec<(u16, u64)> = Vec::with_capacity(deltas.len().min(usize::from(LEVELS)));
-        for (delta, work) in deltas.iter().zip(work) {
-            let before = levels.last().map(|entry| entry.0);
-            let got = u64::from(before.unwrap_or(0)) + u64::from(*delta);
-            let level = u16::try_from(got).ok().filter(|level| *level < LEVELS && before.is_none_or(|before| before < *level));
-            levels.push((level.ok_or(OfferedError::Level { got })?, *work));
-        }
-        Ok(Self { levels })
+        // All at once, and judged at the end: a report has hundreds, and next to none is refused.
+        let (mut level, mut least, mut is_good) = (0_u32, 0, true);
+        let step = |(delta, work): (&u32, &u64)| {
+            level = level.saturating_add(*delta);
+            is_good &= *delta >= least && level < u32::from(LEVELS);
+            least = 1;
+            (level as u16, *work)
+        };
+        let levels = deltas.iter().zip(work).take(usize::from(LEVELS) + 1).map(step).collect();
+        if is_good { Ok(Self { levels }) } else { Err(first_bad(deltas)) }
     }
 
     fn add_at(&mut self, level: u16, work: u64) {
@@ -183,6 +187,20 @@ impl OfferedLevels {
             Err(index) => self.levels.insert(index, (level, work)),
         }
     }
+}
+
+/// Why the first of `deltas` that is no level is none.
+#[cold]
+fn first_bad(deltas: &[u32]) -> OfferedError {
+    let mut before = None;
+    for delta in deltas {
+        let got = u64::from(before.unwrap_or(0)) + u64::from(*delta);
+        match u16::try_from(got).ok().filter(|level| *level < LEVELS && before.is_none_or(|before| before < *level)) {
+            Some(level) => before = Some(level),
+            None => return OfferedError::Level { got },
+        }
+    }
+    OfferedError::Level { got: u64::from(LEVELS) }
 }
 
 /// Work tokens offered by level since the last tick: adding to them must not search.
