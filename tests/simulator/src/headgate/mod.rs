@@ -56,8 +56,8 @@ pub struct Headgate {
     faces: Faces,
     hunger: Hunger,
     transit: Transit,
-    /// By request id.
-    exchanges: Vec<Option<Exchange>>,
+    /// By request id. Boxed: of most ids nothing is with a worker, since their clients wait before they try again.
+    exchanges: Vec<Option<Box<Exchange>>>,
     /// Refusals by response code details, which name the reason.
     refusals: BTreeMap<&'static str, u64>,
     /// First invariant that was found broken.
@@ -271,7 +271,7 @@ impl Controller for Headgate {
             if self.exchanges.len() <= arrival.id.index() {
                 self.exchanges.resize_with(arrival.id.index() + 1, || None);
             }
-            self.exchanges[arrival.id.index()] = Some(Exchange { stream, site: arrival.site, has_first: false });
+            self.exchanges[arrival.id.index()] = Some(Box::new(Exchange { stream, site: arrival.site, has_first: false }));
         }
         self.answer_released(ctx, arrival.site);
         verdict
