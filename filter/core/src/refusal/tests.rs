@@ -84,8 +84,14 @@ fn a_refusal_below_the_threshold_says_that_the_level_recovers() {
 }
 
 #[test]
-fn json_strings_are_escaped() {
-    assert_eq!(format!("{}", Json("a\"b\\c\n\u{1}é")), "\"a\\\"b\\\\c\\u000a\\u0001é\"");
+fn nothing_in_a_body_needs_to_be_escaped() {
+    for (reason, value) in Reason::ALL.iter().flat_map(|reason| [1.0, f64::NAN, f64::NEG_INFINITY].map(|value| (*reason, value))) {
+        let cause = cause(reason, value, f64::MAX);
+        let mut message = String::new();
+        push_message(&mut message, &cause, u64::MAX, true);
+        let is_special = |character: char| matches!(character, '"' | '\\' | '\0'..' ');
+        assert!(!message.contains(is_special) && !reason.as_str().contains(is_special), "{message}");
+    }
 }
 
 #[test]
