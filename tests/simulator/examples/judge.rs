@@ -4,6 +4,10 @@
 use headgate_sim::scenarios::{STANDARD, Scenario, standard};
 use headgate_sim::suite::{Algorithm, Plan, SuiteResults};
 
+/// That of `headgate simulate`.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
     let scenarios = args.next().filter(|arg| arg != "all");

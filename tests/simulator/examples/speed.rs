@@ -6,6 +6,10 @@
 use headgate_sim::scenarios::{STANDARD, standard};
 use headgate_sim::suite::{Algorithm, Played, play};
 
+/// That of `headgate simulate`.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
     let scenarios = args.next().filter(|arg| arg != "all");
