@@ -144,6 +144,8 @@ pub struct Buckets<'a> {
 /// Buckets that two histograms have alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
+    /// How many they are, at most [`Run::MAX_LEN`].
+    pub len: usize,
     /// Sum of the differences of their indices.
     pub index_delta: u32,
     /// Sum of their counts.
@@ -151,40 +153,54 @@ pub struct Run {
 }
 
 impl Run {
-    /// Buckets of a run.
-    pub const LEN: usize = 8;
+    /// Most buckets of a run: as many as a processor's word has bytes.
+    pub const MAX_LEN: usize = 8;
 }
 
 impl Buckets<'_> {
-    /// Skips the next [`Run::LEN`] buckets of both if they are the same, none is empty or repeats an index, and each number has one byte:
-    /// two states of a histogram a moment apart differ in a few buckets, and a processor compares the others eight at a time.
+    /// Skips the next buckets of both, up to the first that is not the same, is empty or repeats an index, or has a number of more than one
+    /// byte: two states of a histogram a moment apart differ in a few buckets, and a processor compares the others eight at a time.
     #[inline]
-    pub fn skip_run(&mut self, other: &mut Buckets<'_>) -> Option<Run> {
-        let (mine, rest) = self.split_run()?;
-        let (theirs, others_rest) = other.split_run()?;
-        let [deltas, counts] = mine.map(u64::from_le_bytes);
-        if mine != theirs || !is_all_short(deltas) || !is_all_short(counts) {
-            return None;
-        }
-        (*self, *other) = (rest, others_rest);
-        Some(Run { index_delta: sum_of_bytes(deltas) as u32, count: sum_of_bytes(counts) })
+    pub fn skip_run(&mut self, other: &mut Buckets<'_>) -> Run {
+        let [deltas, counts] = self.next_bytes();
+        let [others_deltas, others_counts] = other.next_bytes();
+        let differences = (deltas ^ others_deltas) | (counts ^ others_counts);
+        let ends = marked(differences) | unmarked(deltas) | unmarked(counts) | ((deltas | counts) & MARKS);
+        let len = ends.trailing_zeros() as usize / 8;
+        let skipped = u64::MAX.checked_shr(64 - 8 * len as u32).unwrap_or(0);
+        self.skip(len);
+        other.skip(len);
+        Run { len, index_delta: sum_of_bytes(deltas & skipped) as u32, count: sum_of_bytes(counts & skipped) }
     }
 
-    /// The next bytes of both lists, and what follows them.
+    /// The next bytes of both lists, the first the lowest; 0 beyond their ends.
     #[inline]
-    fn split_run(&self) -> Option<([[u8; Run::LEN]; 2], Self)> {
-        let (deltas, index_deltas) = self.index_deltas.split_first_chunk()?;
-        let (numbers, counts) = self.counts.split_first_chunk()?;
-        Some(([*deltas, *numbers], Self { index_deltas, counts }))
+    fn next_bytes(&self) -> [u64; 2] {
+        [self.index_deltas, self.counts].map(|list| match list.first_chunk() {
+            Some(bytes) => u64::from_le_bytes(*bytes),
+            None => list.iter().rev().fold(0, |bytes, byte| bytes << 8 | u64::from(*byte)),
+        })
+    }
+
+    #[inline]
+    fn skip(&mut self, len: usize) {
+        self.index_deltas = self.index_deltas.get(len..).unwrap_or_default();
+        self.counts = self.counts.get(len..).unwrap_or_default();
     }
 }
 
-/// Whether each byte is a number of its own above 0.
-const fn is_all_short(bytes: u64) -> bool {
-    const HIGH: u64 = 0x8080_8080_8080_8080;
-    const ONES: u64 = 0x0101_0101_0101_0101;
-    // The lowest byte that is 0 borrows into its highest bit; without a byte above 127 nothing else sets one.
-    (bytes | bytes.wrapping_sub(ONES)) & HIGH == 0
+/// The highest bit of each byte: of a number's, that another follows.
+const MARKS: u64 = 0x8080_8080_8080_8080;
+
+/// The mark of every byte that is not 0.
+const fn marked(bytes: u64) -> u64 {
+    // Seven bits of a byte and 127 reach its eighth bit, and no further.
+    (((bytes & !MARKS) + !MARKS) | bytes) & MARKS
+}
+
+/// The mark of every byte that is 0.
+const fn unmarked(bytes: u64) -> u64 {
+    marked(bytes) ^ MARKS
 }
 
 /// Sum of bytes below 128: first of pairs, each in 16 bits, then of all four by a multiplication.
@@ -311,28 +327,32 @@ mod tests {
 
     #[test]
     fn runs_are_skipped_that_are_alike_short_and_good() {
-        let histogram = |deltas: [u32; 9], counts: [u64; 9]| Histogram::new(deltas, counts, 0);
         let (deltas, counts) = ([127, 1, 2, 3, 4, 5, 6, 127, 9], [127, 127, 127, 1, 127, 127, 127, 127, 9]);
-        let first = histogram(deltas, counts);
-        let skips = |second: &Histogram| {
+        let skipped = |first: &Histogram, second: &Histogram| {
             let (mut mine, mut theirs) = (first.buckets(), second.buckets());
             let run = mine.skip_run(&mut theirs);
-            assert_eq!(run.is_some(), mine.clone().eq([(9, 9)]) && theirs.eq([(9, 9)]));
-            run
+            let before: Vec<(u64, u64)> = first.buckets().take(run.len).collect();
+            assert_eq!((run.index_delta, run.count), (before.iter().map(|it| it.0 as u32).sum(), before.iter().map(|it| it.1).sum()));
+            assert!(mine.eq(first.buckets().skip(run.len)) && theirs.eq(second.buckets().skip(run.len)));
+            run.len
         };
-        assert_eq!(skips(&first), Some(Run { index_delta: 275, count: 890 }));
-        for at in 0..Run::LEN {
-            let (mut other_deltas, mut other_counts) = (deltas, counts);
-            (other_deltas[at], other_counts[at]) = (8, 8);
-            assert_eq!((skips(&histogram(other_deltas, counts)), skips(&histogram(deltas, other_counts))), (None, None));
-            for bad in [0, 128, 300] {
-                (other_deltas[at], other_counts[at]) = (bad, u64::from(bad));
-                let (by_delta, by_count) = (histogram(other_deltas, counts), histogram(deltas, other_counts));
-                assert_eq!(by_delta.buckets().skip_run(&mut by_delta.buckets()), None, "{bad} at {at}");
-                assert_eq!(by_count.buckets().skip_run(&mut by_count.buckets()), None, "{bad} at {at}");
+        for len in 0..=deltas.len() {
+            let of_len = |deltas: &[u32], counts: &[u64]| Histogram::new(deltas[..len].to_vec(), counts[..len].to_vec(), 0);
+            let first = of_len(&deltas, &counts);
+            assert_eq!(skipped(&first, &first), len.min(Run::MAX_LEN));
+            for at in 0..len.min(Run::MAX_LEN) {
+                let (mut other_deltas, mut other_counts) = (deltas, counts);
+                for bad in [0, 8, 128, 300] {
+                    (other_deltas[at], other_counts[at]) = (bad, u64::from(bad));
+                    let (by_delta, by_count) = (of_len(&other_deltas, &counts), of_len(&deltas, &other_counts));
+                    assert_eq!((skipped(&first, &by_delta), skipped(&by_count, &first)), (at, at), "{bad}");
+                    let alike = if bad == 8 { len.min(Run::MAX_LEN) } else { at };
+                    assert_eq!((skipped(&by_delta, &by_delta), skipped(&by_count, &by_count)), (alike, alike), "{bad} in both");
+                }
             }
         }
-        assert_eq!(Histogram::new([1; 7], [1; 9], 0).buckets().skip_run(&mut first.buckets()), None);
+        let uneven = Histogram::new([1; 5], [1; 9], 0);
+        assert_eq!(skipped(&uneven, &uneven), 5);
     }
 
     #[test]

@@ -217,16 +217,20 @@ impl<'a> Reader<'a> {
 
     /// Skips buckets that both have alike, of two that are at the same index.
     fn skip_common(&mut self, other: &mut Reader<'_>) {
-        let (mut mine, mut theirs) = (self.buckets.clone(), other.buckets.clone());
-        while let Some(run) = mine.skip_run(&mut theirs) {
-            let index = self.previous.unwrap_or(0).saturating_add(run.index_delta);
-            let totals = self.total.checked_add(run.count).zip(other.total.checked_add(run.count));
+        loop {
+            let (mut mine, mut theirs) = (self.buckets.clone(), other.buckets.clone());
+            let Run { len, index_delta, count } = mine.skip_run(&mut theirs);
+            let index = self.previous.unwrap_or(0).saturating_add(index_delta);
+            let totals = self.total.checked_add(count).zip(other.total.checked_add(count));
             // What is wrong is found bucket by bucket.
-            let Some((total, others_total)) = totals.filter(|_| index < BUCKETS) else { return };
+            let Some((total, others_total)) = totals.filter(|_| len > 0 && index < BUCKETS) else { return };
             (self.previous, other.previous) = (Some(index), Some(index));
             (self.total, other.total) = (total, others_total);
-            (self.buckets, other.buckets) = (mine.clone(), theirs.clone());
-            (self.read, other.read) = (self.read + Run::LEN, other.read + Run::LEN);
+            (self.buckets, other.buckets) = (mine, theirs);
+            (self.read, other.read) = (self.read + len, other.read + len);
+            if len < Run::MAX_LEN {
+                return;
+            }
         }
     }
 
