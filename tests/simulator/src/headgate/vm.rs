@@ -10,6 +10,7 @@ use headgate_core::policy::Policy;
 use headgate_core::shared::{Keys, Revisions, SharedLimits};
 use headgate_core::time::Timestamp;
 use headgate_core::worker::Worker;
+use headgate_protos::v1;
 
 use super::reports::Reports;
 
@@ -31,7 +32,8 @@ pub(super) struct SharedData {
     leases: Vec<(String, LeaseRecord)>,
     /// Under `Keys::report`, by slot.
     pub(super) reports: Reports,
-    /// What `Keys::limits` decodes to, and the revision of it: each VM decodes the same.
+    /// What `Keys::policies` and `Keys::limits` decode to, and the revision of it: each VM decodes the same.
+    policies: (u64, Option<Vec<Arc<Policy>>>),
     limits: (u64, Rc<SharedLimits>),
 }
 
@@ -58,6 +60,16 @@ impl SharedData {
         let held = record.refresh(now, owner, want, grant);
         debug_assert_eq!(LeaseRecord::decode(&record.encode()).map(|read| read.encode()), Some(record.encode()));
         held
+    }
+
+    /// The valid policies as of a revision; `None` when they cannot be read.
+    fn policies(&mut self, keys: &Keys, revision: u64) -> Option<Vec<Arc<Policy>>> {
+        if self.policies.0 != revision {
+            let valid = |wire: &v1::Policy| Policy::try_from_wire(wire).ok().map(Arc::new);
+            let snapshot = PolicySnapshot::decode(self.get(&keys.policies));
+            self.policies = (revision, snapshot.map(|snapshot| snapshot.policies.iter().filter_map(valid).collect()));
+        }
+        self.policies.1.clone()
     }
 
     /// The limits as of a revision.
@@ -134,9 +146,8 @@ impl Vm {
             return;
         }
         let has_policies = newest.policies != self.seen.policies;
-        if has_policies && let Some(snapshot) = PolicySnapshot::decode(shared.get(&keys.policies)) {
-            let policies = snapshot.policies.iter().filter_map(|wire| Policy::try_from_wire(wire).ok().map(Arc::new));
-            self.worker.set_policies(now, policies.collect());
+        if has_policies && let Some(policies) = shared.policies(keys, newest.policies) {
+            self.worker.set_policies(now, policies);
             let grant = |policy: &Policy| Grant { permits_total: policy.concurrency().map(|concurrency| concurrency.max_in_flight) };
             self.leases = self.worker.policies().map(|policy| (keys.lease(policy.name()), grant(policy))).collect();
             if !self.permits.is_empty() {
