@@ -155,10 +155,10 @@ impl Headgate {
     }
 
     /// Counts a refusal. Every one carries its reason and a time to come back (`design.md`, invariant 7).
-    fn count_refusal(&mut self, reply: &Reply) {
+    fn count_refusal(&mut self, reply: &Reply, retry_after: Option<Duration>) {
         *self.refusals.entry(reply.details).or_default() += 1;
         let has = |name: &str| reply.headers.iter().any(|(header, _)| *header == name);
-        if !has("x-headgate-reason") || retry_after(reply).is_none() {
+        if !has("x-headgate-reason") || retry_after.is_none() {
             self.note(Err(format!("a refusal without its reason or a time to come back: {:?}", reply.headers)));
         }
     }
@@ -212,15 +212,16 @@ impl Headgate {
                     None => ctx.release(RequestId(id)),
                 },
                 Outcome::Reply(reply) => {
-                    ctx.refuse(RequestId(id), retry_after(&reply));
+                    let retry_after = retry_after(&reply);
+                    ctx.refuse(RequestId(id), retry_after);
                     self.exchanges[id as usize] = None;
-                    refused.push(reply);
+                    refused.push((reply, retry_after));
                 }
                 Outcome::Wait(_) => {}
             }
         }
-        for reply in refused {
-            self.count_refusal(&reply);
+        for (reply, retry_after) in refused {
+            self.count_refusal(&reply, retry_after);
         }
     }
 
@@ -263,8 +264,9 @@ impl Controller for Headgate {
             outcome @ (Outcome::Continue | Outcome::ContinueWith(_)) => engine_named(&outcome).map_or(Verdict::Admit, Verdict::AdmitTo),
             Outcome::Wait(_) => Verdict::Wait,
             Outcome::Reply(reply) => {
-                self.count_refusal(&reply);
-                Verdict::Refuse { retry_after: retry_after(&reply) }
+                let retry_after = retry_after(&reply);
+                self.count_refusal(&reply, retry_after);
+                Verdict::Refuse { retry_after }
             }
         };
         if !matches!(verdict, Verdict::Refuse { .. }) {
