@@ -282,7 +282,7 @@ fn wait(
     let drain = load.in_force.drain_work_per_s;
     let (expected_ttft, source) = (load.in_force.expected_ttft, load.in_force.source);
     let served = load.usage.served(candidate.class.index(), candidate.tenant);
-    let cost = if load.has_sizes() { candidate.work as f64 * load.usage.growth(now) } else { 0.0 };
+    let cost = if load.orders_by_size(candidate.class) { candidate.work as f64 * load.usage.growth(now) } else { 0.0 };
     let queue = load.queue.as_mut().filter(|_| class.max_queue != Some(Duration::ZERO)).ok_or(None)?;
     let ahead = queue.work_ahead(candidate.class, candidate.tenant, candidate.work, served, cost);
     let expected_wait =

@@ -217,6 +217,24 @@ fn where_no_prompts_are_kept_in_a_cache_size_says_nothing_of_the_order() {
 }
 
 #[test]
+fn in_the_first_class_short_ones_start_first_only_while_it_is_cut_off() {
+    let first_to_start = |cut_level| {
+        let mut site = Site::new(policy(|_, _| {}));
+        site.limit(ms(0), |limits| {
+            limits.budgets = Some(v1::Work { streams: 1, kv_tokens: 1 << 30, ..Default::default() });
+            (limits.cut_level, limits.cut_fraction) = (cut_level, 1.0);
+        });
+        let running = site.send(ms(1), "high").0;
+        let long = site.send_with(ms(2), "high", &[(b"content-length", b"8000")]).0;
+        site.send(ms(3), "high");
+        site.log(ms(4), running, StreamEnd::Complete);
+        site.released(ms(4))[0].0 == long
+    };
+    assert!(first_to_start(1024) && first_to_start(128));
+    assert!(!first_to_start(127));
+}
+
+#[test]
 fn what_cannot_make_its_deadline_is_refused_at_once() {
     let mut site = Site::new(policy(|overload, _| overload.ttft_slo_ms = Some(1000)));
     site.limit(ms(0), |limits| {

@@ -16,7 +16,7 @@ use crate::level::{LevelState, LevelStatus};
 use crate::limits::HeldLimits;
 use crate::limits::work::{self, WorkLimits};
 use crate::output_estimate::{Estimates, Presumed};
-use crate::overload::{Flow, OverloadController, OverloadSignals, RecentLevels};
+use crate::overload::{COHORTS, Flow, OverloadController, OverloadSignals, RecentLevels};
 use crate::permits::MAX_CLASSES;
 use crate::policy::{ClassId, OverloadConfig, Policy, QueueConfig, RungKind};
 use crate::pool::Pool;
@@ -267,6 +267,12 @@ impl PoolOverload {
     /// long for any request, and to prefer small ones there is to do less work.
     pub(crate) fn has_sizes(&self) -> bool {
         self.in_force.budgets.kv_tokens.is_some()
+    }
+
+    /// Whether size counts in the order of those of a class that wait. Not in the first class while nothing of it is cut off: all of it is to
+    /// start, so what would let short ones start first only makes long ones late.
+    pub(crate) fn orders_by_size(&self, class: ClassId) -> bool {
+        self.has_sizes() && (class.index() > 0 || self.in_force.cut_off.level < COHORTS)
     }
 
     /// Work tokens per second that the requests of a class can expect: what the pool drains beyond the classes above it, but at least its
