@@ -6,62 +6,65 @@ use alloc::vec::Vec;
 use super::TenantId;
 use crate::hash::hash;
 
-/// A place that nothing is in. No policy has so many identities.
-const NOWHERE: Place = Place { hash: 0, position: u32::MAX };
+/// A place that nothing is in.
+const NOWHERE: Place = Place { hash: 0, start: u32::MAX, len: 0, tenant: TenantId(0), kind: 0 };
 
-/// Texts of several kinds, each with its tenant.
+/// Texts of several kinds, of which there are a few, each with its tenant.
 ///
 /// Found by open addressing with linear probing, at most half full. What is looked up has been verified and what it is compared with is an
 /// operator's, so the hash needs no secret: no client can lengthen a run.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TenantTable {
-    entries: Vec<Entry>,
+    /// Identities that cannot be found yet.
+    pushed: Vec<(u16, String, TenantId)>,
+    /// All texts, one behind the other: a thousand of them in strings of their own would be a thousand more places to fetch from memory.
+    texts: Vec<u8>,
     /// As many as a power of two.
     places: Vec<Place>,
 }
 
-/// Where an entry stands. Its hash is beside it, so that a run is walked without a look at the texts of others.
+/// An identity. Its hash is beside it, so that a run is walked without a look at the texts of others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Place {
     hash: u32,
-    /// In `entries`.
-    position: u32,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Entry {
-    kind: usize,
-    text: String,
+    /// Where its text is among all.
+    start: u32,
+    len: u32,
     tenant: TenantId,
+    kind: u16,
 }
 
 impl TenantTable {
     /// Adds an identity, which can be found once [`TenantTable::index`] was called.
     pub(super) fn push(&mut self, kind: usize, text: &str, tenant: TenantId) {
-        self.entries.push(Entry { kind, text: String::from(text), tenant });
+        self.pushed.push((kind as u16, String::from(text), tenant));
     }
 
     /// Makes every identity one that can be found. The order in which they came leaves no trace.
     pub(super) fn index(&mut self) {
-        self.entries.sort_unstable();
-        let size = if self.entries.is_empty() { 0 } else { (self.entries.len() * 2).next_power_of_two() };
+        let mut identities = core::mem::take(&mut self.pushed);
+        identities.sort_unstable();
+        let size = if identities.is_empty() { 0 } else { (identities.len() * 2).next_power_of_two() };
+        self.texts = Vec::with_capacity(identities.iter().map(|(_, text, _)| text.len()).sum());
         self.places = alloc::vec![NOWHERE; size];
-        for (position, entry) in self.entries.iter().enumerate() {
-            let hash = hash(entry.kind as u64, entry.text.as_bytes());
+        for (kind, text, tenant) in identities {
+            let hash = hash(u64::from(kind), text.as_bytes());
+            let place = Place { hash, start: self.texts.len() as u32, len: text.len() as u32, tenant, kind };
+            self.texts.extend_from_slice(text.as_bytes());
             let mut at = hash as usize;
             loop {
                 at &= size - 1;
                 match self.places.get_mut(at) {
-                    Some(place) if *place == NOWHERE => break *place = Place { hash, position: position as u32 },
+                    Some(free) if *free == NOWHERE => break *free = place,
                     _ => at += 1,
                 }
             }
         }
     }
 
-    /// Whether there is no identity.
+    /// Whether there is no identity that can be found.
     pub(crate) fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.places.is_empty()
     }
 
     /// The tenant of an identity.
@@ -70,19 +73,20 @@ impl TenantTable {
         let hash = hash(kind as u64, text);
         let mut at = hash as usize & mask;
         loop {
-            let place = *self.places.get(at)?;
-            if place == NOWHERE {
+            let place = self.places.get(at)?;
+            if place.start == NOWHERE.start {
                 return None;
             }
-            if place.hash == hash
-                && let Some(entry) = self.entries.get(place.position as usize)
-                && entry.kind == kind
-                && entry.text.as_bytes() == text
-            {
-                return Some(entry.tenant);
+            if place.hash == hash && usize::from(place.kind) == kind && self.text(place) == Some(text) {
+                return Some(place.tenant);
             }
             at = (at + 1) & mask;
         }
+    }
+
+    fn text(&self, place: &Place) -> Option<&[u8]> {
+        let start = place.start as usize;
+        self.texts.get(start..start.checked_add(place.len as usize)?)
     }
 }
 
