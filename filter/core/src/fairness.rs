@@ -20,12 +20,12 @@ pub(crate) mod served;
 #[cfg(test)]
 mod tests;
 
-use served::{MANY, Served, Slot};
+use served::{MANY, Served, Slot, TELL_EVERY};
 
 /// Time in which what was served counts half: at least, and at most. The longer, the more exactly tenants get the same; the shorter, the
 /// less a tenant that comes back after a pause takes from the others until it has caught up, which is about as many requests as
 /// [`REQUESTS`] whatever the half-life.
-const HALF_LIFE_S: (f64, f64) = (10.0, 120.0);
+pub(crate) const HALF_LIFE_S: (f64, f64) = (10.0, 120.0);
 /// Requests of each tenant that a half-life should see: with fewer, who was served last is chance.
 const REQUESTS: f64 = 8.0;
 /// Memory of the rate of requests.
@@ -36,8 +36,6 @@ const RESCALE_AFTER: f64 = 64.0;
 /// are. So what is served here till the next time, and how large a request is, count that much more than what was served anywhere before. With
 /// 2 of them short requests make less of the pool, with 8 tenants of long ones get less than their part.
 const FLEET_OF: f64 = 4.0;
-/// Time between two tellings of whom work was served.
-const TELL_EVERY: Duration = Duration::from_secs(1);
 /// Time for which tenants that were served alike keep their order.
 const ROTATION: Duration = Duration::from_secs(3600);
 

@@ -4,6 +4,7 @@
 //! chance. There the whole fleet's count, which comes back with the limits.
 
 use alloc::vec::Vec;
+use core::time::Duration;
 
 use crate::permits::MAX_CLASSES;
 use crate::policy::MAX_TENANTS;
@@ -15,6 +16,9 @@ pub(crate) const SLOTS: usize = MAX_CLASSES * TENANT_SLOTS;
 /// Tenants from which on workers tell whom they serve, and hear of it for a class. With fewer each worker serves each of them often enough
 /// to be fair by itself; and workers that agree would all cut off the same few at once, in steps as coarse as those are few.
 pub(crate) const MANY: usize = 64;
+
+/// Time between two tellings, of a worker and of the fleet.
+pub(crate) const TELL_EVERY: Duration = Duration::from_secs(1);
 
 /// A tenant of a class, as lists name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

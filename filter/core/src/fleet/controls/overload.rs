@@ -97,7 +97,8 @@ impl PoolOverload {
             (budgets.prefill_tokens, budgets.streams) = (part(budgets.prefill_tokens), part(budgets.streams));
         }
         state.drain_work_per_s *= able;
-        let served = load.served.clone().filter(|served| served.is_news(self.told.as_deref()));
+        let is_news = |served: &Arc<FleetServed>| self.told.as_ref().is_none_or(|told| !Arc::ptr_eq(told, served));
+        let served = load.served.clone().filter(is_news);
         OverloadPush { state: Arc::new(state), least: usual_request(load), ring: Arc::new(ring), served }
     }
 

@@ -3,28 +3,20 @@
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::time::Duration;
 
 use headgate_protos::v1;
 
-use crate::fairness::served::{MANY, SLOTS, Served, read};
+use crate::fairness::HALF_LIFE_S;
+use crate::fairness::served::{MANY, SLOTS, Served, TELL_EVERY, read};
 use crate::permits::MAX_CLASSES;
 use crate::time::Timestamp;
 
-/// Time in which what was served counts half: that of a worker that serves each of its tenants but now and then.
-const HALF_LIFE_S: f64 = 120.0;
-/// Time between two tellings.
-const TELL_EVERY: Duration = Duration::from_secs(1);
-
 /// Work served to tenants over the whole fleet, in the classes that are asked by many.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct FleetServed {
-    /// Tells it from the one before.
-    number: u64,
-    served: Served,
-}
+pub struct FleetServed(Served);
 
-/// Work tokens served to each tenant of each class of one pool, decaying: half after [`HALF_LIFE_S`].
+/// Work tokens served to each tenant of each class of one pool, decaying: half after the longest half-life of a worker, which is that of one
+/// that serves each of its tenants but now and then.
 #[derive(Default)]
 pub(super) struct ServedBook {
     /// Version of the policy whose tenants are counted.
@@ -34,27 +26,21 @@ pub(super) struct ServedBook {
     /// By slot; empty until any are told.
     counters: Vec<f64>,
     decayed_at: Timestamp,
-    tellings: u64,
     newest: Option<Arc<FleetServed>>,
 }
 
 // === impl FleetServed ===
 
 impl FleetServed {
-    /// Whether `told` is another telling.
-    pub(in crate::fleet) fn is_news(&self, told: Option<&Self>) -> bool {
-        told.is_none_or(|told| told.number != self.number)
-    }
-
     pub(in crate::fleet) fn write(&self, limits: &mut v1::OverloadLimits) {
-        limits.served_slot_deltas.clone_from(&self.served.slot_deltas);
-        limits.served_work.clone_from(&self.served.work);
+        limits.served_slot_deltas.clone_from(&self.0.slot_deltas);
+        limits.served_work.clone_from(&self.0.work);
     }
 
     /// What was written; `None` when nothing was.
     pub(in crate::fleet) fn read(limits: &mut v1::OverloadLimits) -> Option<Self> {
         let (slot_deltas, work) = (core::mem::take(&mut limits.served_slot_deltas), core::mem::take(&mut limits.served_work));
-        (!work.is_empty()).then_some(Self { number: 0, served: Served { slot_deltas, work } })
+        (!work.is_empty()).then_some(Self(Served { slot_deltas, work }))
     }
 }
 
@@ -67,7 +53,7 @@ impl ServedBook {
         let tenants = spec.classification.iter().flat_map(|classification| &classification.tenants);
         let names: Vec<String> = classes.chain(tenants.map(|tenant| &tenant.name)).cloned().collect();
         if names != self.names {
-            *self = Self { tellings: self.tellings, names, ..Self::default() };
+            *self = Self { names, ..Self::default() };
         }
         self.policy_version.clone_from(&policy.version);
     }
@@ -100,7 +86,7 @@ impl ServedBook {
             return;
         }
         self.decayed_at = now;
-        let left = libm::exp2(-passed.as_secs_f64() / HALF_LIFE_S);
+        let left = libm::exp2(-passed.as_secs_f64() / HALF_LIFE_S.1);
         self.counters.iter_mut().for_each(|counter| *counter *= left);
         let (mut served, mut last) = (Served::default(), 0);
         for (class, counters) in self.counters.chunks(SLOTS / MAX_CLASSES).enumerate() {
@@ -111,8 +97,7 @@ impl ServedBook {
                 }
             }
         }
-        self.tellings += 1;
-        self.newest = (!served.work.is_empty()).then(|| Arc::new(FleetServed { number: self.tellings, served }));
+        self.newest = (!served.work.is_empty()).then(|| Arc::new(FleetServed(served)));
     }
 }
 
