@@ -26,6 +26,9 @@ const PRECEDENCE: f64 = 0.2;
 /// The same of the prefill budget, which is a fraction of the objective's time: a prompt more costs the others a moment. It is no more than
 /// this since where only the first classes are admitted the whole pool passes its budget by it.
 const PREFILL_PRECEDENCE: f64 = 0.4;
+/// How far besides a request may pass the budgets of prefill, and of KV tokens and streams, when its time to start is over. A worker's part
+/// is a few prompts: a few of the first class that came together expired in it while other workers started what matters less.
+const URGENCY: (f64, f64) = (2.0, 0.2);
 /// Bytes for which a body of unknown length counts in the queue: what Envoy may hold of it by default.
 const UNKNOWN_BODY_BYTES: u64 = 1 << 20;
 
@@ -142,20 +145,28 @@ pub(super) fn rule(
 /// What a worker may fill is a part of a part, and full most of the time under overload. The most important class may pass it by
 /// [`PRECEDENCE`], the last not at all, those between by as much as their place: so a request of the first class starts at once instead
 /// of waiting until one that this very worker has admitted ends. The pool as a whole is held to its target by the control plane, which
-/// measures it.
-fn budgets(load: &PoolOverload, policy: &Policy, class: ClassId, is_held: bool) -> Budgets {
+/// measures it. `urgency` is that of one that waits, `0..=1`.
+fn budgets(load: &PoolOverload, policy: &Policy, class: ClassId, is_held: bool, urgency: f64) -> Budgets {
     let whole = load.in_force.budgets;
     if is_held {
         return whole.part(DELAYED_PART);
     }
     let last = policy.classes().len().saturating_sub(1).max(1) as f64;
     let place = 1.0 - (class.index() as f64 / last).min(1.0);
-    let stretch = |budget: Option<u64>, by: f64| budget.map(|budget| (budget as f64 * (1.0 + by * place)) as u64);
+    let stretch = |budget: Option<u64>, by: f64| budget.map(|budget| (budget as f64 * (1.0 + by)) as u64);
+    let held = PRECEDENCE * place + URGENCY.1 * urgency;
     Budgets {
-        prefill_tokens: stretch(whole.prefill_tokens, PREFILL_PRECEDENCE),
-        kv_tokens: stretch(whole.kv_tokens, PRECEDENCE),
-        streams: stretch(whole.streams, PRECEDENCE),
+        prefill_tokens: stretch(whole.prefill_tokens, PREFILL_PRECEDENCE * place + URGENCY.0 * urgency),
+        kv_tokens: stretch(whole.kv_tokens, held),
+        streams: stretch(whole.streams, held),
     }
+}
+
+/// How near a waiting request is to the end of its time, where all of its class is to start: 0 up to half of it, then linear, 1 at the end.
+fn urgency(load: &PoolOverload, now: Timestamp, waiting: &Waiting<Need>) -> f64 {
+    let span = |from: Timestamp| waiting.start_by.since(from).as_secs_f64();
+    let left = span(now) / span(waiting.arrived).max(f64::MIN_POSITIVE);
+    if load.starts_all_of(waiting.class) { (1.0 - 2.0 * left).clamp(0.0, 1.0) } else { 0.0 }
 }
 
 fn redirects(kind: &RungKind) -> bool {
@@ -238,7 +249,7 @@ fn room(load: &PoolOverload, policy: &Policy, candidate: &Candidate, has_permit:
         let streams = in_flight.streams as f64;
         return Err(Cause { reason: Reason::Concurrency, value: streams, threshold: streams, term: None, source: Source::Policy });
     }
-    match budget::lack(in_flight, candidate.size.work(), &budgets(load, policy, candidate.class, is_held)) {
+    match budget::lack(in_flight, candidate.size.work(), &budgets(load, policy, candidate.class, is_held, 0.0)) {
         None => Ok(()),
         Some(lack) => {
             let (value, threshold) = (lack.value as f64, lack.budget as f64);
@@ -358,8 +369,8 @@ pub(super) fn next(load: &mut PoolOverload, policy: &Policy, now: Timestamp, has
         return Some(expire(now, ticket, waiting));
     }
     let is_held = now < waiting.need.held_until && load.rung(config, waiting.class, |_, kind| delays(kind)).is_some();
-    if !has_permit || budget::lack(load.flow.in_flight, waiting.need.size.work(), &budgets(load, policy, waiting.class, is_held)).is_some()
-    {
+    let budgets = budgets(load, policy, waiting.class, is_held, urgency(load, now, &waiting));
+    if !has_permit || budget::lack(load.flow.in_flight, waiting.need.size.work(), &budgets).is_some() {
         return Some(Next::Nothing);
     }
     let held = hold(load, now, config, waiting.need.size, (waiting.class, waiting.tenant), waiting.need.charges);

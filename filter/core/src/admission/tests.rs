@@ -294,6 +294,46 @@ fn an_important_request_may_pass_a_full_part_a_little_and_the_last_class_not() {
 }
 
 #[test]
+fn one_of_the_first_class_passes_a_full_part_the_further_the_nearer_its_deadline_is() {
+    // A second to start in, and a part that is as far exceeded as the first class may.
+    let starts_and_refusals = |class: &str, cut_level: u32| {
+        let mut site = Site::new(policy(|overload, _| overload.ttft_slo_ms = Some(1000)));
+        let streams = Some(v1::Work { streams: 50, ..Default::default() });
+        site.limit(ms(0), |limits| limits.budgets = streams);
+        for _ in 0..60 {
+            assert_eq!(site.send(ms(1), "high").1, Got::Admitted);
+        }
+        for _ in 0..8 {
+            assert_eq!(site.send(ms(2), class).1, Got::Waits);
+        }
+        site.limit(ms(3), |limits| (limits.budgets, limits.cut_level) = (streams, cut_level));
+        [502, 702, 902, 1002].map(|now| {
+            site.worker.on_tick(ms(now));
+            let answers = site.released(ms(now));
+            let admitted = answers.iter().filter(|(_, got)| *got == Got::Admitted).count();
+            (admitted, answers.len() - admitted)
+        })
+    };
+    assert_eq!(starts_and_refusals("high", 1024), [(0, 0), (4, 0), (4, 0), (0, 0)], "a twelfth of the part more each 200 ms");
+    assert_eq!(starts_and_refusals("high", 127), [(0, 0), (0, 0), (0, 0), (0, 8)], "not where some of it is refused");
+    assert_eq!(starts_and_refusals("medium", 1024), [(0, 0), (0, 0), (0, 0), (0, 8)]);
+}
+
+#[test]
+fn a_worker_wants_the_more_the_more_waits_in_it() {
+    let wanted = |room| {
+        let mut site = Site::new(policy(|_, _| {}));
+        site.kv(room);
+        for _ in 0..10 {
+            site.send(ms(1), "low");
+        }
+        site.worker.on_tick(ms(100));
+        site.worker.wants(0).rate_wanted
+    };
+    assert!((wanted(1) - wanted(100) - 9.0 * 1512.0).abs() < 1e-6, "{} {}", wanted(1), wanted(100));
+}
+
+#[test]
 fn a_class_that_does_not_wait_is_refused_with_the_numbers_of_the_budget() {
     let mut site = Site::new(policy(|_, spec| spec.classes[2].max_queue_ms = Some(0)));
     site.kv(1);
@@ -537,8 +577,8 @@ proptest! {
                 (_, Some(_)) => { site.released(ms(now)); }
             }
             let report = site.report();
-            // The most important class may pass the budget by a fifth.
-            prop_assert!(report.in_flight.unwrap().kv_tokens <= budget * KV * 6 / 5, "{:?}", report.in_flight);
+            // The most important class may pass the budget by a fifth, and by another when its time is nearly over.
+            prop_assert!(report.in_flight.unwrap().kv_tokens <= budget * KV * 7 / 5, "{:?}", report.in_flight);
             let (admitted, finished, in_flight) = (report.admitted.unwrap(), report.finished.unwrap(), report.in_flight.unwrap());
             prop_assert_eq!(admitted.kv_tokens, finished.kv_tokens + in_flight.kv_tokens);
             prop_assert_eq!(admitted.prefill_tokens, finished.prefill_tokens + in_flight.prefill_tokens);

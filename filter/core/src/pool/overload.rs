@@ -269,10 +269,14 @@ impl PoolOverload {
         self.in_force.budgets.kv_tokens.is_some()
     }
 
-    /// Whether size counts in the order of those of a class that wait. Not in the first class while nothing of it is cut off: all of it is to
-    /// start, so what would let short ones start first only makes long ones late.
+    /// Whether all of a class is to start: it is the first, and nothing of it is cut off.
+    pub(crate) fn starts_all_of(&self, class: ClassId) -> bool {
+        class.index() == 0 && self.in_force.cut_off.level >= COHORTS
+    }
+
+    /// Whether size counts in the order of a class that waits. Where all of it is to start, short ones first only makes long ones late.
     pub(crate) fn orders_by_size(&self, class: ClassId) -> bool {
-        self.has_sizes() && (class.index() > 0 || self.in_force.cut_off.level < COHORTS)
+        self.has_sizes() && !self.starts_all_of(class)
     }
 
     /// Work tokens per second that the requests of a class can expect: what the pool drains beyond the classes above it, but at least its
@@ -284,9 +288,9 @@ impl PoolOverload {
         (drain - above).max(floor.min(drain)).max(drain * MIN_DRAIN_PART)
     }
 
-    /// Work tokens per second that this worker could use.
+    /// Work tokens per second that this worker could use: what it is offered and, in a second, what waits.
     pub(crate) fn work_wanted(&self) -> f64 {
-        self.offered.iter().map(|offered| offered.slow_rate).sum::<f64>()
+        self.offered.iter().map(|offered| offered.slow_rate).sum::<f64>() + self.flow.queued_work as f64
     }
 
     /// The first engaged rung that acts on a class and is of the kind that `pick` takes.
@@ -348,9 +352,7 @@ impl Pool {
     pub(super) fn disband(&mut self, queue: Option<WaitQueue>) -> Vec<u32> {
         let Some(queue) = queue else { return Vec::new() };
         let streams = queue.streams().collect();
-        for answer in queue.into_answers() {
-            self.take_back(answer);
-        }
+        queue.into_answers().for_each(|answer| self.take_back(answer));
         streams
     }
 
