@@ -22,8 +22,6 @@ const CAPACITY_FALL_S: f64 = 10.0;
 /// Integral of the error of the queue: its time constant, and its bound as a part of the drain (anti-windup).
 const INTEGRAL_S: f64 = 8.0;
 const INTEGRAL_MAX: f64 = 0.3;
-/// Part of the drain that the boundary class is taken to get at least, for the target of its queue.
-const BOUNDARY_LEAST: f64 = 1.0;
 /// Recovery a tick of 100 ms while the queue is near its target: one point and a twentieth. With the queue below half: a quarter.
 const RECOVER_POINTS: f64 = 0.01;
 const RECOVER_FACTOR: f64 = 1.05;
@@ -102,10 +100,9 @@ impl Shedder {
 
     pub(super) fn step(&mut self, tick: &Tick, demand: &Demand, input: &ShedInput<'_>) -> CutOff {
         self.measure(tick, input);
-        let Offered { total: slow, classes } = Offered::of(demand.rates());
-        let surge = demand.surge(slow);
-        self.offered = slow * surge;
-        let queue_target = self.queue_target(&classes, surge, input);
+        let slow: f64 = demand.rates().iter().sum();
+        self.offered = slow * demand.surge(slow);
+        let queue_target = self.queue_target(input);
         let wanted = self.wanted(tick, queue_target, input);
         let target = if wanted >= self.offered || self.offered <= 0.0 { 1.0 } else { (wanted / self.offered).max(0.0) };
         self.move_to(target, tick.seconds, input.queued_work < 0.5 * queue_target);
@@ -166,10 +163,9 @@ impl Shedder {
         (drain + error / CORRECT_S + self.integral).max(LEAST_PASSED * drain.max(self.capacity))
     }
 
-    /// Work that should wait: the class at the boundary waits for all above it, so the queue is sized by what is left to it.
-    fn queue_target(&self, classes: &[f64], surge: f64, input: &ShedInput<'_>) -> f64 {
-        let boundary = (self.drain - above_boundary(classes, surge, self.drain)).max(BOUNDARY_LEAST * self.drain);
-        (WAIT_PART * input.ttft_slo_s * boundary).max(LEAST_QUEUE * input.request_work)
+    /// Work that should wait, of whatever class: what leaves the queue in the time that a request may wait.
+    fn queue_target(&self, input: &ShedInput<'_>) -> f64 {
+        (WAIT_PART * input.ttft_slo_s * self.drain).max(LEAST_QUEUE * input.request_work)
     }
 
     fn move_to(&mut self, target: f64, seconds: f64, short_queue: bool) {
@@ -183,41 +179,6 @@ impl Shedder {
         let grown = self.passed * (1.0 + (factor - 1.0) * ticks) + points * ticks;
         self.passed = target.min(grown).min(1.0);
     }
-}
-
-/// Work per second that is offered, over all levels and by class.
-struct Offered {
-    total: f64,
-    classes: [f64; CLASSES],
-}
-
-impl Offered {
-    /// Sums up rates of levels. Both sums in one pass: each addition waits for the one before it, so one sum costs as much as two.
-    fn of(rates: &[f64]) -> Self {
-        let (mut total, mut classes) = (0.0, [0.0; CLASSES]);
-        for (slot, class) in classes.iter_mut().zip(rates.chunks(usize::from(COHORTS))) {
-            let mut sum = 0.0;
-            for rate in class {
-                total += rate;
-                sum += rate;
-            }
-            *slot = sum;
-        }
-        Self { total, classes }
-    }
-}
-
-/// Rate of the classes that pass whole: those above the class in which the drain ends.
-fn above_boundary(classes: &[f64], surge: f64, drain: f64) -> f64 {
-    let mut above = 0.0;
-    for class in classes {
-        let class = surge * class;
-        if above + class > drain {
-            break;
-        }
-        above += class;
-    }
-    above
 }
 
 /// The cut at which `wanted` work per second passes, floors included.
