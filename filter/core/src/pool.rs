@@ -27,6 +27,7 @@ pub(crate) mod journal;
 pub(crate) mod latency;
 pub(crate) mod overload;
 pub(crate) mod quotas;
+mod waiting;
 
 use journal::Journal;
 use latency::{ClassSeries, LatencyBook};

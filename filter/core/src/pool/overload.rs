@@ -19,7 +19,6 @@ use crate::output_estimate::{Estimates, Presumed};
 use crate::overload::{COHORTS, Flow, OverloadController, OverloadSignals, RecentLevels};
 use crate::permits::MAX_CLASSES;
 use crate::policy::{ClassId, OverloadConfig, Policy, QueueConfig, RungKind};
-use crate::pool::Pool;
 use crate::pool::quotas::Charges;
 use crate::queue::{AdmissionQueue, Bounds};
 use crate::reason::Cause;
@@ -344,38 +343,6 @@ impl PoolOverload {
             served_slot_deltas: served.slot_deltas.clone(),
             served_work: served.work.clone(),
         }
-    }
-}
-
-impl Pool {
-    /// Ends a queue: its streams, which nobody answers any more. Those that were answered and had not begun count as cancelled.
-    pub(super) fn disband(&mut self, queue: Option<WaitQueue>) -> Vec<u32> {
-        let Some(queue) = queue else { return Vec::new() };
-        let streams = queue.streams().collect();
-        queue.into_answers().for_each(|answer| self.take_back(answer));
-        streams
-    }
-
-    /// Nobody will collect an answer: what was reserved with it goes back.
-    pub(crate) fn take_back(&mut self, answer: Answer) {
-        let Answer::Admitted { held, state } = answer else { return };
-        self.refund(held.charges, held.reservation.size);
-        if let Some(load) = &mut self.overload {
-            held.end(load);
-        }
-        if let Some(state) = self.states.get_mut(state) {
-            state.cancelled += 1;
-            state.in_flight = state.in_flight.saturating_sub(1);
-            state.waiting = state.waiting.saturating_sub(1);
-        }
-    }
-
-    /// Ends overload control; the streams that wait.
-    pub(crate) fn orphans(&mut self) -> Vec<u32> {
-        let queue = self.overload.as_mut().and_then(|load| load.queue.take());
-        let streams = self.disband(queue);
-        self.overload = None;
-        streams
     }
 }
 
