@@ -17,11 +17,12 @@ use crate::rng::Rng;
 use crate::ticket;
 use crate::time::Timestamp;
 
+mod held;
 mod overload;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use overload::Held;
+pub(crate) use held::Held;
 use overload::{Next, Ruling};
 
 /// What a client is told while the worker holds no permit at all: its part of the lease is on the way, which takes a few ticks, or a

@@ -97,9 +97,7 @@ impl ClassState {
 
     pub(crate) fn count_refusal(&mut self, reason: Reason) {
         let counters = Reason::ALL.iter().zip(&mut self.refused);
-        for (_, count) in counters.filter(|(known, _)| **known == reason) {
-            *count += 1;
-        }
+        counters.filter(|(known, _)| **known == reason).for_each(|(_, count)| *count += 1);
     }
 
     fn load(&self) -> ClassLoad {
