@@ -208,10 +208,10 @@ pub(crate) fn answer_waiting(pool: &mut Pool, now: Timestamp, rng: &mut Rng, ans
     }
 }
 
-/// Refuses those whose time has passed, wherever they stand in the queue.
+/// Refuses those whose time has passed, wherever they stand in the queue, and those who wait in vain.
 pub(crate) fn answer_expired(pool: &mut Pool, now: Timestamp, rng: &mut Rng, answered: &mut dyn FnMut(Ticket)) {
     loop {
-        let next = pool.overload.as_ref().and_then(|load| overload::next_expired(load, now));
+        let next = pool.overload.as_mut().and_then(|load| overload::next_expired(load, now));
         match answer(pool, now, rng, next) {
             Some(ticket) => answered(ticket),
             None => return,

@@ -10,6 +10,8 @@ pub struct Timestamp(u64);
 impl Timestamp {
     /// The origin.
     pub const ZERO: Self = Self(0);
+    /// Later than any other.
+    pub const MAX: Self = Self(u64::MAX);
 
     /// The point `nanos` nanoseconds after the origin.
     #[must_use]

@@ -248,19 +248,15 @@ fn wait(
     let patience = patience(load, config, class) + delay.unwrap_or_default();
     // Refused at once is what cannot start in time even if nobody comes who is more important. What may not is for the cut-off, which
     // takes tenants and sizes into account: by a class's own part of the drain the newest were refused, whatever they were, and work that
-    // was worth more went with them.
+    // was worth more went with them. Who is overtaken then is told as soon as that is known.
     let drain = load.in_force.drain_work_per_s;
-    let (expected_ttft, source) = (load.in_force.expected_ttft, load.in_force.source);
     let served = load.usage.served(candidate.class.index(), candidate.tenant);
     let cost = if load.orders_by_size(candidate.class) { candidate.work as f64 * load.usage.growth(now) } else { 0.0 };
     let queue = load.queue.as_mut().filter(|_| class.max_queue != Some(Duration::ZERO)).ok_or(None)?;
     let ahead = queue.work_ahead(candidate.class, candidate.tenant, candidate.work, served, cost);
-    let expected_wait =
-        if drain > 0.0 { Duration::try_from_secs_f64(ahead as f64 / drain).unwrap_or(Duration::MAX) } else { Duration::ZERO };
+    let expected_wait = if drain > 0.0 { span(ahead as f64 / drain) } else { Duration::ZERO };
     if expected_wait >= patience {
-        let value = millis(expected_wait.saturating_add(expected_ttft));
-        let threshold = millis(patience.saturating_add(expected_ttft));
-        return Err(Some(Cause { reason: Reason::Deadline, value, threshold, term: None, source }));
+        return Err(Some(misses(load, expected_wait, patience)));
     }
     let waiting = Waiting {
         stream: newcomer.stream,
@@ -287,6 +283,12 @@ fn wait(
     }
 }
 
+/// Why a request cannot start in time that would wait for `wait` and may for `patience`: it would miss its objective by what it is later.
+fn misses(load: &PoolOverload, wait: Duration, patience: Duration) -> Cause {
+    let ttft = |wait: Duration| millis(wait.saturating_add(load.in_force.expected_ttft));
+    Cause { reason: Reason::Deadline, value: ttft(wait), threshold: ttft(patience), term: None, source: load.in_force.source }
+}
+
 fn is_full(queue: &WaitQueue, full: Full, waiting: &Waiting<Need>) -> Cause {
     let bounds = queue.bounds();
     let (value, threshold) = match full {
@@ -302,6 +304,11 @@ fn bytes(newcomer: &Newcomer<'_>) -> u64 {
     let headers = request.headers.iter().fold(0_u64, |sum, (name, value)| sum + (name.len() + value.len()) as u64);
     let undeclared = if matches!(request.method, b"GET" | b"HEAD" | b"OPTIONS") { 0 } else { UNKNOWN_BODY_BYTES };
     headers.saturating_add(request.content_length.unwrap_or(undeclared))
+}
+
+/// A span of seconds; one that is too long, or none, is the longest.
+fn span(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
 }
 
 fn millis(span: Duration) -> f64 {
@@ -336,10 +343,16 @@ pub(super) fn next(load: &mut PoolOverload, policy: &Policy, now: Timestamp, has
     Some(Next::Start(ticket, waiting, held))
 }
 
-/// The request whose time has passed, if there is one.
-pub(super) fn next_expired(load: &PoolOverload, now: Timestamp) -> Option<Next> {
-    let (ticket, waiting) = load.queue.as_ref()?.next_to_expire()?;
-    (waiting.start_by <= now).then(|| expire(now, ticket, *waiting))
+/// A request whose time has passed, or who waits in vain, if there is one.
+pub(super) fn next_expired(load: &mut PoolOverload, now: Timestamp) -> Option<Next> {
+    let queue = load.queue.as_mut()?;
+    if let Some((ticket, waiting)) = queue.next_to_expire().filter(|(_, waiting)| waiting.start_by <= now) {
+        return Some(expire(now, ticket, *waiting));
+    }
+    let (ticket, wait_s) = queue.next_in_vain()?;
+    let waiting = *queue.waiting(ticket)?;
+    let cause = misses(load, now.since(waiting.arrived).saturating_add(span(wait_s)), waiting.start_by.since(waiting.arrived));
+    Some(Next::Expire(ticket, waiting, cause))
 }
 
 /// Whether it is too late to start it: its time has passed, or the objective would be missed by what is expected now.

@@ -267,6 +267,32 @@ fn what_others_may_overtake_may_wait() {
 }
 
 #[test]
+fn who_would_wait_in_vain_is_refused_as_soon_as_that_is_known() {
+    let deep = v1::AdmissionQueue { max_depth_factor: Some(5.0), ..Default::default() };
+    let mut site = Site::new(policy(|overload, _| (overload.ttft_slo_ms, overload.queue) = (Some(1000), Some(deep))));
+    // Ten requests a second leave the queue.
+    site.limit(ms(0), |limits| {
+        limits.budgets = Some(v1::Work { streams: 2, ..Default::default() });
+        (limits.drain_work_per_s, limits.expected_ttft_ms) = (15_120.0, 300.0);
+    });
+    for _ in 0..2 {
+        site.send(ms(1), "high");
+    }
+    let overtaken: Vec<u32> = (0..7).map(|_| site.send(ms(1), "low").0).collect();
+    site.worker.on_tick(ms(50));
+    assert_eq!(site.released(ms(50)), [], "the last of them would begin after 600 of the 700 ms that each has");
+    for _ in 0..3 {
+        assert_eq!(site.send(ms(100), "high").1, Got::Waits);
+    }
+    site.worker.on_tick(ms(150));
+    let refused: Vec<(u32, Got)> = site.released(ms(150));
+    // Three are before them and 551 ms left: three more can begin. With those who cannot gone, each of these would be the fourth.
+    assert_eq!(refused, [6, 5, 4, 3].map(|index| (overtaken[index], Got::Refused("deadline".into()))));
+    let line = site.streams[&overtaken[3]].summary().unwrap().to_string();
+    assert!(line.contains("decision=refuse class=low tenant=- reason=deadline value=1049 threshold=1000"), "{line}");
+}
+
+#[test]
 fn one_that_has_waited_as_long_as_it_could_is_refused_on_the_tick() {
     let mut site = Site::new(policy(|_, spec| spec.classes[1].max_queue_ms = Some(300)));
     site.kv(1);

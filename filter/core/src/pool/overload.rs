@@ -20,7 +20,7 @@ use crate::overload::{COHORTS, Flow, OverloadController, OverloadSignals, Recent
 use crate::permits::MAX_CLASSES;
 use crate::policy::{ClassId, OverloadConfig, Policy, QueueConfig, RungKind};
 use crate::pool::quotas::Charges;
-use crate::queue::{AdmissionQueue, Bounds};
+use crate::queue::{AdmissionQueue, Bounds, Pace};
 use crate::reason::Cause;
 use crate::record::{FNV_OFFSET, fnv1a};
 use crate::retry_budget::RetryBudget;
@@ -207,6 +207,7 @@ impl PoolOverload {
             queue.rescale(factor);
         }
         self.measure_queue(now);
+        self.look_ahead(now);
         let signals = OverloadSignals { series, flow: &self.flow, engine: None, level_pressure: pressure(levels) };
         self.controller.step(now, &signals);
     }
@@ -251,6 +252,15 @@ impl PoolOverload {
         self.flow.queued_requests = u64::from(queue.len());
         self.flow.queued_work = queue.work();
         self.flow.oldest_wait = queue.oldest().map_or(Duration::ZERO, |arrived| now.since(arrived));
+    }
+
+    /// Finds out who waits in vain, at what leaves the queue now. Of a class all of which is to start nobody does: it may pass the budgets.
+    fn look_ahead(&mut self, now: Timestamp) {
+        let from_class = usize::from(self.starts_all_of(ClassId::new(0)));
+        let pace = Pace { drain: self.in_force.drain_work_per_s, growth: self.usage.growth(now), from_class };
+        if let Some(queue) = self.queue.as_mut().filter(|_| pace.drain > 0.0) {
+            queue.look_ahead(now, pace);
+        }
     }
 
     /// What every request is presumed to be like.

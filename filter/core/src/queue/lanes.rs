@@ -32,7 +32,8 @@ impl Lane {
     }
 }
 
-fn turn(served: f64, cost: f64) -> f64 {
+/// See [`FINISH_PART`].
+pub(super) fn turn(served: f64, cost: f64) -> f64 {
     served + FINISH_PART * cost
 }
 
@@ -70,6 +71,16 @@ impl Lanes {
     /// Work tokens that wait.
     pub(super) fn work(&self) -> u64 {
         self.classes.iter().fold(0, |sum, class| sum.saturating_add(class.work))
+    }
+
+    /// Work tokens that wait in a class.
+    pub(super) fn work_of(&self, class: usize) -> u64 {
+        self.classes.get(class).map_or(0, |class| class.work)
+    }
+
+    /// The counter of a tenant that waits in a class.
+    pub(super) fn served(&self, class: usize, tenant: u16) -> f64 {
+        self.lanes.get(self.lane(class, tenant)).map_or(0.0, |lane| lane.served)
     }
 
     /// The most important class in which anything waits.

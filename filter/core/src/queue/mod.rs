@@ -21,11 +21,14 @@ use crate::time::Timestamp;
 
 mod heap;
 mod lanes;
+mod outlook;
 #[cfg(test)]
 mod tests;
 
 use heap::{Forest, NONE};
 use lanes::Lanes;
+use outlook::Outlook;
+pub(crate) use outlook::Pace;
 
 /// By how much later a request is taken to have come for each of its work tokens, among those of its tenant: one of 500 tokens goes behind a
 /// small one that comes up to 2 s after it, and no later. With 1 ms the work done in time was half a percent less, with 10 ms no more.
@@ -140,6 +143,7 @@ pub(crate) struct AdmissionQueue<N, A> {
     /// All that wait.
     by_expiry: Forest,
     expiry_root: u32,
+    outlook: Outlook,
 }
 
 impl<N: Copy, A> AdmissionQueue<N, A> {
@@ -158,6 +162,7 @@ impl<N: Copy, A> AdmissionQueue<N, A> {
             by_place: Forest::default(),
             by_expiry: Forest::default(),
             expiry_root: NONE,
+            outlook: Outlook::default(),
         }
     }
 
@@ -254,6 +259,11 @@ impl<N: Copy, A> AdmissionQueue<N, A> {
         self.waiting_at(self.expiry_root)
     }
 
+    /// Who still waits with a ticket.
+    pub(crate) fn waiting(&self, ticket: Ticket) -> Option<&Waiting<N>> {
+        self.slots.get(ticket.slot as usize).filter(|place| place.generation == ticket.generation)?.waiting()
+    }
+
     fn waiting_at(&self, slot: u32) -> Option<(Ticket, &Waiting<N>)> {
         let place = self.slots.get(slot as usize)?;
         Some((Ticket { slot, generation: place.generation }, place.waiting()?))
@@ -278,7 +288,7 @@ impl<N: Copy, A> AdmissionQueue<N, A> {
 
     /// Whether it still waits for an answer.
     pub(crate) fn waits(&self, ticket: Ticket) -> bool {
-        self.slots.get(ticket.slot as usize).is_some_and(|place| place.generation == ticket.generation && place.waiting().is_some())
+        self.waiting(ticket).is_some()
     }
 
     /// Takes the answer, if there is one; the ticket is void then.
@@ -368,7 +378,7 @@ impl<N: Copy, A> AdmissionQueue<N, A> {
     /// Takes one that waits out of every order; its slot still says that it waits.
     fn unlink(&mut self, ticket: Ticket) -> Option<Waiting<N>> {
         let slots = &self.slots;
-        let waiting = *slots.get(ticket.slot as usize).filter(|place| place.generation == ticket.generation)?.waiting()?;
+        let waiting = *self.waiting(ticket)?;
         let forest = &mut self.by_place;
         self.by_expiry.remove(&mut self.expiry_root, ticket.slot, &expires_before(slots));
         self.lanes.leave(waiting.class.index(), waiting.tenant, waiting.work, |root| {

@@ -295,3 +295,61 @@ proptest! {
         }
     }
 }
+
+/// Streams that wait in vain at `now_ms`, where a work token leaves in a millisecond, and for how many each would still have to wait.
+fn in_vain(queue: &mut Queue, now_ms: u64, from_class: usize) -> BTreeMap<u32, u64> {
+    queue.look_ahead(Timestamp::from_millis(now_ms), Pace { drain: 1000.0, growth: 1.0, from_class });
+    let noted: Vec<(Ticket, f64)> = core::iter::from_fn(|| queue.next_in_vain()).collect();
+    let named = |(ticket, wait_s): (Ticket, f64)| (queue.waiting(ticket).unwrap().stream, (wait_s * 1e3).round() as u64);
+    noted.into_iter().map(named).collect()
+}
+
+#[test]
+fn who_is_overtaken_until_its_time_is_too_short_waits_in_vain() {
+    let mut queue = queue(20);
+    for stream in 0..5 {
+        queue.push(waiting(stream, 2, 0, 450), 0.0).unwrap();
+    }
+    assert_eq!(in_vain(&mut queue, 0, 0), BTreeMap::new(), "the fifth begins after 400 ms");
+    assert_eq!(in_vain(&mut queue, 60, 0), [(4, 400)].into());
+    assert_eq!(in_vain(&mut queue, 60, 3), BTreeMap::new(), "all of its class is to start");
+    queue.push(sized(5, 1, 0, 1000, 160), 0.0).unwrap();
+    assert_eq!(in_vain(&mut queue, 0, 0), [(3, 460), (4, 460)].into(), "what leaves is before nobody");
+}
+
+#[test]
+fn of_tenants_the_one_that_was_served_more_waits_in_vain() {
+    let mut queue = queue(20);
+    for (stream, tenant, served) in [(0, 1, 0.0), (1, 0, 1000.0), (2, 0, 1000.0), (3, 1, 0.0)] {
+        queue.push(waiting(stream, 1, tenant, 250), served).unwrap();
+    }
+    assert_eq!(in_vain(&mut queue, 0, 0), [(2, 300)].into());
+}
+
+proptest! {
+    /// Whoever is looked up begins when all before it have begun, in the order in which the queue hands them out.
+    #[test]
+    fn the_first_who_waits_in_vain_is_the_first_to_come_out_too_late(
+        requests in prop::collection::vec((0..3_usize, 0..TENANTS as u16, 0..3000_u64, 1..200_u64), 1..40),
+        now_ms in 0..500_u64,
+    ) {
+        let mut queue = queue(40);
+        for (stream, (class, tenant, start_by_ms, work)) in (0..).zip(requests) {
+            queue.push(sized(stream, class, tenant, start_by_ms, work), 0.0).unwrap();
+        }
+        let found = in_vain(&mut queue, now_ms, 0);
+        let (mut at_ms, mut first) = (now_ms, None);
+        while let Some((ticket, waiting)) = queue.head().map(|(ticket, waiting)| (ticket, *waiting)) {
+            if Timestamp::from_millis(at_ms) > waiting.start_by.max(Timestamp::from_millis(now_ms)) {
+                first = Some((waiting.stream, at_ms - now_ms));
+                break;
+            }
+            at_ms += waiting.work;
+            queue.answer(ticket, 0, waiting.cost);
+        }
+        prop_assert_eq!(first.is_some(), !found.is_empty());
+        if let Some((stream, wait_ms)) = first {
+            prop_assert_eq!(found.get(&stream), Some(&wait_ms));
+        }
+    }
+}
