@@ -30,13 +30,22 @@ struct Page {
     occupied: u128,
 }
 
+/// A page's place in a histogram, and its samples: of two states of a histogram that only grows a page is the same where they are as many,
+/// and need not be looked at.
+#[derive(Clone, Default)]
+struct Place {
+    page: Option<Box<Page>>,
+    count: u64,
+}
+
 /// A distribution of integers in `0..=MAX_VALUE`.
 ///
 /// Counts and the sum saturate instead of wrapping around.
+#[derive(Clone)]
 pub struct Histogram {
     /// Empty before the first sample, then [`PAGES`]: most histograms that are handed around are parts of a whole whose samples are
     /// elsewhere, and cost next to nothing so.
-    pages: Vec<Option<Box<Page>>>,
+    pages: Vec<Place>,
     count: u64,
     sum: u64,
 }
@@ -87,10 +96,10 @@ impl Histogram {
 
     /// Adds all samples of `other`. Exact, associative and commutative.
     pub fn merge(&mut self, other: &Self) {
-        for (ours, theirs) in self.opened(other).iter_mut().zip(&other.pages) {
-            let Some(theirs) = theirs else { continue };
-            let ours = ours.get_or_insert_with(Page::empty);
-            theirs.for_each_occupied(|slot, count| ours.add(slot, count));
+        for (index, page) in other.occupied_pages() {
+            if let Some(ours) = self.place(index) {
+                page.for_each_occupied(|slot, count| ours.add(slot, count));
+            }
         }
         self.count = self.count.saturating_add(other.count);
         self.sum = self.sum.saturating_add(other.sum);
@@ -101,9 +110,34 @@ impl Histogram {
     /// A bucket that shrank (a worker went away) counts as unchanged, never as negative.
     #[must_use]
     pub fn diff(&self, older: &Self) -> Self {
-        let mut newer = Self::new();
-        newer.set_diff(self, older);
-        newer
+        let mut grown = Self::new();
+        for (page, slot, count) in self.occupied() {
+            let had = older.pages.get(page).map_or(0, |place| place.at(slot));
+            if count > had {
+                grown.add(page, slot, count - had);
+            }
+        }
+        grown.sum = self.sum.saturating_sub(older.sum);
+        grown
+    }
+
+    /// Brings this, an earlier state of the cumulative `newer`, up to it; the samples that came.
+    pub fn follow(&mut self, newer: &Self) -> HistogramDelta {
+        let mut grown = HistogramDelta::of_sum(newer.sum.saturating_sub(self.sum));
+        for (index, place) in newer.pages.iter().enumerate() {
+            let Some(ours) = self.place(index).filter(|ours| ours.count != place.count) else { continue };
+            let Some(page) = place.occupied() else { continue };
+            page.for_each_occupied(|slot, count| {
+                let came = count.saturating_sub(ours.at(slot));
+                if came > 0 {
+                    ours.add(slot, came);
+                    grown.add((index * PAGE_LEN + slot) as u32, came);
+                }
+            });
+        }
+        self.count = self.count.saturating_add(grown.count());
+        self.sum = newer.sum;
+        grown
     }
 
     /// Adds the samples of `delta`. Exact, in any order.
@@ -116,8 +150,8 @@ impl Histogram {
 
     /// Forgets every sample and keeps the memory.
     pub fn clear(&mut self) {
-        for page in self.pages.iter_mut().flatten() {
-            page.clear();
+        for place in self.pages.iter_mut().filter(|place| place.count > 0) {
+            place.clear();
         }
         self.count = 0;
         self.sum = 0;
@@ -167,51 +201,24 @@ impl Histogram {
         (self.count > 0).then(|| self.sum as f64 / self.count as f64)
     }
 
-    /// Makes this the [`diff`](Self::diff) of `newer` and `older`, and keeps the memory.
-    pub fn set_diff(&mut self, newer: &Self, older: &Self) {
-        self.clear();
-        self.add_growth(newer, older);
-    }
-
-    /// Adds the [`diff`](Self::diff) of `newer` and `older`.
-    pub fn add_growth(&mut self, newer: &Self, older: &Self) {
-        let mut count = self.count;
-        for ((index, page), newer) in self.opened(newer).iter_mut().enumerate().zip(&newer.pages) {
-            let Some(newer) = newer else { continue };
-            let older = older.pages.get(index).and_then(Option::as_ref);
-            newer.for_each_occupied(|slot, newest| {
-                let grown = newest.saturating_sub(older.map_or(0, |older| older.at(slot)));
-                if grown > 0 {
-                    count = count.saturating_add(grown);
-                    page.get_or_insert_with(Page::empty).add(slot, grown);
-                }
-            });
-        }
-        self.count = count;
-        self.sum = self.sum.saturating_add(newer.sum.saturating_sub(older.sum));
-    }
-
-    /// The pages, which are there if those of `other` are.
-    fn opened(&mut self, other: &Self) -> &mut [Option<Box<Page>>] {
-        if self.pages.is_empty() && !other.pages.is_empty() {
-            self.open();
-        }
-        &mut self.pages
-    }
-
     #[cold]
     fn open(&mut self) {
-        self.pages.resize_with(PAGES, || None);
+        self.pages.resize_with(PAGES, Place::default);
     }
 
     #[inline]
     fn add(&mut self, page: usize, slot: usize, count: u64) {
+        let Some(place) = self.place(page) else { return };
+        place.add(slot, count);
+        self.count = self.count.saturating_add(count);
+    }
+
+    #[inline]
+    fn place(&mut self, page: usize) -> Option<&mut Place> {
         if self.pages.is_empty() {
             self.open();
         }
-        let Some(page) = self.pages.get_mut(page) else { return };
-        page.get_or_insert_with(Page::empty).add(slot, count);
-        self.count = self.count.saturating_add(count);
+        self.pages.get_mut(page)
     }
 
     /// Adds samples, at least one, to the bucket of a wire index.
@@ -221,33 +228,61 @@ impl Histogram {
 
     /// Buckets with samples.
     fn buckets(&self) -> usize {
-        self.pages.iter().flatten().fold(0, |sum, page| sum + page.occupied.count_ones() as usize)
+        self.occupied_pages().fold(0, |sum, (_, page)| sum + page.occupied.count_ones() as usize)
     }
 
     /// Calls `each` with wire index and count of every bucket with samples, ascending.
     fn for_each_occupied(&self, mut each: impl FnMut(u32, u64)) {
-        for (first, page) in (0_u32..).step_by(PAGE_LEN).zip(&self.pages) {
-            if let Some(page) = page {
-                page.for_each_occupied(|slot, count| each(first + slot as u32, count));
-            }
+        for (index, page) in self.occupied_pages() {
+            page.for_each_occupied(|slot, count| each((index * PAGE_LEN + slot) as u32, count));
         }
     }
 
     /// Page, slot and count of every bucket with samples, ascending.
     fn occupied(&self) -> impl Iterator<Item = (usize, usize, u64)> + '_ {
-        let pages = self.pages.iter().enumerate().filter_map(|(index, page)| page.as_ref().map(|page| (index, page)));
-        pages.flat_map(|(index, page)| page.occupied().map(move |(slot, count)| (index, slot, count)))
+        self.occupied_pages().flat_map(|(index, page)| page.occupied().map(move |(slot, count)| (index, slot, count)))
+    }
+
+    /// Index and page of every page with samples, ascending.
+    fn occupied_pages(&self) -> impl Iterator<Item = (usize, &Page)> {
+        self.pages.iter().enumerate().filter_map(|(index, place)| Some((index, place.occupied()?)))
+    }
+}
+
+impl Place {
+    /// Adds samples, at least one, to a bucket.
+    fn add(&mut self, slot: usize, count: u64) {
+        self.page.get_or_insert_with(Page::empty).add(slot, count);
+        self.count = self.count.saturating_add(count);
+    }
+
+    fn at(&self, slot: usize) -> u64 {
+        self.page.as_ref().map_or(0, |page| page.at(slot))
+    }
+
+    /// The page, if it has samples.
+    fn occupied(&self) -> Option<&Page> {
+        if self.count > 0 { self.page.as_deref() } else { None }
+    }
+
+    /// Forgets every sample and keeps the memory.
+    fn clear(&mut self) {
+        if let Some(page) = &mut self.page {
+            **page = Page::EMPTY;
+        }
+        self.count = 0;
     }
 }
 
 impl Page {
+    const EMPTY: Self = Self { counts: [0; PAGE_LEN], occupied: 0 };
+
     #[cold]
     fn empty() -> Box<Self> {
-        Box::new(Self { counts: [0; PAGE_LEN], occupied: 0 })
+        Box::new(Self::EMPTY)
     }
 
     /// Adds samples, at least one, to a bucket.
-    #[inline]
     fn add(&mut self, slot: usize, count: u64) {
         let Some(bucket) = self.counts.get_mut(slot) else { return };
         let is_first = *bucket == 0;
@@ -281,8 +316,8 @@ impl Page {
     /// a time is several times faster.
     #[inline]
     fn for_each_occupied(&self, mut each: impl FnMut(usize, u64)) {
-        let (low, high) = self.counts.split_at(PAGE_LEN / 2);
-        for (counts, first, mut left) in [(low, 0, self.occupied as u64), (high, PAGE_LEN / 2, (self.occupied >> 64) as u64)] {
+        let (front, back) = self.counts.split_at(PAGE_LEN / 2);
+        for (counts, first, mut left) in [(front, 0, self.occupied as u64), (back, PAGE_LEN / 2, (self.occupied >> 64) as u64)] {
             while left != 0 {
                 let slot = left.trailing_zeros() as usize;
                 left &= left - 1;
@@ -292,34 +327,11 @@ impl Page {
             }
         }
     }
-
-    fn clear(&mut self) {
-        if self.occupied != 0 {
-            *self = Self { counts: [0; PAGE_LEN], occupied: 0 };
-        }
-    }
 }
 
 impl Default for Histogram {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-impl Clone for Histogram {
-    fn clone(&self) -> Self {
-        Self { pages: self.pages.clone(), count: self.count, sum: self.sum }
-    }
-
-    /// Keeps the pages that both have, so that following a growing histogram allocates nothing.
-    fn clone_from(&mut self, source: &Self) {
-        let Self { pages, count, sum } = source;
-        for (ours, theirs) in self.opened(source).iter_mut().zip(pages) {
-            ours.clone_from(theirs);
-        }
-        self.pages.truncate(pages.len());
-        self.count = *count;
-        self.sum = *sum;
     }
 }
 

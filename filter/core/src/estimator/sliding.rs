@@ -45,13 +45,6 @@ impl SlidingHistogram {
         }
     }
 
-    /// Counts all samples that came between two states of a cumulative histogram as taken now.
-    pub fn add_growth(&mut self, now: Timestamp, newer: &Histogram, older: &Histogram) {
-        if let Some(histogram) = self.current(now) {
-            histogram.add_growth(newer, older);
-        }
-    }
-
     /// Counts all samples of `delta` as taken now.
     pub fn add(&mut self, now: Timestamp, delta: &HistogramDelta) {
         if let Some(histogram) = self.current(now) {

@@ -145,11 +145,12 @@ proptest! {
         grown.iter().for_each(|(value, count)| newer.record_many(*value, *count));
         let delta = HistogramDelta::between(Some(&older.to_wire()), &newer.to_wire());
         prop_assert_eq!(delta, Ok(HistogramDelta::from(&newer.diff(&older))));
-        let mut sum = older.clone();
-        sum.add_growth(&newer, &older);
-        prop_assert_eq!(&sum, &newer);
-        sum.clone_from(&Histogram::new());
-        prop_assert_eq!(sum, Histogram::new());
+        let mut follower = older.clone();
+        prop_assert_eq!(follower.follow(&newer), HistogramDelta::from(&newer.diff(&older)));
+        prop_assert_eq!(&follower, &newer);
+        prop_assert_eq!(follower.follow(&newer), HistogramDelta::default());
+        follower.clear();
+        prop_assert_eq!(follower, Histogram::new());
     }
 
     #[test]

@@ -106,9 +106,14 @@ impl HistogramDelta {
         {
             return Ok(Self { sum: wire.sum().saturating_sub(older.sum()), ..grown });
         }
-        let mut all = Self { sum: wire.sum(), ..Self::default() };
+        let mut all = Self::of_sum(wire.sum());
         read(wire, |index, count| all.add(index, count))?;
         Ok(all)
+    }
+
+    /// No samples yet of those that will sum up to `sum`.
+    pub(super) fn of_sum(sum: u64) -> Self {
+        Self { sum, ..Self::default() }
     }
 
     /// Samples.
@@ -159,7 +164,7 @@ impl HistogramDelta {
         Ok(before.and_then(|_| older.rest()).ok().map(|()| grown))
     }
 
-    fn add(&mut self, index: u32, count: u64) {
+    pub(super) fn add(&mut self, index: u32, count: u64) {
         self.buckets.push((index, count));
         self.count = self.count.saturating_add(count);
     }
@@ -167,7 +172,7 @@ impl HistogramDelta {
 
 impl From<&Histogram> for HistogramDelta {
     fn from(histogram: &Histogram) -> Self {
-        let mut all = Self { sum: histogram.sum, ..Self::default() };
+        let mut all = Self::of_sum(histogram.sum);
         histogram.for_each_occupied(|index, count| all.add(index, count));
         all
     }

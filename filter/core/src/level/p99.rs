@@ -82,12 +82,11 @@ impl P99Level {
         match &mut self.before {
             Some(before) if before.count() == ttft_us.count() => {}
             Some(before) => {
-                self.window.add_growth(now, ttft_us, before);
-                before.clone_from(ttft_us);
+                self.window.add(now, &before.follow(ttft_us));
                 self.gauge.source = source;
             }
             // The first state may be hours old: only what comes after it is recent.
-            before @ None => *before = Some(ttft_us.clone()),
+            before @ None => drop(before.insert(Histogram::new()).follow(ttft_us)),
         }
     }
 

@@ -30,12 +30,12 @@ const STANDING_MIN: Duration = Duration::from_millis(20);
 /// Samples of the last one to two seconds of a cumulative histogram.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Recent {
-    older: Histogram,
-    middle: Histogram,
-    turned_at: Option<Timestamp>,
+    /// The cumulative state of the last look.
+    seen: Histogram,
+    /// What came since the window turned, and what came since it turned before that.
+    half: Histogram,
     window: Histogram,
-    /// Samples of the cumulative state that the window was made of.
-    seen: u64,
+    turned_at: Option<Timestamp>,
 }
 
 impl Recent {
@@ -45,25 +45,24 @@ impl Recent {
             self.restart(now, cumulative);
             return;
         };
-        let turns = now.since(turned_at) >= HALF_WINDOW;
-        if turns {
-            core::mem::swap(&mut self.older, &mut self.middle);
-            self.middle.clone_from(cumulative);
-            self.turned_at = Some(now);
+        if cumulative.count() != self.seen.count() {
+            let came = self.seen.follow(cumulative);
+            self.half.add_delta(&came);
+            self.window.add_delta(&came);
         }
-        // Without a new sample the window is as it was.
-        if turns || cumulative.count() != self.seen {
-            self.window.set_diff(cumulative, &self.older);
-            self.seen = cumulative.count();
+        if now.since(turned_at) >= HALF_WINDOW {
+            core::mem::swap(&mut self.window, &mut self.half);
+            self.half.clear();
+            self.turned_at = Some(now);
         }
     }
 
     /// The window begins here.
     pub(super) fn restart(&mut self, now: Timestamp, cumulative: &Histogram) {
-        self.older.clone_from(cumulative);
-        self.middle.clone_from(cumulative);
+        self.seen.clear();
+        self.seen.follow(cumulative);
+        self.half.clear();
         self.window.clear();
-        self.seen = cumulative.count();
         self.turned_at = Some(now);
     }
 
