@@ -2,7 +2,8 @@
 //!
 //! Merging is addition of counts, so histograms of many workers, proxies and time slices combine exactly and in any order. The
 //! relative error of a quantile is at most 1/256 (the middle of a bucket whose width is at most 1/128 of its lower edge).
-//! Memory is allocated in pages of 128 counts, one page for each power of two that was ever seen: at most 37 KiB.
+//! Memory is allocated in pages of 128 counts, one page for each power of two that was ever seen: at most 19 KiB, and as much again once
+//! all have a bucket with more than four billion samples.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -24,9 +25,13 @@ pub const BUCKETS: u32 = (PAGE_LEN * PAGES) as u32;
 pub const MAX_VALUE: u64 = (1 << 42) - 1;
 
 /// Counts of one page, and which of them are above 0: what is read, merged and sent are those few alone.
+///
+/// Dozens of histograms live in each worker, and what they cost is the fetching of their memory: so a count has 32 bits, and 32 more only
+/// where one on the page needs them.
 #[derive(Clone)]
 struct Page {
-    counts: [u64; PAGE_LEN],
+    low: [u32; PAGE_LEN],
+    high: Option<Box<[u32; PAGE_LEN]>>,
     occupied: u128,
 }
 
@@ -275,7 +280,7 @@ impl Place {
 }
 
 impl Page {
-    const EMPTY: Self = Self { counts: [0; PAGE_LEN], occupied: 0 };
+    const EMPTY: Self = Self { low: [0; PAGE_LEN], high: None, occupied: 0 };
 
     #[cold]
     fn empty() -> Box<Self> {
@@ -284,11 +289,24 @@ impl Page {
 
     /// Adds samples, at least one, to a bucket.
     fn add(&mut self, slot: usize, count: u64) {
-        let Some(bucket) = self.counts.get_mut(slot) else { return };
-        let is_first = *bucket == 0;
-        *bucket = bucket.saturating_add(count);
+        let Some(low) = self.low.get_mut(slot) else { return };
+        let is_first = *low == 0;
+        match u32::try_from(count).ok().and_then(|count| low.checked_add(count)) {
+            Some(sum) => *low = sum,
+            None => self.add_many(slot, count),
+        }
         if is_first {
             self.occupy(slot);
+        }
+    }
+
+    /// Adds so many samples that the lower half of their bucket's count does not hold them.
+    #[cold]
+    fn add_many(&mut self, slot: usize, count: u64) {
+        let sum = self.at(slot).saturating_add(count);
+        let high = self.high.get_or_insert_with(|| Box::new([0; PAGE_LEN]));
+        if let (Some(low), Some(high)) = (self.low.get_mut(slot), high.get_mut(slot)) {
+            (*low, *high) = (sum as u32, (sum >> 32) as u32);
         }
     }
 
@@ -298,7 +316,13 @@ impl Page {
     }
 
     fn at(&self, slot: usize) -> u64 {
-        self.counts.get(slot).copied().unwrap_or(0)
+        self.low.get(slot).map_or(0, |low| self.whole(slot, *low))
+    }
+
+    /// The count of a bucket whose lower half is `low`.
+    fn whole(&self, slot: usize, low: u32) -> u64 {
+        let high = self.high.as_ref().and_then(|high| high.get(slot)).copied();
+        u64::from(high.unwrap_or(0)) << 32 | u64::from(low)
     }
 
     /// Slot and count of every bucket with samples, ascending.
@@ -316,13 +340,13 @@ impl Page {
     /// a time is several times faster.
     #[inline]
     fn for_each_occupied(&self, mut each: impl FnMut(usize, u64)) {
-        let (front, back) = self.counts.split_at(PAGE_LEN / 2);
+        let (front, back) = self.low.split_at(PAGE_LEN / 2);
         for (counts, first, mut left) in [(front, 0, self.occupied as u64), (back, PAGE_LEN / 2, (self.occupied >> 64) as u64)] {
             while left != 0 {
                 let slot = left.trailing_zeros() as usize;
                 left &= left - 1;
-                if let Some(count) = counts.get(slot) {
-                    each(first + slot, *count);
+                if let Some(low) = counts.get(slot) {
+                    each(first + slot, self.whole(first + slot, *low));
                 }
             }
         }

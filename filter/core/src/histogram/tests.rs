@@ -87,6 +87,22 @@ fn a_bucket_that_shrank_counts_as_unchanged() {
     assert_eq!((newer.count(), newer.quantile(0.5)), (1, Some(9)));
 }
 
+#[test]
+fn counts_of_more_than_32_bits_are_exact() {
+    let (mut histogram, few) = (of(&[5]), u64::from(u32::MAX));
+    for (count, total) in
+        [(few - 1, few), (1, few + 1), (few + 9, 2 * few + 10), (u64::MAX - 3 * few, u64::MAX - few + 10), (few, u64::MAX)]
+    {
+        histogram.record_many(5, count);
+        histogram.record_many(9, 1);
+        assert_eq!(histogram.count_at_most(5), total);
+        assert_eq!(histogram.occupied().map(|(_, slot, count)| (slot, count)).next(), Some((5, total)));
+    }
+    assert_eq!(histogram.count_at_most(9), u64::MAX);
+    histogram.clear();
+    assert_eq!(histogram, Histogram::new());
+}
+
 proptest! {
     #[test]
     fn merging_is_commutative_and_associative_and_loses_nothing(a in values(), b in values(), c in values()) {
