@@ -9,6 +9,7 @@
 //! as long as it serves each tenant now and then itself. Where there are many, the fleet's counters replace its own about once a second.
 
 use alloc::vec::Vec;
+use core::cmp::Ordering;
 use core::time::Duration;
 
 use crate::overload::COHORTS;
@@ -74,10 +75,18 @@ pub(crate) struct Usage {
 }
 
 /// A tenant in the order of its class.
-#[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 struct Ranked {
     counter: f64,
     tenant: u16,
+}
+
+impl PartialOrd for Ranked {
+    /// By the bits of the counter, which is above 0: they are in the order of the numbers, and a thousand tenants are sorted sooner so.
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        let key = |ranked: &Self| u128::from(ranked.counter.to_bits()) << 16 | u128::from(ranked.tenant);
+        key(self).partial_cmp(&key(other))
+    }
 }
 
 impl Usage {
