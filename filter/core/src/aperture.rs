@@ -12,6 +12,8 @@ use alloc::vec::Vec;
 
 use headgate_protos::v1;
 
+use crate::words::same;
+
 /// Engines of a proxy's aperture that are read from the wire.
 const MAX_ENGINES: usize = 256;
 /// Engines that a worker knows of at most, those included that have left its aperture and still compute its prompts.
@@ -64,6 +66,13 @@ impl Default for Extent {
 #[derive(Debug, PartialEq, Eq)]
 struct Identity {
     address: Arc<str>,
+}
+
+impl Identity {
+    /// Whether it is the same engine, which is asked of every pair of them at every tick.
+    fn is(&self, other: &Self) -> bool {
+        same(self.address.as_bytes(), other.address.as_bytes())
+    }
 }
 
 /// An engine as the limits name it.
@@ -130,7 +139,7 @@ impl Aperture {
             }
             let reach = part / extent.width();
             widest = widest.max(reach);
-            if let Some(engine) = self.engines.iter_mut().find(|engine| engine.identity == *identity) {
+            if let Some(engine) = self.engines.iter_mut().find(|engine| engine.identity.is(identity)) {
                 (engine.part, engine.reach) = (part, reach);
             } else if self.engines.len() < MAX_KNOWN {
                 self.engines.push(Engine { identity: Arc::clone(identity), part, reach, turn: 0.0, prefill: 0 });

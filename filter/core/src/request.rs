@@ -73,7 +73,7 @@ impl<'a> HeaderView<'a> {
 
     /// Values of every header `name` (lower case), in their order.
     pub fn all(&self, name: &[u8]) -> impl Iterator<Item = &'a [u8]> {
-        self.iter().filter(move |(found, _)| *found == name).map(|(_, value)| value)
+        self.iter().filter(move |(found, _)| same(found, name)).map(|(_, value)| value)
     }
 }
 

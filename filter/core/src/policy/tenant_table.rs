@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 
 use super::TenantId;
 use crate::hash::hash;
+use crate::words::same;
 
 /// A place that nothing is in.
 const NOWHERE: Place = Place { hash: 0, start: u32::MAX, len: 0, tenant: TenantId(0), kind: 0 };
@@ -77,7 +78,7 @@ impl TenantTable {
             if place.start == NOWHERE.start {
                 return None;
             }
-            if place.hash == hash && usize::from(place.kind) == kind && self.text(place) == Some(text) {
+            if place.hash == hash && usize::from(place.kind) == kind && self.text(place).is_some_and(|known| same(known, text)) {
                 return Some(place.tenant);
             }
             at = (at + 1) & mask;
