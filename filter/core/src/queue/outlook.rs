@@ -56,9 +56,14 @@ impl<N: Copy, A> AdmissionQueue<N, A> {
         }
     }
 
-    /// One that waits in vain, and how long in seconds it would still have to wait.
+    /// One that still waits, in vain, and how long in seconds it would have to.
     pub(crate) fn next_in_vain(&mut self) -> Option<(Ticket, f64)> {
-        self.outlook.in_vain.pop()
+        while let Some(noted) = self.outlook.in_vain.pop() {
+            if self.waits(noted.0) {
+                return Some(noted);
+            }
+        }
+        None
     }
 
     /// Those of a class in the order in which they would start. Each tenant's go by their places; since its counter grows with each of them,

@@ -307,14 +307,16 @@ fn in_vain(queue: &mut Queue, now_ms: u64, from_class: usize) -> BTreeMap<u32, u
 #[test]
 fn who_is_overtaken_until_its_time_is_too_short_waits_in_vain() {
     let mut queue = queue(20);
-    for stream in 0..5 {
-        queue.push(waiting(stream, 2, 0, 450), 0.0).unwrap();
-    }
+    let tickets: Vec<Ticket> = (0..5).map(|stream| queue.push(waiting(stream, 2, 0, 450), 0.0).unwrap()).collect();
     assert_eq!(in_vain(&mut queue, 0, 0), BTreeMap::new(), "the fifth begins after 400 ms");
     assert_eq!(in_vain(&mut queue, 60, 0), [(4, 400)].into());
     assert_eq!(in_vain(&mut queue, 60, 3), BTreeMap::new(), "all of its class is to start");
     queue.push(sized(5, 1, 0, 1000, 160), 0.0).unwrap();
     assert_eq!(in_vain(&mut queue, 0, 0), [(3, 460), (4, 460)].into(), "what leaves is before nobody");
+    queue.look_ahead(Timestamp::ZERO, Pace { drain: 1000.0, growth: 1.0, from_class: 0 });
+    queue.answer(tickets[4], 0, 0.0);
+    let left: Vec<Ticket> = core::iter::from_fn(|| queue.next_in_vain()).map(|(ticket, _)| ticket).collect();
+    assert_eq!(left, [tickets[3]], "whoever has an answer meanwhile is passed over");
 }
 
 #[test]
