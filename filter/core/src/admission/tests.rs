@@ -322,17 +322,16 @@ fn an_important_request_may_pass_a_full_part_a_little_and_the_last_class_not() {
 #[test]
 fn one_of_the_first_class_passes_a_full_part_the_further_the_nearer_its_deadline_is() {
     // A second to start in, and a part that is as far exceeded as the first class may.
-    let starts_and_refusals = |class: &str, cut_level: u32| {
+    let starts_and_refusals = |budget: v1::Work, (running, waiting), class: &str, cut_level: u32| {
         let mut site = Site::new(policy(|overload, _| overload.ttft_slo_ms = Some(1000)));
-        let streams = Some(v1::Work { streams: 50, ..Default::default() });
-        site.limit(ms(0), |limits| limits.budgets = streams);
-        for _ in 0..60 {
+        site.limit(ms(0), |limits| limits.budgets = Some(budget));
+        for _ in 0..running {
             assert_eq!(site.send(ms(1), "high").1, Got::Admitted);
         }
-        for _ in 0..8 {
+        for _ in 0..waiting {
             assert_eq!(site.send(ms(2), class).1, Got::Waits);
         }
-        site.limit(ms(3), |limits| (limits.budgets, limits.cut_level) = (streams, cut_level));
+        site.limit(ms(3), |limits| (limits.budgets, limits.cut_level) = (Some(budget), cut_level));
         [502, 702, 902, 1002].map(|now| {
             site.worker.on_tick(ms(now));
             let answers = site.released(ms(now));
@@ -340,9 +339,13 @@ fn one_of_the_first_class_passes_a_full_part_the_further_the_nearer_its_deadline
             (admitted, answers.len() - admitted)
         })
     };
-    assert_eq!(starts_and_refusals("high", 1024), [(0, 0), (4, 0), (4, 0), (0, 0)], "a twelfth of the part more each 200 ms");
-    assert_eq!(starts_and_refusals("high", 127), [(0, 0), (0, 0), (0, 0), (0, 8)], "not where some of it is refused");
-    assert_eq!(starts_and_refusals("medium", 1024), [(0, 0), (0, 0), (0, 0), (0, 8)]);
+    let streams = |class, cut_level| starts_and_refusals(v1::Work { streams: 50, ..Default::default() }, (60, 8), class, cut_level);
+    assert_eq!(streams("high", 1024), [(0, 0), (4, 0), (4, 0), (0, 0)], "a twelfth of the part more each 200 ms");
+    assert_eq!(streams("high", 127), [(0, 0), (0, 0), (0, 0), (0, 8)], "not where some of it is refused");
+    assert_eq!(streams("medium", 1024), [(0, 0), (0, 0), (0, 0), (0, 8)]);
+    let prefill = v1::Work { prefill_tokens: 10_000, ..Default::default() };
+    let starts = starts_and_refusals(prefill, (14, 16), "high", 1024);
+    assert_eq!(starts, [(0, 0), (8, 0), (8, 0), (0, 0)], "four fifths of the part more each 200 ms");
 }
 
 #[test]
