@@ -26,9 +26,10 @@ const PRECEDENCE: f64 = 0.2;
 /// The same of the prefill budget, which is a fraction of the objective's time: a prompt more costs the others a moment. It is no more than
 /// this since where only the first classes are admitted the whole pool passes its budget by it.
 const PREFILL_PRECEDENCE: f64 = 0.4;
-/// How far besides a request may pass the budgets of prefill, and of KV tokens and streams, when its time to start is over. A worker's part
+/// How far besides a request may pass the budgets of KV tokens and streams when its time to start is over, and that of prefill. A worker's part
 /// is a few prompts: a few of the first class that came together expired in it while other workers started what matters less.
-const URGENCY: (f64, f64) = (2.0, 0.2);
+const URGENCY: f64 = 0.2;
+const PREFILL_URGENCY: f64 = 2.0;
 /// Bytes for which a body of unknown length counts in the queue: what Envoy may hold of it by default.
 const UNKNOWN_BODY_BYTES: u64 = 1 << 20;
 
@@ -113,9 +114,9 @@ fn budgets(load: &PoolOverload, policy: &Policy, class: ClassId, is_held: bool, 
     let last = policy.classes().len().saturating_sub(1).max(1) as f64;
     let place = 1.0 - (class.index() as f64 / last).min(1.0);
     let stretch = |budget: Option<u64>, by: f64| budget.map(|budget| (budget as f64 * (1.0 + by)) as u64);
-    let held = PRECEDENCE * place + URGENCY.1 * urgency;
+    let held = PRECEDENCE * place + URGENCY * urgency;
     Budgets {
-        prefill_tokens: stretch(whole.prefill_tokens, PREFILL_PRECEDENCE * place + URGENCY.0 * urgency),
+        prefill_tokens: stretch(whole.prefill_tokens, PREFILL_PRECEDENCE * place + PREFILL_URGENCY * urgency),
         kv_tokens: stretch(whole.kv_tokens, held),
         streams: stretch(whole.streams, held),
     }
@@ -123,9 +124,12 @@ fn budgets(load: &PoolOverload, policy: &Policy, class: ClassId, is_held: bool, 
 
 /// How near a waiting request is to the end of its time, where all of its class is to start: 0 up to half of it, then linear, 1 at the end.
 fn urgency(load: &PoolOverload, now: Timestamp, waiting: &Waiting<Need>) -> f64 {
-    let span = |from: Timestamp| waiting.start_by.since(from).as_secs_f64();
-    let left = span(now) / span(waiting.arrived).max(f64::MIN_POSITIVE);
-    if load.starts_all_of(waiting.class) { (1.0 - 2.0 * left).clamp(0.0, 1.0) } else { 0.0 }
+    if !load.starts_all_of(waiting.class) {
+        return 0.0;
+    }
+    let until_start_s = |from: Timestamp| waiting.start_by.since(from).as_secs_f64();
+    let left = until_start_s(now) / until_start_s(waiting.arrived).max(f64::MIN_POSITIVE);
+    (1.0 - 2.0 * left).clamp(0.0, 1.0)
 }
 
 fn redirects(kind: &RungKind) -> bool {
@@ -349,8 +353,7 @@ pub(super) fn next_expired(load: &mut PoolOverload, now: Timestamp) -> Option<Ne
     if let Some((ticket, waiting)) = queue.next_to_expire().filter(|(_, waiting)| waiting.start_by <= now) {
         return Some(expire(now, ticket, *waiting));
     }
-    let (ticket, wait_s) = queue.next_in_vain()?;
-    let waiting = *queue.waiting(ticket)?;
+    let (ticket, waiting, wait_s) = queue.next_in_vain()?;
     let cause = misses(load, now.since(waiting.arrived).saturating_add(span(wait_s)), waiting.start_by.since(waiting.arrived));
     Some(Next::Expire(ticket, waiting, cause))
 }

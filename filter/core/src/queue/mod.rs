@@ -260,7 +260,7 @@ impl<N: Copy, A> AdmissionQueue<N, A> {
     }
 
     /// Who still waits with a ticket.
-    pub(crate) fn waiting(&self, ticket: Ticket) -> Option<&Waiting<N>> {
+    fn waiting(&self, ticket: Ticket) -> Option<&Waiting<N>> {
         self.slots.get(ticket.slot as usize).filter(|place| place.generation == ticket.generation)?.waiting()
     }
 

@@ -6,11 +6,9 @@
 
 use alloc::vec::Vec;
 
-use super::{AdmissionQueue, Slot, Ticket, lanes};
+use super::{AdmissionQueue, Slot, Ticket, Waiting, lanes};
+use crate::permits::MAX_CLASSES;
 use crate::time::Timestamp;
-
-/// Classes that are told apart: a policy has no more.
-const CLASSES: usize = 8;
 
 /// What a queue's places are judged by.
 #[derive(Debug, Clone, Copy)]
@@ -37,7 +35,7 @@ impl<N: Copy, A> AdmissionQueue<N, A> {
     /// Notes who waits in vain, for [`next_in_vain`](Self::next_in_vain). O(n log n) in those of the classes in which anybody may.
     pub(crate) fn look_ahead(&mut self, now: Timestamp, pace: Pace) {
         self.outlook.in_vain.clear();
-        let mut earliest = [Timestamp::MAX; CLASSES];
+        let mut earliest = [Timestamp::MAX; MAX_CLASSES];
         for waiting in self.slots.iter().filter_map(Slot::waiting) {
             if let Some(earliest) = earliest.get_mut(waiting.class.index()) {
                 *earliest = waiting.start_by.min(*earliest);
@@ -57,10 +55,10 @@ impl<N: Copy, A> AdmissionQueue<N, A> {
     }
 
     /// One that still waits, in vain, and how long in seconds it would have to.
-    pub(crate) fn next_in_vain(&mut self) -> Option<(Ticket, f64)> {
-        while let Some(noted) = self.outlook.in_vain.pop() {
-            if self.waits(noted.0) {
-                return Some(noted);
+    pub(crate) fn next_in_vain(&mut self) -> Option<(Ticket, Waiting<N>, f64)> {
+        while let Some((ticket, wait_s)) = self.outlook.in_vain.pop() {
+            if let Some(waiting) = self.waiting(ticket) {
+                return Some((ticket, *waiting, wait_s));
             }
         }
         None

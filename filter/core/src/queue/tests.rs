@@ -299,9 +299,8 @@ proptest! {
 /// Streams that wait in vain at `now_ms`, where a work token leaves in a millisecond, and for how many each would still have to wait.
 fn in_vain(queue: &mut Queue, now_ms: u64, from_class: usize) -> BTreeMap<u32, u64> {
     queue.look_ahead(Timestamp::from_millis(now_ms), Pace { drain: 1000.0, growth: 1.0, from_class });
-    let noted: Vec<(Ticket, f64)> = core::iter::from_fn(|| queue.next_in_vain()).collect();
-    let named = |(ticket, wait_s): (Ticket, f64)| (queue.waiting(ticket).unwrap().stream, (wait_s * 1e3).round() as u64);
-    noted.into_iter().map(named).collect()
+    let noted = core::iter::from_fn(|| queue.next_in_vain());
+    noted.map(|(_, waiting, wait_s)| (waiting.stream, (wait_s * 1e3).round() as u64)).collect()
 }
 
 #[test]
@@ -315,7 +314,7 @@ fn who_is_overtaken_until_its_time_is_too_short_waits_in_vain() {
     assert_eq!(in_vain(&mut queue, 0, 0), [(3, 460), (4, 460)].into(), "what leaves is before nobody");
     queue.look_ahead(Timestamp::ZERO, Pace { drain: 1000.0, growth: 1.0, from_class: 0 });
     queue.answer(tickets[4], 0, 0.0);
-    let left: Vec<Ticket> = core::iter::from_fn(|| queue.next_in_vain()).map(|(ticket, _)| ticket).collect();
+    let left: Vec<Ticket> = core::iter::from_fn(|| queue.next_in_vain()).map(|(ticket, ..)| ticket).collect();
     assert_eq!(left, [tickets[3]], "whoever has an answer meanwhile is passed over");
 }
 
