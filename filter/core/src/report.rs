@@ -46,7 +46,6 @@ fn class(state: &ClassState) -> v1::ClassReport {
         in_flight: state.in_flight,
         waiting: state.waiting,
         ttft_us: state.ttft_told.of(&state.ttft_us),
-        duration_us: state.duration_told.of(&state.duration_us),
         only_here: state.only_here,
         only_there: state.only_there,
     }

@@ -6854,7 +6854,7 @@ impl ::prost::Name for BreakerReport {
         "/headgate.v1.BreakerReport".into()
     }
 }
-/// State of one class of one policy in one worker.
+/// State of one class of one policy in one worker. How long requests took in all is in `LatencyStream.total_us`.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ClassReport {
     /// Class.
@@ -6888,9 +6888,6 @@ pub struct ClassReport {
     /// Time to first token (first byte of the response body), in microseconds.
     #[prost(message, optional, tag = "10")]
     pub ttft_us: ::core::option::Option<crate::Histogram>,
-    /// Whole duration, in microseconds; for people, never for control.
-    #[prost(message, optional, tag = "11")]
-    pub duration_us: ::core::option::Option<crate::Histogram>,
     /// Of a candidate that only watches: requests that it would have served and the policy in force did not.
     #[prost(uint64, tag = "40")]
     pub only_here: u64,

@@ -1,6 +1,6 @@
 //! How long things took, written down when they happen and counted later.
 //!
-//! What one request took goes into seven histograms, each somewhere else in memory, by code that no decision needs. Counted one by one, all
+//! What one request took goes into six histograms, each somewhere else in memory, by code that no decision needs. Counted one by one, all
 //! of that is fetched anew for every request; counted many at a time, once for all of them.
 
 use super::Pool;
@@ -17,8 +17,6 @@ pub(crate) enum Milestone {
     FirstToken,
     /// A good response ended; the time since its admission is the second one.
     Served,
-    /// A response ended that took no inference.
-    Over,
 }
 
 /// How long something of one request took, in nanoseconds.
@@ -73,18 +71,17 @@ impl Pool {
     fn count_sample(&mut self, sample: Sample) {
         let Sample { state, place, milestone, since_arrival_ns, second_ns } = sample;
         let (since_arrival_us, second_us) = (since_arrival_ns / 1000, second_ns / 1000);
-        let Some(of_class) = self.states.get_mut(state) else { return };
         match milestone {
             Milestone::FirstToken => {
-                of_class.ttft_us.record(since_arrival_us);
-                self.ttft_us.record(since_arrival_us);
+                if let Some(of_class) = self.states.get_mut(state) {
+                    of_class.ttft_us.record(since_arrival_us);
+                    self.ttft_us.record(since_arrival_us);
+                }
                 self.record_latencies(state, place, &[(Metric::Ttft, since_arrival_us), (Metric::Queue, second_us)]);
             }
             Milestone::Served => {
-                of_class.duration_us.record(since_arrival_us);
                 self.record_latencies(state, place, &[(Metric::Total, since_arrival_us), (Metric::Upstream, second_us)]);
             }
-            Milestone::Over => of_class.duration_us.record(since_arrival_us),
         }
     }
 }

@@ -243,7 +243,7 @@ impl Flight {
         state.in_flight = state.in_flight.saturating_sub(1);
         state.completed += 1;
         pool.note(self.first_token(now));
-        pool.note(self.ended(now, Milestone::Served));
+        pool.note(self.ended(now));
         Some(now.since(self.arrival.at))
     }
 
@@ -267,8 +267,8 @@ impl Flight {
         if let Some(state) = pool.states.get_mut(self.state) {
             self.count(state, ending);
         }
-        if ending == Ending::Completed {
-            pool.note(self.ended(now, if self.response == Response::Good { Milestone::Served } else { Milestone::Over }));
+        if ending == Ending::Completed && self.response == Response::Good {
+            pool.note(self.ended(now));
         }
         if self.load.is_some() || self.bill.is_some() {
             self.give_work_back(worker, now, ending);
@@ -282,8 +282,8 @@ impl Flight {
     }
 
     #[inline]
-    fn ended(&self, at: Timestamp, milestone: Milestone) -> Sample {
-        self.sample(at, milestone, at.nanos_since(self.admitted_at))
+    fn ended(&self, at: Timestamp) -> Sample {
+        self.sample(at, Milestone::Served, at.nanos_since(self.admitted_at))
     }
 
     #[inline]

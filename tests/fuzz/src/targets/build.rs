@@ -398,7 +398,6 @@ fn class_report(source: &mut Source<'_>) -> v1::ClassReport {
         in_flight: source.number32(),
         waiting: source.number32(),
         ttft_us: source.is_so(128).then(|| histogram(source)),
-        duration_us: source.is_so(64).then(|| histogram(source)),
         only_here: 0,
         only_there: 0,
     }
