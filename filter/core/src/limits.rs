@@ -112,6 +112,11 @@ impl HeldLimits {
         if self.age(now) == Age::Expired { &[] } else { &self.engines }
     }
 
+    /// Whether they decide alone at `now`, and under overload control of that as well.
+    pub(crate) fn decide(&self, now: Timestamp, has_overload: bool) -> bool {
+        self.age(now) == Age::Fresh && (self.work.is_some() || !has_overload)
+    }
+
     pub(crate) fn age(&self, now: Timestamp) -> Age {
         let age = now.since(self.received_at);
         let Some(over) = age.checked_sub(self.ttl) else { return Age::Fresh };

@@ -158,7 +158,9 @@ pub(crate) struct Pool {
     /// Workers of the proxy.
     pub(crate) workers: u32,
     controller: PoolController,
+    /// Time of the last look at the load, and of the last turn of the worker's own controllers.
     controlled_at: Timestamp,
+    learned_at: Timestamp,
 }
 
 impl Pool {
@@ -186,6 +188,7 @@ impl Pool {
             workers: 1,
             controller: PoolController::new(now, &policy),
             controlled_at: now,
+            learned_at: now,
             policy,
         };
         pool.map_classes();

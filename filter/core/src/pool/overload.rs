@@ -185,9 +185,8 @@ impl PoolOverload {
         }
     }
 
-    /// One turn of the worker's own controller, every 100 ms. It runs while the control plane decides, too: it must have learned the pool
-    /// when it is alone.
-    pub(crate) fn control(&mut self, now: Timestamp, series: u64, levels: &PoolState, breaker: v1::BreakerState) {
+    /// Every 100 ms: what is offered, who waits, and for whom that is in vain.
+    pub(crate) fn take_stock(&mut self, now: Timestamp, breaker: v1::BreakerState) {
         let is_stopped = matches!(breaker, v1::BreakerState::Open | v1::BreakerState::HalfOpen);
         if self.was_stopped && !is_stopped {
             self.controller.begin_slow_start(now, 1.0);
@@ -208,6 +207,11 @@ impl PoolOverload {
         }
         self.measure_queue(now);
         self.look_ahead(now);
+    }
+
+    /// One turn of the worker's own controller. It runs while the control plane decides, too: it must have learned the pool when it is
+    /// alone.
+    pub(crate) fn control(&mut self, now: Timestamp, series: u64, levels: &PoolState) {
         let signals = OverloadSignals { series, flow: &self.flow, engine: None, level_pressure: pressure(levels) };
         self.controller.step(now, &signals);
     }
