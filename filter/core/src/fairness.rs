@@ -9,7 +9,6 @@
 //! as long as it serves each tenant now and then itself. Where there are many, the fleet's counters replace its own about once a second.
 
 use alloc::vec::Vec;
-use core::cmp::Ordering;
 use core::time::Duration;
 
 use crate::overload::COHORTS;
@@ -17,10 +16,12 @@ use crate::policy::TenantId;
 use crate::rng::Rng;
 use crate::time::Timestamp;
 
+mod ranks;
 pub(crate) mod served;
 #[cfg(test)]
 mod tests;
 
+use ranks::Ranks;
 use served::{MANY, Served, Slot, TELL_EVERY};
 
 /// Time in which what was served counts half: at least, and at most. The longer, the more exactly tenants get the same; the shorter, the
@@ -37,6 +38,8 @@ const RESCALE_AFTER: f64 = 64.0;
 /// are. So what is served here till the next time, and how large a request is, count that much more than what was served anywhere before. With
 /// 2 of them short requests make less of the pool, with 8 tenants of long ones get less than their part.
 const FLEET_OF: f64 = 4.0;
+/// Changed counters from which on all tenants are ranked anew, instead of those few. A tenant is moved by two searches and two copies.
+const MOST_TOUCHED: usize = 64;
 /// Time for which tenants that were served alike keep their order.
 const ROTATION: Duration = Duration::from_secs(3600);
 
@@ -49,12 +52,11 @@ const ROTATION: Duration = Duration::from_secs(3600);
 pub(crate) struct Usage {
     tenants: usize,
     counters: Vec<f64>,
-    /// By class: those with a counter above 0, the least served first, as of the last tick.
-    ranks: Vec<Vec<Ranked>>,
-    /// Whether a counter is among the ranks.
-    is_ranked: Vec<bool>,
-    /// Whether the fleet's counters have come since the last tick.
-    is_of_fleet: bool,
+    /// By class, as of the last tick.
+    ranks: Vec<Ranks>,
+    /// Changes of counters since, and the counters of the first of them.
+    touches: usize,
+    touched: [u16; MOST_TOUCHED],
     half_life_s: f64,
     /// Half-lives that had passed at the last tick, those taken off by which the counters were scaled down.
     half_lives: f64,
@@ -74,21 +76,6 @@ pub(crate) struct Usage {
     told: Served,
 }
 
-/// A tenant in the order of its class.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Ranked {
-    counter: f64,
-    tenant: u16,
-}
-
-impl PartialOrd for Ranked {
-    /// By the bits of the counter, which is above 0: they are in the order of the numbers, and a thousand tenants are sorted sooner so.
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        let key = |ranked: &Self| u128::from(ranked.counter.to_bits()) << 16 | u128::from(ranked.tenant);
-        key(self).partial_cmp(&key(other))
-    }
-}
-
 impl Usage {
     /// Counters for `classes` classes and `tenants` known tenants. `key`: the same for every worker that serves the pool.
     pub(crate) fn new(now: Timestamp, classes: usize, tenants: usize, key: u64) -> Self {
@@ -96,9 +83,9 @@ impl Usage {
         Self {
             tenants,
             counters: alloc::vec![0.0; classes * tenants],
-            ranks: alloc::vec![Vec::new(); classes],
-            is_ranked: alloc::vec![false; classes * tenants],
-            is_of_fleet: false,
+            ranks: alloc::vec![Ranks::new(tenants); classes],
+            touches: 0,
+            touched: [0; MOST_TOUCHED],
             half_life_s: HALF_LIFE_S.0,
             half_lives: 0.0,
             ticked_at: now,
@@ -144,6 +131,10 @@ impl Usage {
         if let Some(counter) = self.counters.get_mut(slot) {
             *counter = (*counter + grown).max(0.0);
         }
+        if let Some(touched) = self.touched.get_mut(self.touches) {
+            *touched = slot as u16;
+        }
+        self.touches = self.touches.saturating_add(1);
         if let Some(untold) = self.untold.get_mut(slot) {
             *untold += work;
         }
@@ -159,7 +150,7 @@ impl Usage {
             let own = self.untold.get(slot).copied().unwrap_or(0.0);
             if let Some(counter) = self.counters.get_mut(slot) {
                 *counter = (fleet / FLEET_OF + own).max(0.0) * growth;
-                self.is_of_fleet = true;
+                self.touches = usize::MAX;
             }
         }
     }
@@ -192,12 +183,22 @@ impl Usage {
         let factor = self.rescale();
         self.growth_at_tick = libm::exp2(self.half_lives);
         self.half_lives_per_ns = 1e-9 / self.half_life_s;
-        let is_of_fleet = core::mem::take(&mut self.is_of_fleet);
-        let counters = self.counters.chunks(self.tenants).zip(self.is_ranked.chunks_mut(self.tenants));
-        for (ranks, (counters, is_ranked)) in self.ranks.iter_mut().zip(counters) {
-            follow(ranks, counters, is_ranked, is_of_fleet);
-        }
+        self.rank(factor.is_some());
         factor
+    }
+
+    fn rank(&mut self, is_rescaled: bool) {
+        let (tenants, counters) = (self.tenants, &self.counters);
+        let place = |ranks: &mut [Ranks], slot: usize| {
+            let (ranks, counter) = (ranks.get_mut(slot / tenants)?, counters.get(slot)?);
+            Some(ranks.place((slot % tenants) as u16, *counter))
+        };
+        let touched = self.touched.get(..core::mem::take(&mut self.touches)).filter(|_| !is_rescaled);
+        if touched.is_none_or(|touched| !touched.iter().all(|slot| place(&mut self.ranks, usize::from(*slot)) == Some(true))) {
+            for (ranks, counters) in self.ranks.iter_mut().zip(counters.chunks(tenants)) {
+                ranks.place_all(counters);
+            }
+        }
     }
 
     /// Takes the time since the last tick into account and sets the half-life of the next.
@@ -210,7 +211,7 @@ impl Usage {
         self.ticked_at = now;
         let rate = f64::from(core::mem::take(&mut self.requests)) / seconds;
         self.rate += seconds / (seconds + RATE_MEMORY_S) * (rate - self.rate);
-        let tenants: usize = self.ranks.iter().map(Vec::len).sum();
+        let tenants: usize = self.ranks.iter().map(Ranks::len).sum();
         self.half_life_s = (REQUESTS * tenants as f64 / self.rate.max(1e-3)).clamp(HALF_LIFE_S.0, HALF_LIFE_S.1);
     }
 
@@ -235,13 +236,10 @@ impl Usage {
     pub(crate) fn cohort(&self, now: Timestamp, class: usize, tenant: u16, beyond: f64) -> u8 {
         let (Some(ranks), counter) = (self.ranks.get(class), self.served(class, tenant)) else { return 0 };
         let counter = if beyond == 0.0 { counter } else { counter + beyond * self.growth(now) };
-        if ranks.is_empty() {
+        if ranks.len() == 0 {
             return scaled(self.spread(now, tenant));
         }
-        let below = ranks.partition_point(|other| other.counter < counter);
-        // Counters are sums of many requests: two alike are the exception.
-        let is_alone = ranks.get(below + 1).is_none_or(|next| next.counter > counter);
-        let alike = if is_alone { 1 } else { ranks.partition_point(|other| other.counter <= counter).saturating_sub(below) };
+        let (below, alike) = ranks.find(counter);
         let rank = below as f64 + self.spread(now, tenant) * alike as f64;
         scaled(rank / ranks.len().max(below + alike) as f64)
     }
@@ -260,27 +258,6 @@ impl Usage {
     fn slot(&self, class: usize, tenant: u16) -> usize {
         class.saturating_mul(self.tenants).saturating_add(usize::from(tenant).min(self.tenants.saturating_sub(1)))
     }
-}
-
-/// Brings the ranks of one class up to date. `is_new`: the counters may be quite others.
-fn follow(ranks: &mut Vec<Ranked>, counters: &[f64], is_ranked: &mut [bool], is_new: bool) {
-    ranks.retain_mut(|ranked| {
-        let tenant = usize::from(ranked.tenant);
-        ranked.counter = counters.get(tenant).copied().unwrap_or(0.0);
-        let stays = ranked.counter > 0.0;
-        if let Some(is_ranked) = is_ranked.get_mut(tenant) {
-            *is_ranked = stays;
-        }
-        stays
-    });
-    for (tenant, (counter, is_ranked)) in counters.iter().zip(is_ranked).enumerate() {
-        if *counter > 0.0 && !*is_ranked {
-            *is_ranked = true;
-            ranks.push(Ranked { counter: *counter, tenant: tenant as u16 });
-        }
-    }
-    // Between two ticks counters only grow, and few do.
-    if is_new { crate::shellsort::ascending(ranks) } else { crate::shellsort::mend(ranks) }
 }
 
 /// `2^x` for `x` of 0 and above. Between two ticks `x` is next to nothing, and five terms of the series are exact to 10^-9.

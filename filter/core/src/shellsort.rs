@@ -3,17 +3,9 @@
 /// Shell's sort, ascending: a thousand numbers ten times a second do not need the library's, which is several KiB of wasm.
 ///
 /// Source of the gaps: Ciura, "Best increments for the average case of Shellsort" (FCT 2001).
+#[inline(never)]
 pub(crate) fn ascending<T: PartialOrd>(values: &mut [T]) {
-    by_insertion(&[701, 301, 132, 57, 23, 10, 4, 1], values);
-}
-
-/// The same for values few of which are out of place: one look at each, and a move for those.
-pub(crate) fn mend<T: PartialOrd>(values: &mut [T]) {
-    by_insertion(&[1], values);
-}
-
-fn by_insertion<T: PartialOrd>(gaps: &[usize], values: &mut [T]) {
-    for gap in gaps.iter().copied() {
+    for gap in [701, 301, 132, 57, 23, 10, 4, 1].iter().copied() {
         for start in gap..values.len() {
             let mut at = start;
             while let Some(before) = at.checked_sub(gap)
@@ -37,10 +29,8 @@ mod tests {
         let mut rng = Rng::new(5);
         for len in [0, 1, 2, 700, 1025] {
             let mut values: Vec<f64> = (0..len).map(|_| rng.next_f64()).collect();
-            let mut mended = values.clone();
             ascending(&mut values);
-            mend(&mut mended);
-            assert!(values.is_sorted() && mended == values, "{len}");
+            assert!(values.is_sorted(), "{len}");
         }
     }
 }

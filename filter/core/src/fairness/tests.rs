@@ -89,17 +89,22 @@ fn the_short_series_is_exact_to_a_billionth() {
 fn ranks_follow_who_comes_and_who_is_forgotten() {
     let mut usage = Usage::new(at(0), 2, 8, 7);
     for round in 0..500_u64 {
-        let (tenant, class) = ((round * 7 % 8) as u16, (round % 2) as usize);
-        usage.serve(at(round), class, tenant, 1.0 + (round * 31 % 17) as f64);
+        // Of few requests a tick and of more than are listed.
+        for request in 0..if round % 10 == 0 { 100 } else { 1 } {
+            let (tenant, class) = (((round + request) * 7 % 8) as u16, (round % 2) as usize);
+            usage.serve(at(round), class, tenant, 1.0 + ((round + request) * 31 % 17) as f64);
+        }
         usage.on_tick(at(round));
         for (class, ranks) in usage.ranks.iter().enumerate() {
-            assert!(ranks.is_sorted_by(|a, b| a.counter <= b.counter), "{ranks:?}");
-            let ranked = (0..8).filter(|tenant| usage.served(class, *tenant) > 0.0).count();
-            assert_eq!(ranks.len(), ranked, "round {round}, class {class}");
+            let served: Vec<f64> = (0..9).map(|tenant| usage.served(class, tenant)).collect();
+            let mut anew = Ranks::new(served.len());
+            anew.place_all(&served);
+            assert_eq!(ranks.len(), anew.len(), "round {round}, class {class}");
+            assert!(served.iter().all(|counter| ranks.find(*counter) == anew.find(*counter)), "round {round}: {ranks:?}");
         }
     }
     usage.on_tick(at(500_000));
-    assert!(usage.ranks.iter().all(Vec::is_empty), "nobody has been served for days");
+    assert!(usage.ranks.iter().all(|ranks| ranks.len() == 0), "nobody has been served for days");
 }
 
 #[test]
