@@ -142,18 +142,21 @@ impl Completeness {
 }
 
 impl LatencyAccount {
-    /// The account after a report at `at_ns` and what it adds. A report without latencies changes nothing; one that cannot be read is
+    /// Brings the account up to a report at `at_ns`; what that adds. A report without latencies changes nothing; one that cannot be read is
     /// left out, and the next one counts from before it.
-    pub(super) fn follow(before: Option<Self>, at_ns: u64, report: Option<&v1::LatencyReport>) -> (Option<Self>, LatencyDelta) {
-        let Some(report) = report else { return (before, LatencyDelta::default()) };
-        let old = before.as_ref().map_or(&[][..], |account| &account.streams);
+    pub(super) fn follow(known: &mut Option<Self>, at_ns: u64, report: Option<&v1::LatencyReport>) -> LatencyDelta {
+        let Some(report) = report else { return LatencyDelta::default() };
+        let before = known.as_ref();
+        let old = before.map_or(&[][..], |account| &account.streams);
         let new: Vec<v1::LatencyStream> = report.streams.iter().take(MAX_CLASSES * MAX_STREAMS).map(bounded).collect();
         let Ok(added) = added(&new, old) else {
-            return (Some(Self { is_behind: true, ..before.unwrap_or_default() }), LatencyDelta::default());
+            known.get_or_insert_default().is_behind = true;
+            return LatencyDelta::default();
         };
-        let is_recent = before.as_ref().is_none_or(|account| Duration::from_nanos(at_ns.saturating_sub(account.at_ns)) <= RECENT);
+        let is_recent = before.is_none_or(|account| Duration::from_nanos(at_ns.saturating_sub(account.at_ns)) <= RECENT);
         let delta = LatencyDelta { added, ended: ended(&new, old), is_recent };
-        (Some(Self { streams: new, at_ns, is_behind: false }), delta)
+        *known = Some(Self { streams: new, at_ns, is_behind: false });
+        delta
     }
 
     pub(super) const fn is_behind(&self) -> bool {

@@ -42,6 +42,7 @@ pub(super) struct Node {
 }
 
 /// The newest report of one VM.
+#[derive(Default)]
 struct Vm {
     heard_at: Timestamp,
     at_ns: u64,
@@ -50,6 +51,7 @@ struct Vm {
 }
 
 /// What a VM said last of one policy.
+#[derive(Default)]
 struct VmPolicy {
     policy: String,
     pool: String,
@@ -62,6 +64,7 @@ struct VmPolicy {
 }
 
 /// What a VM said last of one class.
+#[derive(Default)]
 pub(super) struct VmClass {
     pub(super) class: String,
     totals: ClassTotals,
@@ -121,34 +124,17 @@ impl Node {
     /// Takes the report of one VM; `None` when it is not newer than what is known of that VM.
     pub(super) fn accept<'a>(&mut self, now: Timestamp, worker: &'a v1::WorkerReport) -> Option<Accepted<'a>> {
         let key = (worker.slot, worker.vm_epoch);
-        if self.vms.get(&key).is_some_and(|vm| worker.at_ns <= vm.at_ns) {
+        let before = self.vms.get(&key).map(|vm| vm.at_ns);
+        if before.is_some_and(|at_ns| worker.at_ns <= at_ns) {
             return None;
         }
-        self.make_room(&key);
-        let before = self.vms.remove(&key);
-        let gap = before.as_ref().map(|vm| Duration::from_nanos(worker.at_ns - vm.at_ns));
-        let is_first = before.is_none();
-        let (mut known, old_counters) = before.map_or_else(Default::default, |vm| (vm.policies, vm.counters));
-        let counters = worker.counters.unwrap_or_default();
-        let mut accepted = Accepted { gap, counters: counters_delta(&counters, &old_counters), ..Accepted::default() };
-        let mut policies: Vec<VmPolicy> = Vec::with_capacity(known.len());
-        for pool in worker.pools.iter().take(MAX_POLICIES_PER_PROXY) {
-            // A policy that is named twice is read once.
-            if policies.iter().any(|read| read.policy == pool.policy) {
-                continue;
-            }
-            // One that was deleted and applied anew in between is not known: its counters start from zero.
-            let old = known.iter().position(|old| old.policy == pool.policy).map(|at| known.swap_remove(at));
-            let (read, delta, is_readable) = VmPolicy::follow(old, worker.at_ns, pool);
-            policies.push(read);
-            accepted.policies.push(delta);
-            accepted.unreadable += u64::from(!is_readable);
+        if before.is_none() {
+            self.make_room();
         }
-        if is_first && (self.is_known_of_old || self.forgotten_at_ns.is_some_and(|at| worker.at_ns <= at)) {
-            accepted = accepted.into_baseline();
-        }
-        self.vms.insert(key, Vm { heard_at: now, at_ns: worker.at_ns, policies, counters });
-        Some(accepted)
+        let accepted = Accepted { gap: before.map(|at_ns| Duration::from_nanos(worker.at_ns - at_ns)), ..Accepted::default() };
+        let accepted = self.vms.entry(key).or_default().follow(now, worker, accepted);
+        let is_baseline = before.is_none() && (self.is_known_of_old || self.forgotten_at_ns.is_some_and(|at| worker.at_ns <= at));
+        Some(if is_baseline { accepted.into_baseline() } else { accepted })
     }
 
     /// Whether the proxy has spoken lately.
@@ -207,9 +193,8 @@ impl Node {
         })
     }
 
-    fn make_room(&mut self, key: &(u32, u64)) {
+    fn make_room(&mut self) {
         if self.vms.len() >= MAX_VMS
-            && !self.vms.contains_key(key)
             && let Some(oldest) = self.vms.iter().min_by_key(|(_, vm)| vm.heard_at).map(|(key, _)| *key)
         {
             let gone = self.vms.remove(&oldest);
@@ -220,6 +205,24 @@ impl Node {
 }
 
 impl Vm {
+    /// Takes its next report; `accepted` with what that adds.
+    fn follow<'a>(&mut self, now: Timestamp, worker: &'a v1::WorkerReport, mut accepted: Accepted<'a>) -> Accepted<'a> {
+        let counters = worker.counters.unwrap_or_default();
+        accepted.counters = counters_delta(&counters, &self.counters);
+        (self.heard_at, self.at_ns, self.counters) = (now, worker.at_ns, counters);
+        for pool in worker.pools.iter().take(MAX_POLICIES_PER_PROXY) {
+            // One that was deleted and applied anew in between is not known: its counters start from zero.
+            let fresh = || VmPolicy { policy: pool.policy.clone(), ..VmPolicy::default() };
+            if let Some(policy) = next(&mut self.policies, accepted.policies.len(), |known| known.policy == pool.policy, fresh) {
+                let (delta, is_readable) = policy.follow(worker.at_ns, pool);
+                accepted.policies.push(delta);
+                accepted.unreadable += u64::from(!is_readable);
+            }
+        }
+        self.policies.truncate(accepted.policies.len());
+        accepted
+    }
+
     /// Pools and the series of latencies that it has begun in each.
     fn series(&self) -> impl Iterator<Item = (String, u64)> {
         self.policies.iter().filter_map(|policy| Some((policy.pool.clone(), policy.latency.as_ref()?.series())))
@@ -227,55 +230,92 @@ impl Vm {
 }
 
 impl VmPolicy {
-    /// What is known after a report, what it adds, and whether its overload report can be read.
-    fn follow<'a>(old: Option<Self>, at_ns: u64, report: &'a v1::PoolReport) -> (Self, PolicyDelta<'a>, bool) {
-        let (name, books) = (&report.policy, &report.pool);
-        let nothing =
-            || Self { policy: name.clone(), pool: books.clone(), classes: Vec::new(), account: None, served_second: 0, latency: None };
-        let old = old.unwrap_or_else(nothing);
-        let classes: Vec<VmClass> = report.classes.iter().take(MAX_CLASSES).map(VmClass::of).collect();
-        let new_classes = classes.iter().zip(&report.classes);
-        let classes_delta = new_classes.map(|(new, report)| ClassDelta::between(&old.classes, new, &report.class)).collect();
-        let (latency, latency_delta) = LatencyAccount::follow(old.latency, at_ns, report.latency.as_ref());
-        let account = report.overload.as_ref().map(|overload| Account::follow(old.account.as_ref(), report, overload));
-        let (account, account_delta, is_readable) = match account {
-            None => (None, None, true),
-            Some(Ok((account, delta))) => (Some(account), Some(delta), true),
-            // The next one that can be read counts from the one before.
-            Some(Err(_)) => (old.account, None, false),
-        };
-        let pool = if old.pool == *books { old.pool } else { books.clone() };
-        let served = report.overload.as_ref().filter(|overload| overload.served_second != old.served_second);
-        let served_second = served.map_or(old.served_second, |overload| overload.served_second);
+    /// Takes the next report; what it adds, and whether its overload report can be read.
+    fn follow<'a>(&mut self, at_ns: u64, report: &'a v1::PoolReport) -> (PolicyDelta<'a>, bool) {
+        if self.pool != report.pool {
+            self.pool.clone_from(&report.pool);
+        }
+        let (account, is_readable) = self.follow_account(report);
+        let served = report.overload.as_ref().filter(|overload| overload.served_second != self.served_second);
+        self.served_second = served.map_or(self.served_second, |overload| overload.served_second);
         let delta = PolicyDelta {
-            pool: books,
-            classes: classes_delta,
-            account: account_delta,
+            pool: &report.pool,
+            classes: self.follow_classes(report),
+            account,
             served: served.map(|overload| (report.policy_version.as_str(), overload)),
-            latency: latency_delta,
+            latency: LatencyAccount::follow(&mut self.latency, at_ns, report.latency.as_ref()),
         };
-        (Self { policy: old.policy, pool, classes, account, served_second, latency }, delta, is_readable)
+        (delta, is_readable)
+    }
+
+    fn follow_classes<'a>(&mut self, report: &'a v1::PoolReport) -> Vec<ClassDelta<'a>> {
+        let mut deltas = Vec::with_capacity(report.classes.len().min(MAX_CLASSES));
+        for report in report.classes.iter().take(MAX_CLASSES) {
+            let fresh = || VmClass { class: report.class.clone(), ..VmClass::default() };
+            if let Some(class) = next(&mut self.classes, deltas.len(), |known| known.class == report.class, fresh) {
+                deltas.push(class.follow(report));
+            }
+        }
+        self.classes.truncate(deltas.len());
+        deltas
+    }
+
+    fn follow_account(&mut self, report: &v1::PoolReport) -> (Option<AccountDelta>, bool) {
+        let account = report.overload.as_ref().map(|overload| Account::follow(self.account.as_ref(), report, overload));
+        match account {
+            None => {
+                self.account = None;
+                (None, true)
+            }
+            Some(Ok((account, delta))) => {
+                self.account = Some(account);
+                (Some(delta), true)
+            }
+            // The next one that can be read counts from the one before.
+            Some(Err(_)) => (None, false),
+        }
     }
 }
 
+/// The entry of `known` that `is` tells, or a new one, put behind the first `read`; `None` when it is among those: what a report names twice is
+/// read once.
+fn next<T>(known: &mut Vec<T>, read: usize, is: impl Fn(&T) -> bool, new: impl FnOnce() -> T) -> Option<&mut T> {
+    let at = known.iter().position(is).unwrap_or_else(|| {
+        known.push(new());
+        known.len() - 1
+    });
+    if at < read {
+        return None;
+    }
+    known.swap(read, at);
+    known.get_mut(read)
+}
+
 impl VmClass {
-    fn of(report: &v1::ClassReport) -> Self {
-        Self {
-            class: report.class.clone(),
-            totals: ClassTotals {
-                offered: report.offered,
-                admitted: report.admitted,
-                completed: report.completed,
-                failed: report.failed,
-                cancelled: report.cancelled,
-                refused: refused(report),
-                only_here: report.only_here,
-                only_there: report.only_there,
-            },
-            in_flight: report.in_flight,
-            waiting: report.waiting,
-            ttft: report.ttft_us.clone(),
+    /// Takes the next report; what it adds.
+    fn follow<'a>(&mut self, report: &'a v1::ClassReport) -> ClassDelta<'a> {
+        let totals = ClassTotals {
+            offered: report.offered,
+            admitted: report.admitted,
+            completed: report.completed,
+            failed: report.failed,
+            cancelled: report.cancelled,
+            refused: refused(report),
+            only_here: report.only_here,
+            only_there: report.only_there,
+        };
+        // Counters that went down belong to a policy that came back: they start from zero.
+        if has_restarted(&self.totals, &totals) {
+            (self.totals, self.ttft) = (ClassTotals::default(), None);
         }
+        let delta = ClassDelta {
+            class: &report.class,
+            totals: totals.since(&self.totals),
+            ttft: ttft_delta(self.ttft.as_ref(), report.ttft_us.as_ref()),
+        };
+        (self.totals, self.in_flight, self.waiting) = (totals, report.in_flight, report.waiting);
+        self.ttft.clone_from(&report.ttft_us);
+        delta
     }
 }
 
@@ -290,16 +330,6 @@ impl<'a> Accepted<'a> {
             latency: delta.latency.into_missing(),
         };
         Self { policies: self.policies.into_iter().map(missing).collect(), ..Self::default() }
-    }
-}
-
-impl<'a> ClassDelta<'a> {
-    fn between(known: &[VmClass], new: &VmClass, class: &'a str) -> Self {
-        let before = known.iter().find(|old| old.class == class);
-        // Counters that went down belong to a policy that came back: they start from zero.
-        let old = before.filter(|old| !has_restarted(&old.totals, &new.totals));
-        let totals = old.map_or_else(|| new.totals.clone(), |old| new.totals.since(&old.totals));
-        Self { class, totals, ttft: ttft_delta(old.and_then(|old| old.ttft.as_ref()), new.ttft.as_ref()) }
     }
 }
 

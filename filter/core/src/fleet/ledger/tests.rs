@@ -72,6 +72,25 @@ fn a_repeated_report_counts_nothing() {
 }
 
 #[test]
+fn what_a_report_names_twice_is_read_once_and_what_it_no_longer_names_is_forgotten() {
+    let mut ledger = ledger();
+    for (at_ms, offered) in [(100, 5), (200, 7)] {
+        let mut twice = worker(0, 7, at_ms, offered);
+        let class = v1::ClassReport { offered: offered + 100, ..twice.pools[0].classes[0].clone() };
+        twice.pools[0].classes.insert(0, v1::ClassReport { class: "high".to_owned(), ..Default::default() });
+        twice.pools[0].classes.push(class);
+        twice.pools.push(worker(0, 7, at_ms, offered + 100).pools.remove(0));
+        ledger.record(at(at_ms), &report("n", vec![twice]));
+        assert_eq!((mid(&ledger, at(at_ms)).totals.offered, mid(&ledger, at(at_ms)).in_flight), (offered, 3));
+    }
+    let silent = v1::WorkerReport { pools: Vec::new(), ..worker(0, 7, 300, 0) };
+    ledger.record(at(300), &report("n", vec![silent]));
+    assert_eq!(mid(&ledger, at(300)).in_flight, 0);
+    ledger.record(at(400), &report("n", vec![worker(0, 7, 400, 2)]));
+    assert_eq!(mid(&ledger, at(400)).totals.offered, 9, "a policy that is back counts from zero");
+}
+
+#[test]
 fn a_restarted_vm_starts_from_zero_and_its_predecessors_late_report_counts_nothing() {
     let mut ledger = ledger();
     ledger.record(at(100), &report("n", vec![worker(0, 7, 100, 5)]));
