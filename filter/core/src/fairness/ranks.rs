@@ -1,35 +1,30 @@
 //! The order of a class's tenants by what they were served.
 
 use alloc::vec::Vec;
-use core::cmp::Ordering;
+
+/// Bits of a key that name the tenant.
+const TENANT: u64 = 0xffff;
 
 /// Tenants of one class, the least served first.
+///
+/// Each is a number, its key: the bits of its counter, which is above 0, so that they are in the order of the counters, with the tenant in
+/// place of the lowest 16. 36 binary digits of a counter are left, and a search looks at no more memory than it must.
 #[derive(Debug, Clone)]
 pub(super) struct Ranks {
-    /// Those with a counter above 0.
-    order: Vec<Ranked>,
-    /// By tenant: the counter by which it stands in the order; 0: it does not stand there.
-    placed: Vec<f64>,
+    /// Keys of those with a counter above 0, ascending.
+    order: Vec<u64>,
+    /// By tenant: its key in the order; 0: it does not stand there.
+    placed: Vec<u64>,
 }
 
-/// A tenant in the order of its class.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Ranked {
-    counter: f64,
-    tenant: u16,
-}
-
-impl PartialOrd for Ranked {
-    /// By the bits of the counter, which is above 0: they are in the order of the numbers, and a thousand tenants are sorted sooner so.
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        let key = |ranked: &Self| u128::from(ranked.counter.to_bits()) << 16 | u128::from(ranked.tenant);
-        key(self).partial_cmp(&key(other))
-    }
+/// The key of a tenant; 0 without a counter.
+fn key(tenant: u16, counter: f64) -> u64 {
+    if counter > 0.0 { counter.to_bits() & !TENANT | u64::from(tenant) } else { 0 }
 }
 
 impl Ranks {
     pub(super) fn new(tenants: usize) -> Self {
-        Self { order: Vec::new(), placed: alloc::vec![0.0; tenants] }
+        Self { order: Vec::new(), placed: alloc::vec![0; tenants] }
     }
 
     /// Tenants in the order.
@@ -39,18 +34,19 @@ impl Ranks {
 
     /// How many tenants were served less than `counter`, and how many just as much; at least 1, since mostly one asks who is among them.
     pub(super) fn find(&self, counter: f64) -> (usize, usize) {
-        let below = self.order.partition_point(|other| other.counter < counter);
+        let first = key(0, counter);
+        let below = self.order.partition_point(|other| *other < first);
         // Counters are sums of many requests: two alike are the exception.
-        let is_alone = self.order.get(below + 1).is_none_or(|next| next.counter > counter);
-        let alike = if is_alone { 1 } else { self.order.partition_point(|other| other.counter <= counter).saturating_sub(below) };
+        let is_alone = self.order.get(below + 1).is_none_or(|next| *next > first | TENANT);
+        let alike = if is_alone { 1 } else { self.order.partition_point(|other| *other <= first | TENANT).saturating_sub(below) };
         (below, alike)
     }
 
     /// Puts one tenant where its counter belongs, if it stood in the order before and does now; whether that is so.
     pub(super) fn place(&mut self, tenant: u16, counter: f64) -> bool {
-        let Some(before) = self.placed.get_mut(usize::from(tenant)).filter(|before| **before > 0.0 && counter > 0.0) else { return false };
-        let former = Ranked { counter: core::mem::replace(before, counter), tenant };
-        let moved = Ranked { counter, tenant };
+        let moved = key(tenant, counter);
+        let Some(placed) = self.placed.get_mut(usize::from(tenant)).filter(|placed| **placed > 0 && moved > 0) else { return false };
+        let former = core::mem::replace(placed, moved);
         let mut at = self.order.partition_point(|other| *other < former);
         let has_grown = former < moved;
         let step = if has_grown { 1 } else { usize::MAX };
@@ -69,12 +65,14 @@ impl Ranks {
     /// Puts all tenants where their counters belong, which may be quite others.
     pub(super) fn place_all(&mut self, counters: &[f64]) {
         self.order.retain_mut(|ranked| {
-            ranked.counter = counters.get(usize::from(ranked.tenant)).copied().unwrap_or(0.0);
-            ranked.counter > 0.0
+            let tenant = (*ranked & TENANT) as u16;
+            *ranked = counters.get(usize::from(tenant)).map_or(0, |counter| key(tenant, *counter));
+            *ranked > 0
         });
         for (tenant, (counter, placed)) in counters.iter().zip(&mut self.placed).enumerate() {
-            if core::mem::replace(placed, *counter) <= 0.0 && *counter > 0.0 {
-                self.order.push(Ranked { counter: *counter, tenant: tenant as u16 });
+            let key = key(tenant as u16, *counter);
+            if core::mem::replace(placed, key) == 0 && key > 0 {
+                self.order.push(key);
             }
         }
         // Most stand where they stood before.
@@ -103,7 +101,7 @@ mod tests {
             together.place_all(&counters);
             assert_eq!(one_by_one.order, together.order);
             assert!(together.order.is_sorted());
-            assert_eq!(together.order.iter().map(|ranked| ranked.counter).sum::<f64>(), counters.iter().sum::<f64>());
+            assert_eq!(together.len(), counters.iter().filter(|counter| **counter > 0.0).count());
         }
         // Placed again where they stand.
         one_by_one.place(3, counters[3]);
