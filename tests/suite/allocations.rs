@@ -83,7 +83,7 @@ fn queued(site: &mut Site, requests: usize) {
 #[test]
 fn an_admitted_request_allocates_nothing() {
     for control in [Control::Levels, Control::Work, Control::Picks] {
-        let mut site = Site::new(control, PLENTY);
+        let mut site = Site::new(control, PLENTY, None);
         admitted(&mut site, 3000);
         assert_eq!(allocations(|| admitted(&mut site, 3000)), 0);
     }
@@ -92,7 +92,7 @@ fn an_admitted_request_allocates_nothing() {
 #[test]
 fn a_request_that_waits_allocates_nothing() {
     for control in [Control::Work, Control::Picks] {
-        let mut site = Site::new(control, 1);
+        let mut site = Site::new(control, 1, None);
         queued(&mut site, 3000);
         assert_eq!(allocations(|| queued(&mut site, 3000)), 0);
     }

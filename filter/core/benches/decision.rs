@@ -6,7 +6,10 @@ use divan::{Bencher, black_box};
 use headgate_core::stream::{Outcome, Stream, StreamEnd};
 
 mod site;
-use site::{Control, PLENTY, Site};
+use site::{Control, PLENTY, Site, read, serialized};
+
+/// Time between two ticks of a worker with requests: what one costs depends on what the last tick left, such as the order of the tenants.
+const TICK_EVERY_NS: Option<u64> = Some(20_000_000);
 
 fn main() {
     divan::main();
@@ -20,10 +23,17 @@ fn named(control: &str) -> Control {
     }
 }
 
+/// What comes before the decision: the host's bytes to what it reads.
+#[divan::bench(sample_count = 500, sample_size = 200)]
+fn read_headers(bencher: Bencher<'_, '_>) {
+    let headers = serialized();
+    bencher.bench_local(|| black_box(read(black_box(&headers), b"spiffe://cluster.local/ns/prod/sa/tenant-1")));
+}
+
 /// Headers to verdict, admitted.
 #[divan::bench(args = ["levels", "work", "picks"], sample_count = 500, sample_size = 200)]
 fn admit(bencher: Bencher<'_, '_>, control: &str) {
-    let mut site = Site::new(named(control), PLENTY);
+    let mut site = Site::new(named(control), PLENTY, TICK_EVERY_NS);
     let mut stream = Stream::new();
     bencher.bench_local(|| black_box(site.send_as(&mut stream)));
 }
@@ -31,7 +41,7 @@ fn admit(bencher: Bencher<'_, '_>, control: &str) {
 /// Headers to log: decision, first token, end.
 #[divan::bench(args = ["levels", "work", "picks"], sample_count = 500, sample_size = 200)]
 fn whole_request(bencher: Bencher<'_, '_>, control: &str) {
-    let mut site = Site::new(named(control), PLENTY);
+    let mut site = Site::new(named(control), PLENTY, TICK_EVERY_NS);
     let mut stream = Stream::new();
     bencher.bench_local(|| {
         let outcome = site.send_as(&mut stream);
@@ -44,7 +54,7 @@ fn whole_request(bencher: Bencher<'_, '_>, control: &str) {
 /// Two whole requests of which the second waits for the first, while a thousand others wait behind both.
 #[divan::bench(sample_count = 500, sample_size = 100)]
 fn wait_and_release(bencher: Bencher<'_, '_>) {
-    let mut site = Site::new(Control::Work, 1000);
+    let mut site = Site::new(Control::Work, 1000, TICK_EVERY_NS);
     let (mut running, mut waiting) = (Vec::new(), Vec::new());
     for _ in 0..2000 {
         let (stream, _) = site.send();

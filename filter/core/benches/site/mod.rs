@@ -66,10 +66,22 @@ const HEADERS: &[(&[u8], &[u8])] = &[
 ];
 
 /// A request of a tenant, as the adapter hands it over.
-fn request(number: usize) -> RequestInfo<'static> {
+fn request(headers: &'static [u8], number: usize) -> RequestInfo<'static> {
     let id: &'static str = spiffe_id(number).leak();
-    let identity = VerifiedIdentity { spiffe: Some(id.as_bytes()), jwt_claims: &[] };
-    RequestInfo::new(HeaderView::from_pairs(HEADERS), identity)
+    read(headers, id.as_bytes())
+}
+
+pub(crate) fn read<'a>(headers: &'a [u8], spiffe: &'a [u8]) -> RequestInfo<'a> {
+    let identity = VerifiedIdentity { spiffe: Some(spiffe), jwt_claims: &[] };
+    RequestInfo::new(HeaderView::from_serialized(headers).expect("a map of headers"), identity)
+}
+
+/// The headers as the host writes them: their number, the lengths of each name and value, then these, each with a zero byte behind it.
+pub(crate) fn serialized() -> Vec<u8> {
+    let number = |number: usize| (number as u32).to_le_bytes();
+    let texts = || HEADERS.iter().flat_map(|(name, value)| [*name, *value]);
+    let lengths = texts().flat_map(|text| number(text.len()));
+    number(HEADERS.len()).into_iter().chain(lengths).chain(texts().flat_map(|text| text.iter().copied().chain([0]))).collect()
 }
 
 /// A worker and the time at which it is.
@@ -78,13 +90,14 @@ pub(crate) struct Site {
     pub(crate) worker: Worker,
     requests: Vec<RequestInfo<'static>>,
     now_ns: u64,
+    tick_every_ns: Option<u64>,
     next: usize,
     sent: u32,
 }
 
 impl Site {
     /// A worker with room for `streams` requests.
-    pub(crate) fn new(control: Control, streams: u64) -> Self {
+    pub(crate) fn new(control: Control, streams: u64, tick_every_ns: Option<u64>) -> Self {
         let mut worker = Worker::new(7);
         worker.set_policies(Timestamp::ZERO, vec![policy(control)]);
         let budgets = Some(v1::Work { streams, ..Default::default() });
@@ -101,13 +114,18 @@ impl Site {
         let limits = v1::Limits { pool: "llm".into(), epoch: 1, ttl_ms: u32::MAX, overload: Some(overload), ..Default::default() };
         worker.set_limits(Timestamp::ZERO, &limits);
         worker.on_tick(Timestamp::ZERO);
-        Self { worker, requests: (0..TENANTS).map(request).collect(), now_ns: 0, next: 0, sent: 0 }
+        let headers: &'static [u8] = serialized().leak();
+        Self { worker, requests: (0..TENANTS).map(|number| request(headers, number)).collect(), now_ns: 0, tick_every_ns, next: 0, sent: 0 }
     }
 
-    /// The time, 10 µs later than before.
+    /// The time, 10 µs later than before, and the worker's tick if it is time for one.
     pub(crate) fn now(&mut self) -> Timestamp {
         self.now_ns += 10_000;
-        Timestamp::from_nanos(self.now_ns)
+        let now = Timestamp::from_nanos(self.now_ns);
+        if self.tick_every_ns.is_some_and(|every_ns| self.now_ns.is_multiple_of(every_ns)) {
+            self.worker.on_tick(now);
+        }
+        now
     }
 
     /// Lets a request of the next tenant decide.
